@@ -1,0 +1,72 @@
+// megatron_adapt._C: numpy in, GIL released during the work, C++ exceptions as Python ones.
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <cerrno>
+
+#include "indexed_dataset.h"
+
+namespace py = pybind11;
+using megatron_adapt::FileError;
+using megatron_adapt::IndexedWriter;
+
+namespace {
+
+using Lengths = py::array_t<std::int64_t, py::array::c_style>;
+
+// False where the array does not hold Id.
+template <typename Id>
+bool add_as(IndexedWriter& writer, const py::array& ids, const Lengths& lengths) {
+  if (!py::isinstance<py::array_t<Id>>(ids)) return false;
+  const Id* data = static_cast<const Id*>(ids.data());
+  const std::size_t count = static_cast<std::size_t>(ids.size());
+  const std::int64_t* length_data = lengths.data();
+  const std::size_t documents = static_cast<std::size_t>(lengths.size());
+  const py::gil_scoped_release released;
+  writer.add(data, count, length_data, documents);
+  return true;
+}
+
+void add(IndexedWriter& writer, const py::array& ids, const Lengths& lengths) {
+  constexpr int kNeeded = py::array::c_style | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+  if (ids.ndim() != 1 || lengths.ndim() != 1 || (ids.flags() & kNeeded) != kNeeded) {
+    throw py::value_error("ids and lengths must be one-dimensional, contiguous and aligned arrays");
+  }
+  const bool added = add_as<std::int32_t>(writer, ids, lengths) || add_as<std::int64_t>(writer, ids, lengths) ||
+                     add_as<std::uint16_t>(writer, ids, lengths) || add_as<std::uint32_t>(writer, ids, lengths) ||
+                     add_as<std::int16_t>(writer, ids, lengths) || add_as<std::uint64_t>(writer, ids, lengths) ||
+                     add_as<std::int8_t>(writer, ids, lengths) || add_as<std::uint8_t>(writer, ids, lengths);
+  if (!added) throw py::type_error("ids must be integers in native byte order");
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, module) {
+  module.doc() = "The compiled part of megatron_adapt.";
+
+  py::register_exception_translator([](std::exception_ptr pointer) {
+    try {
+      if (pointer) std::rethrow_exception(pointer);
+    } catch (const FileError& error) {
+      errno = error.code;
+      PyErr_SetFromErrnoWithFilename(PyExc_OSError, error.path.c_str());
+    } catch (const megatron_adapt::ValueError& error) {
+      PyErr_SetString(PyExc_ValueError, error.what());
+    }
+  });
+
+  py::class_<IndexedWriter>(module, "IndexedWriter", "Writer of PREFIX.bin and PREFIX.idx; see csrc/indexed_dataset.h.")
+      .def(py::init<std::string, std::uint64_t>(), py::arg("prefix"), py::arg("vocab_size"),
+           py::call_guard<py::gil_scoped_release>())
+      .def("add", &add, py::arg("ids"), py::arg("lengths"),
+           "Append documents: ids is one flat integer array, lengths (int64) the number of ids of each document.")
+      .def("sync", &IndexedWriter::sync, py::call_guard<py::gil_scoped_release>(),
+           "Complete the files on disk, still under their temporary names.")
+      .def("finish", &IndexedWriter::finish, py::call_guard<py::gil_scoped_release>(),
+           "Give the files their final names.")
+      .def("abandon", &IndexedWriter::abandon, py::call_guard<py::gil_scoped_release>(), "Remove what was written.")
+      .def_property_readonly("num_documents", &IndexedWriter::num_documents)
+      .def_property_readonly("num_tokens", &IndexedWriter::num_tokens)
+      .def_property_readonly("is_uint16", &IndexedWriter::is_uint16);
+}

@@ -1,0 +1,203 @@
+"""The schema of a recipe: one frozen model per mapping, unknown keys refused.
+
+Each model checks its own keys and values. What concerns several keys at once is in `config_checks`; files, overrides
+and the wording of errors are in `recipe`, whose `load` is the way to get a `Recipe`.
+"""
+
+from __future__ import annotations
+
+from types import UnionType
+from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from megatron_adapt.config_types import (
+    Bytes, Count, Integer, Name, NotNegative, Number, Parts, Positive, Share, Switch, Text, Texts, got,
+)
+
+
+class Strict(BaseModel):
+    """Frozen, without unknown keys. Of `alternatives` one holds: a later file that sets one displaces the others."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    alternatives: ClassVar[tuple[str, ...]] = ()
+
+
+class TokenizerTraining(Strict):
+    """A tokenizer trained on corpora of the recipe."""
+
+    corpora: list[Text] = Field(min_length=1, description="names of the corpora (under data) to train on")
+    vocab_size: Annotated[Integer, Field(ge=300)] = Field(description="number of ids, special tokens included")
+    type: Literal["bpe", "sentencepiece-bpe", "unigram"] = Field("bpe", description="kind of tokenizer")
+    max_bytes: Bytes | None = Field(None, description="read at most this much text; null reads all")
+
+
+class TokenizerChoice(Strict):
+    """An existing tokenizer or one to train; plain text in the YAML is short for `path`."""
+
+    alternatives: ClassVar[tuple[str, ...]] = ("path", "train")
+    path: Text | None = Field(None, description="directory or file of a tokenizer")
+    train: TokenizerTraining | None = Field(None, description="train a new tokenizer instead")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shorthand(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"path": value}
+        if not isinstance(value, (dict, cls)):
+            raise ValueError(f"expected the path of a tokenizer or a mapping with 'path' or 'train', got {got(value)}")
+        return value
+
+
+class Optimizer(Strict):
+    """AdamW."""
+
+    lr: Positive = Field(description="peak learning rate")
+    weight_decay: NotNegative = Field(0.1, description="decoupled weight decay")
+    beta1: Annotated[Number, Field(ge=0, lt=1)] = Field(0.9, description="decay rate of the first moment")
+    beta2: Annotated[Number, Field(ge=0, lt=1)] = Field(0.95, description="decay rate of the second moment")
+    eps: Positive = Field(1e-8, description="added to the denominator")
+    clip_grad: NotNegative = Field(1.0, description="largest norm of the gradient; 0 turns clipping off")
+
+
+class Schedule(Strict):
+    """The learning rate over the steps of a phase. A length below 1 is a share of the steps, else a number of steps."""
+
+    type: Literal["constant", "linear", "cosine", "wsd"] = Field("cosine", description="shape of the decay")
+    warmup: NotNegative = Field(0.0, description="length of the linear warm-up, a share (<1) or steps (>=1)")
+    decay: NotNegative = Field(0.1, description="length of the final decay of wsd, a share (<1) or steps (>=1)")
+    min_lr_ratio: Share = Field(0.0, description="final learning rate as a share of the peak")
+
+
+class Phase(Strict):
+    """One stretch of training with its own data, optimizer and trainable parts."""
+
+    alternatives: ClassVar[tuple[str, ...]] = ("tokens", "steps", "epochs")
+    name: Name = Field(description="name of the phase, also of its directory")
+    train: Parts = Field("all", description="what trains: all, embedding, output, norms, layers[a:b], regex:...")
+    data: dict[Text, Positive] = Field(min_length=1, description="corpus name: weight in the mix")
+    tokens: Count | None = Field(None, description="length in tokens")
+    steps: Count | None = Field(None, description="length in optimizer steps")
+    epochs: Positive | None = Field(None, description="length in passes over the phase's corpora taken together")
+    sequence_length: Count = Field(description="tokens per sequence")
+    batch_size: Count = Field(description="sequences per optimizer step, over all ranks")
+    micro_batch_size: Count = Field(1, description="sequences per forward pass of one rank")
+    optimizer: Optimizer = Field(description="settings of AdamW")
+    schedule: Schedule = Field(default_factory=Schedule, description="learning rate over the steps")
+    evaluate_every: Count | None = Field(None, description="steps between evaluations; null: only at the end")
+    save_every: Count | None = Field(None, description="steps between checkpoints; null: only at the end")
+    keep_last: Count = Field(1, description="checkpoints of this phase to keep")
+    log_every: Count = Field(10, description="steps between log lines")
+
+
+class FromScratch(Strict):
+    """A new model instead of a pretrained one."""
+
+    config: dict[str, Any] = Field(description="Hugging Face config of the model, without vocab_size")
+    tokenizer: TokenizerChoice = Field(description="its tokenizer, which also sets the size of its vocabulary")
+    phases: list[Phase] = Field(default_factory=list, description="pretraining before the vocabulary is swapped")
+
+
+class Model(Strict):
+    """Where the weights come from."""
+
+    alternatives: ClassVar[tuple[str, ...]] = ("source", "from_scratch")
+    source: Text | None = Field(None, description="Hugging Face directory of a pretrained model")
+    from_scratch: FromScratch | None = Field(None, description="a new model instead")
+
+
+class Vocabulary(Strict):
+    """The tokenizer to swap to, and how its embedding rows start."""
+
+    tokenizer: TokenizerChoice = Field(description="the new tokenizer")
+    method: Text = Field("copy", description="how the new embedding rows are initialised")
+    compare: list[Text] = Field(default_factory=list, description="methods trained beside it for comparison")
+    pad_to_multiple: Count = Field(1, description="rows are added up to a multiple of this")
+
+
+class Corpus(Strict):
+    """Text to train or evaluate on."""
+
+    alternatives: ClassVar[tuple[str, ...]] = ("held_out", "held_out_path")
+    path: Texts = Field(description="file, directory or glob, or a list of them")
+    text_key: Text = Field("text", description="key of the text in a line of JSON")
+    held_out: Annotated[Number, Field(ge=0, le=0.5)] = Field(0.0, description="share of documents kept for evaluation")
+    held_out_path: Text | None = Field(None, description="text for evaluation in a file of its own instead")
+    on_error: Literal["stop", "skip"] = Field("stop", description="what to do with a bad line")
+    max_documents: Count | None = Field(None, description="use only the first so many documents")
+
+
+class Parallel(Strict):
+    """How many ranks share the work, in each direction."""
+
+    tensor: Count = Field(1, description="ranks that share each layer")
+    pipeline: Count = Field(1, description="stages the layers are split into")
+    data: Count = Field(1, description="copies of the model, each with its share of the batch")
+    sequence: Switch = Field(False, description="split activations along the sequence too (needs tensor > 1)")
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks: tensor x pipeline x data."""
+        return self.tensor * self.pipeline * self.data
+
+
+class Evaluation(Strict):
+    """Bits per byte on held-out text."""
+
+    corpora: list[Text] | None = Field(None, description="corpora to evaluate on; null: all with held-out text")
+    max_bytes: Bytes | None = Field(200_000, description="text used per corpus; null uses all")
+    sequence_length: Count | None = Field(None, description="tokens per window; null: as in training")
+
+
+class Export(Strict):
+    """The Hugging Face directory at the end."""
+
+    dtype: Literal["keep", "float32", "bfloat16"] = Field("keep", description="type of the exported weights")
+    max_shard_size: Bytes = Field(5_000_000_000, description="largest size of a weight file in bytes")
+
+
+class Recipe(Strict):
+    """Everything that a run does."""
+
+    name: Text = Field(description="name of the run")
+    output: Text = Field(description="directory for everything the run writes")
+    seed: Annotated[Integer, Field(ge=0)] = Field(1234, description="seed of every random choice")
+    model: Model = Field(description="where the weights come from")
+    vocabulary: Vocabulary | None = Field(None, description="vocabulary to swap to; null keeps the model's own")
+    data: dict[Name, Corpus] = Field(description="the corpora by name")
+    parallel: Parallel = Field(default_factory=Parallel, description="how the ranks share the work")
+    precision: Literal["fp32", "bf16"] = Field("bf16", description="arithmetic of training")
+    phases: list[Phase] = Field(min_length=1, description="the phases of training, in order")
+    evaluation: Evaluation = Field(default_factory=Evaluation, description="what is measured on held-out text")
+    export: Export = Field(default_factory=Export, description="the exported model")
+
+
+def step_into(schema: Any, step: str | int) -> Any:
+    """The annotation of what is at key or index `step` of a value annotated `schema`; None where the schema ends."""
+    for kind in kinds(schema):
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            field = kind.model_fields.get(str(step))
+            return field.annotation if field is not None else None
+        if get_origin(kind) in (dict, list):
+            return get_args(kind)[-1]
+    return None
+
+
+def model_of(schema: Any) -> type[Strict] | None:
+    """The model that a value annotated `schema` is, if it is one."""
+    return next((kind for kind in kinds(schema) if isinstance(kind, type) and issubclass(kind, Strict)), None)
+
+
+def is_mix(schema: Any) -> bool:
+    """Whether values annotated `schema` are a phase's weights by corpus, from which null removes one."""
+    values = [get_args(kind)[1] for kind in kinds(schema) if get_origin(kind) is dict]
+    return any(value is not Any and model_of(value) is None for value in values)
+
+
+def kinds(schema: Any) -> list[Any]:
+    """The types that an annotation allows, without Annotated and None."""
+    if get_origin(schema) is Annotated:
+        return kinds(get_args(schema)[0])
+    if get_origin(schema) in (Union, UnionType):
+        return [kind for part in get_args(schema) for kind in kinds(part)]
+    return [] if schema in (None, type(None)) else [schema]

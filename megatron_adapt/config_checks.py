@@ -1,0 +1,187 @@
+"""What must hold between several keys of a recipe.
+
+The checks also run on a recipe that has other problems, so that a user sees all of them at once: `salvage` keeps its
+valid parts and puts `INVALID` where a value is missing or wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Annotated, Any, get_origin
+
+from pydantic import TypeAdapter, ValidationError
+
+from megatron_adapt.config import (
+    Corpus, Evaluation, FromScratch, Model, Parallel, Phase, Recipe, Schedule, Strict, TokenizerChoice,
+    TokenizerTraining, Vocabulary, kinds, model_of, step_into,
+)
+from megatron_adapt.config_types import did_you_mean
+
+INVALID: Any = type("Invalid", (), {"__repr__": lambda self: "INVALID"})()  # reported already: checks pass over it
+Found = tuple[tuple[str | int, ...], str]  # path of the key, and what is wrong with it
+
+
+def salvage(schema: Any, value: Any, metadata: Sequence[Any] = ()) -> Any:
+    """`value` validated as `schema`, or the parts of it that are valid, INVALID where nothing is."""
+    try:
+        return TypeAdapter(Annotated[(schema, *metadata)] if metadata else schema).validate_python(value)
+    except ValidationError:  # told to the user by the caller, who validated the whole
+        return _valid_parts(schema, value)
+
+
+def _valid_parts(schema: Any, value: Any) -> Any:
+    model = model_of(schema)
+    if model is not None and isinstance(value, dict):
+        fields = model.model_fields
+        given = {name: field for name, field in fields.items() if name in value}
+        parts = {name: salvage(field.annotation, value[name], field.metadata) for name, field in given.items()}
+        parts |= {name: INVALID for name, field in fields.items() if name not in given and field.is_required()}
+        return model.model_construct(**parts)
+    containers = [get_origin(kind) for kind in kinds(schema)]
+    if isinstance(value, dict) and dict in containers:
+        return {key: salvage(step_into(schema, key), item) for key, item in value.items()}
+    if isinstance(value, list) and list in containers:
+        return [salvage(step_into(schema, 0), item) for item in value]
+    return INVALID
+
+
+def check(recipe: Recipe, methods: Sequence[str] | None = None) -> list[Found]:
+    """All problems between the keys of a recipe, salvaged or whole; `methods` are the known vocabulary methods."""
+    found = [*_alternatives(recipe, ()), *_phase_names(recipe), *_corpora(recipe), *_vocabulary(recipe, methods)]
+    for path, phase in _phases(recipe):
+        found += _phase(phase, path, recipe.parallel)
+    parallel = recipe.parallel
+    if isinstance(parallel, Parallel) and parallel.sequence is True and parallel.tensor == 1:
+        found.append((("parallel", "sequence"), "sequence parallelism needs parallel.tensor above 1"))
+    scratch = recipe.model.from_scratch if isinstance(recipe.model, Model) else None
+    if isinstance(scratch, FromScratch) and isinstance(scratch.config, dict) and "vocab_size" in scratch.config:
+        path = ("model", "from_scratch", "config", "vocab_size")
+        found.append((path, "remove it: the size of the vocabulary comes from the tokenizer"))
+    if isinstance(scratch, FromScratch) and scratch.phases and recipe.vocabulary is None:
+        path = ("model", "from_scratch", "phases")
+        found.append((path, "these phases precede a swap of the vocabulary, but there is none; move them to 'phases'"))
+    return found
+
+
+def _alternatives(value: Any, path: tuple[str | int, ...]) -> Iterator[Found]:
+    """One of each model's alternatives, not none and not two, anywhere in the recipe."""
+    if isinstance(value, Strict):
+        names = value.alternatives
+        # a held-out share of 0 is the same as none given, and a corpus need not hold anything out
+        given = [name for name in names if getattr(value, name) is not None]
+        given = [name for name in given if (name, getattr(value, name)) != ("held_out", 0)]
+        listed = " and ".join(f"'{name}'" for name in given)
+        if len(given) > 1:
+            yield (*path, given[-1]), f"only one of {_or(names)} can be given, not {listed}"
+        elif names and not given and not isinstance(value, Corpus):
+            yield path, f"one of {_or(names)} is needed"
+        for name in type(value).model_fields:
+            yield from _alternatives(getattr(value, name), (*path, name))
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _alternatives(item, (*path, key))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _alternatives(item, (*path, index))
+
+
+def _or(names: Iterable[str]) -> str:
+    quoted = [f"'{name}'" for name in names]
+    return f"{', '.join(quoted[:-1])} or {quoted[-1]}"
+
+
+def _phases(recipe: Recipe) -> Iterator[tuple[tuple[str | int, ...], Phase]]:
+    """Every phase, those that pretrain a base first, with its path."""
+    scratch = recipe.model.from_scratch if isinstance(recipe.model, Model) else None
+    lists = [(("model", "from_scratch", "phases"), scratch.phases)] if isinstance(scratch, FromScratch) else []
+    for path, phases in [*lists, (("phases",), recipe.phases)]:
+        for index, phase in enumerate(phases if isinstance(phases, list) else []):
+            if isinstance(phase, Phase):
+                yield (*path, index), phase
+
+
+def _phase_names(recipe: Recipe) -> Iterator[Found]:
+    seen: set[str] = set()
+    for path, phase in _phases(recipe):
+        if phase.name is INVALID:
+            continue
+        if phase.name in seen:
+            yield (*path, "name"), f"another phase is already named '{phase.name}'; names must differ"
+        seen.add(phase.name)
+
+
+def _phase(phase: Phase, path: tuple[str | int, ...], parallel: Any) -> Iterator[Found]:
+    """The batch fits the ranks; the schedule's lengths fit its type."""
+    if isinstance(parallel, Parallel) and INVALID not in (phase.batch_size, phase.micro_batch_size, parallel.data):
+        unit = phase.micro_batch_size * parallel.data
+        if phase.batch_size % unit:
+            below, above = phase.batch_size // unit * unit, -(-phase.batch_size // unit) * unit
+            use = f"{below} or {above}" if below else above
+            sizes = f"micro_batch_size x parallel.data = {phase.micro_batch_size} x {parallel.data} = {unit}"
+            yield (*path, "batch_size"), f"{phase.batch_size} is not divisible by {sizes}; use {use}"
+    if isinstance(parallel, Parallel) and INVALID not in (phase.sequence_length, parallel.tensor, parallel.sequence):
+        if parallel.sequence and phase.sequence_length % parallel.tensor:
+            why = f"is not divisible by parallel.tensor = {parallel.tensor}, which sequence parallelism needs"
+            yield (*path, "sequence_length"), f"{phase.sequence_length} {why}"
+    schedule = phase.schedule
+    if not isinstance(schedule, Schedule):
+        return
+    lengths = {name: getattr(schedule, name) for name in ("warmup", "decay") if getattr(schedule, name) is not INVALID}
+    for name, length in lengths.items():
+        if length >= 1 and length != int(length):
+            why = "is neither a share of the steps (below 1) nor a whole number of steps"
+            yield (*path, "schedule", name), f"{length} {why}"
+    if schedule.type is INVALID or len(lengths) < 2:
+        return
+    if schedule.type != "wsd" and schedule.decay != Schedule.model_fields["decay"].default:
+        why = f"only 'wsd' has a decay of its own, not {schedule.type!r}; remove it or set type: wsd"
+        yield (*path, "schedule", "decay"), why
+    elif schedule.type == "wsd" and max(lengths.values()) < 1 < schedule.warmup + schedule.decay:
+        yield (*path, "schedule", "decay"), "warmup and decay together are more than all steps"
+
+
+def _corpora(recipe: Recipe) -> Iterator[Found]:
+    """Names of corpora exist; those of the evaluation have held-out text."""
+    if not isinstance(recipe.data, dict):
+        return
+    for path, name in _named_corpora(recipe):
+        if name is not INVALID and name not in recipe.data:
+            yield path, f"unknown corpus '{name}'.{did_you_mean(name, recipe.data, 'Corpora under data')}"
+    names = recipe.evaluation.corpora if isinstance(recipe.evaluation, Evaluation) else None
+    for index, name in enumerate(names if isinstance(names, list) else []):
+        corpus = recipe.data.get(name) if name is not INVALID else None
+        if isinstance(corpus, Corpus) and not corpus.held_out and corpus.held_out_path is None:
+            why = f"'{name}' has no held-out text; set data.{name}.held_out or data.{name}.held_out_path"
+            yield ("evaluation", "corpora", index), why
+
+
+def _named_corpora(recipe: Recipe) -> Iterator[tuple[tuple[str | int, ...], Any]]:
+    """Every mention of a corpus, with its path."""
+    scratch = recipe.model.from_scratch if isinstance(recipe.model, Model) else None
+    choices = {("model", "from_scratch"): scratch, ("vocabulary",): recipe.vocabulary}
+    for path, holder in choices.items():
+        choice = holder.tokenizer if isinstance(holder, (FromScratch, Vocabulary)) else None
+        training = choice.train if isinstance(choice, TokenizerChoice) else None
+        if isinstance(training, TokenizerTraining) and isinstance(training.corpora, list):
+            yield from (((*path, "tokenizer", "train", "corpora", i), name) for i, name in enumerate(training.corpora))
+    for path, phase in _phases(recipe):
+        yield from (((*path, "data", name), name) for name in (phase.data if isinstance(phase.data, dict) else {}))
+    if isinstance(recipe.evaluation, Evaluation) and isinstance(recipe.evaluation.corpora, list):
+        yield from ((("evaluation", "corpora", i), name) for i, name in enumerate(recipe.evaluation.corpora))
+
+
+def _vocabulary(recipe: Recipe, methods: Sequence[str] | None) -> Iterator[Found]:
+    """Methods are known, and each is run once."""
+    if not isinstance(recipe.vocabulary, Vocabulary):
+        return
+    compare = recipe.vocabulary.compare if isinstance(recipe.vocabulary.compare, list) else []
+    seen: set[Any] = set()
+    paths = [("vocabulary", "method"), *(("vocabulary", "compare", index) for index in range(len(compare)))]
+    for path, method in zip(paths, [recipe.vocabulary.method, *compare]):
+        if method is INVALID:
+            continue
+        if methods is not None and method not in methods:
+            yield path, f"unknown method '{method}'.{did_you_mean(method, methods, 'Known methods')}"
+        elif method in seen:
+            yield path, f"'{method}' is already run; list each method once, without vocabulary.method"
+        seen.add(method)

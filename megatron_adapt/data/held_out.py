@@ -1,0 +1,94 @@
+"""Text set aside for evaluation while the rest of a corpus is tokenized."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from megatron_adapt.errors import ConfigError, DataError
+
+
+class HeldOutWriter:
+    """A jsonl file under a temporary name, made by the first document and removed unless it is published."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.documents = self.bytes = 0
+        self._temporary = Path(f"{path}.tmp")
+        self._stream: BinaryIO | None = None
+
+    def write(self, text: str) -> None:
+        with writing(self._temporary):
+            if self._stream is None:
+                self._stream = self._temporary.open("wb")
+            self._stream.write(json.dumps({"text": text}, ensure_ascii=False).encode("utf-8") + b"\n")
+        self.documents += 1
+        self.bytes += len(text.encode("utf-8"))
+
+    def sync(self) -> None:
+        if self._stream is not None:
+            with writing(self._temporary):
+                self._stream.flush()
+                os.fsync(self._stream.fileno())
+
+    def publish(self) -> None:
+        if self._stream is not None:
+            with writing(self.path):
+                os.replace(self._temporary, self.path)
+
+    def __enter__(self) -> HeldOutWriter:
+        with writing(self.path.parent):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._stream is not None:
+            with contextlib.suppress(OSError):  # what could not be written was reported by write or sync
+                self._stream.close()
+            self._temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns a failed write (no space, no permission) into a DataError that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"cannot write {error.filename or path}: {error.strerror}") from error
+
+
+def divert(texts: Iterator[str], share: Fraction, held_out: HeldOutWriter) -> Iterator[str]:
+    """Moves document i to the held-out file when floor((i + 1) * share) > floor(i * share); the others go through.
+
+    A share too small for any such i takes the last of two or more documents, so each is passed on one document late.
+    """
+    previous: str | None = None
+    number = -1
+    for number, text in enumerate(texts):
+        if previous is not None:
+            yield previous
+        previous = text
+        if (number + 1) * share.numerator // share.denominator > number * share.numerator // share.denominator:
+            held_out.write(text)
+            previous = None
+    if previous is not None:
+        if share and number > 0 and not held_out.documents:
+            held_out.write(previous)
+        else:
+            yield previous
+
+
+def refuse_shared(held_out_file: Path, prefix: Path) -> None:
+    """ConfigError if the file is the held-out text of another corpus in the same folder than ``prefix``."""
+    for index in held_out_file.parent.glob("*.idx"):
+        owner = index.with_suffix(".json")
+        is_claimed = owner.exists() and f'"held_out": "{held_out_file.name}"' in owner.read_text(encoding="utf-8")
+        if is_claimed and index.stem != prefix.name:
+            raise ConfigError(
+                f"{held_out_file} belongs to the corpus {index.stem}; give {prefix.name} a folder of its own"
+            )

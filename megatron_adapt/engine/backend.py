@@ -1,0 +1,274 @@
+"""Where the model runs: the only file that knows GPU from CPU, NCCL from gloo, Transformer Engine from plain torch.
+
+Megatron Core calls ``torch.cuda`` unconditionally in some forty places. On a machine without a GPU ``start()`` replaces
+the handful of functions behind those calls by their CPU meanings, once per process. Nothing is patched at import, and
+nothing ever where a GPU is present. Plain patches rather than a ``TorchFunctionMode``: a mode is local to a thread and
+switched off inside ``Tensor.backward``, exactly where Megatron allocates gradient buffers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import random
+import socket
+import warnings
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Iterator
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from megatron_adapt.errors import ConfigError
+
+TIMEOUT = timedelta(minutes=30)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the ranks are arranged: ``tensor * pipeline * data`` of them; ``sequence`` = sequence parallelism."""
+
+    tensor: int = 1
+    pipeline: int = 1
+    sequence: bool = False
+
+    @property
+    def model_ranks(self) -> int:
+        return self.tensor * self.pipeline
+
+
+def has_gpu() -> bool:
+    return torch.cuda.is_available()
+
+
+def device() -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device()) if has_gpu() else torch.device("cpu")
+
+
+def name() -> str:
+    """The device in words, for logs and receipts."""
+    return torch.cuda.get_device_name() if has_gpu() else f"CPU, {torch.get_num_threads()} thread(s) a rank"
+
+
+# ---------------------------------------------------------------------------------------------------- the CPU patches
+
+
+def _on_cpu(function):
+    @functools.wraps(function)
+    def call(*args, **kwargs):
+        if str(kwargs.get("device", "")).startswith("cuda"):
+            kwargs["device"] = "cpu"
+        return function(*args, **kwargs)
+
+    call.megatron_adapt_patch = True
+    return call
+
+
+def _named_like_cuda(function):
+    @functools.wraps(function)
+    def call(tensor, *args, **kwargs):
+        if args or kwargs:
+            return function(tensor, *args, **kwargs)
+        # The optimizers sort parameters into half and float by comparing this string.
+        return function(tensor).replace("torch.", "torch.cuda.", 1)
+
+    return call
+
+
+def install_cpu_patches() -> None:
+    """Give Megatron Core's unconditional CUDA calls their CPU meaning; does nothing the second time."""
+    if getattr(torch.zeros, "megatron_adapt_patch", False):
+        return
+    # `with torch.device("meta")` looks functions up in a table that torch builds at first use: it has to hold the
+    # originals. Built from the patched ones it misses torch.tensor, and transformers then loads garbage frequencies.
+    torch.utils._device._device_constructors()
+    cpu = torch.device("cpu")
+    torch.cuda.current_device = lambda: cpu
+    torch.cuda.set_device = lambda device: None
+    torch.cuda.synchronize = lambda device=None: None
+    for module in (torch.cuda, torch.cuda.random):
+        module.manual_seed = lambda seed: torch.manual_seed(seed) and None
+        module.get_rng_state = lambda device="cuda": torch.get_rng_state()
+        module.set_rng_state = lambda state, device="cuda": torch.set_rng_state(state)
+    for creator in ("tensor", "zeros", "ones", "empty", "full", "arange"):
+        setattr(torch, creator, _on_cpu(getattr(torch, creator)))
+    torch.Tensor.cuda = lambda tensor, *args, **kwargs: tensor
+    torch.Tensor.type = _named_like_cuda(torch.Tensor.type)
+
+
+# ------------------------------------------------------------------------------------------------ start, stop, ranks
+
+
+def start(layout: Layout, seed: int) -> None:
+    """Join the process group that the environment describes (torchrun's variables, ours, or none: one process).
+
+    Sets the device, Megatron's parallel groups and every random seed. Raises ``ConfigError`` when the number of
+    processes is no multiple of ``layout.model_ranks``.
+    """
+    if not has_gpu():
+        install_cpu_patches()
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world % layout.model_ranks:
+        raise ConfigError(
+            f"{world} processes cannot be split into tensor x pipeline = {layout.tensor} x {layout.pipeline} = "
+            f"{layout.model_ranks} model ranks: start a multiple of {layout.model_ranks} processes."
+        )
+    if not dist.is_initialized():
+        _join(world)
+    from megatron.core import parallel_state
+    from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
+
+    if parallel_state.model_parallel_is_initialized():
+        parallel_state.destroy_model_parallel()
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=layout.tensor, pipeline_model_parallel_size=layout.pipeline
+    )
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    model_parallel_cuda_manual_seed(seed)
+
+
+def _join(world: int) -> None:
+    rank = int(os.environ.get("RANK", "0"))
+    if has_gpu():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    rendezvous = os.environ.get("MEGATRON_ADAPT_RENDEZVOUS")
+    if world == 1:
+        arguments: dict[str, Any] = {"store": dist.HashStore()}
+    elif rendezvous:
+        arguments = {"init_method": f"file://{rendezvous}"}
+    else:
+        arguments = {"init_method": "env://"}
+    if not has_gpu() and (world == 1 or rendezvous) and "lo" in (name for _, name in socket.if_nameindex()):
+        # Ranks of one machine: gloo would otherwise look up the host's own name, which not every machine can resolve.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    dist.init_process_group("nccl" if has_gpu() else "gloo", rank=rank, world_size=world, timeout=TIMEOUT, **arguments)
+
+
+def stop() -> None:
+    """Leave the process group; a later ``start`` in the same process begins anew."""
+    from megatron.core import parallel_state
+
+    if parallel_state.model_parallel_is_initialized():
+        parallel_state.destroy_model_parallel()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def session(layout: Layout, seed: int) -> Iterator[None]:
+    """``start`` .. ``stop`` around a block; after an error the group is left without waiting for the other ranks."""
+    start(layout, seed)
+    yield
+    dist.barrier()
+    stop()
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def agree(values: list[float], op: str = "max") -> list[float]:
+    """The same list of numbers on every rank: element-wise ``max`` or ``sum`` over all of them."""
+    tensor = torch.tensor(values, dtype=torch.float64, device=device())
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX if op == "max" else dist.ReduceOp.SUM)
+    return tensor.tolist()
+
+
+# -------------------------------------------------------------------------------------------- layers and precision
+
+
+def has_transformer_engine() -> bool:
+    if not has_gpu():
+        return False
+    try:
+        import transformer_engine.pytorch  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def layer_spec(config):
+    """The decoder layers of this pipeline stage: Transformer Engine on a GPU that has it, else plain torch (SDPA)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from megatron.core.models.gpt import gpt_layer_specs as specs
+    from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+
+    if has_transformer_engine():
+        from megatron.core.extensions.transformer_engine import TENorm
+
+        layer, norm = specs.get_gpt_layer_with_transformer_engine_spec(), TENorm
+    else:
+        from megatron_adapt.engine.layers import RMSNorm, SDPAttention
+
+        layer, norm = specs.get_gpt_layer_local_spec(normalization="RMSNorm"), RMSNorm
+        layer.submodules.input_layernorm = norm
+        layer.submodules.pre_mlp_layernorm = norm
+        layer.submodules.self_attention.submodules.core_attention = SDPAttention
+    return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=norm)
+
+
+def config_fields() -> dict[str, Any]:
+    """Fields of Megatron's TransformerConfig that depend on the device."""
+    fused = has_transformer_engine()
+    return {
+        "use_cpu_initialization": not has_gpu(),
+        "gradient_accumulation_fusion": False,
+        "masked_softmax_fusion": False,
+        "bias_activation_fusion": has_gpu(),
+        "bias_dropout_fusion": has_gpu(),
+        "apply_rope_fusion": fused,
+        "persist_layer_norm": fused,
+    }
+
+
+def empty_cache() -> None:
+    if has_gpu():
+        torch.cuda.empty_cache()
+
+
+def synchronize() -> None:
+    if has_gpu():
+        torch.cuda.synchronize()
+
+
+def peak_memory() -> int:
+    """Most bytes held so far: of the GPU, or of this process (resident set)."""
+    if has_gpu():
+        return torch.cuda.max_memory_allocated()
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def rng_state() -> dict[str, Any]:
+    """Every random state of this rank that training can touch."""
+    from megatron.core.tensor_parallel import get_cuda_rng_tracker
+
+    kind, keys, *rest = np.random.get_state()
+    state: dict[str, Any] = {  # nothing but numbers, strings and tensors: it can be read back without unpickling code
+        "python": random.getstate(),
+        "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), *rest),
+        "torch": torch.get_rng_state(),
+        "tracker": get_cuda_rng_tracker().get_states(),
+    }
+    if has_gpu():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    from megatron.core.tensor_parallel import get_cuda_rng_tracker
+
+    random.setstate(state["python"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    get_cuda_rng_tracker().set_states(state["tracker"])
+    if has_gpu() and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"])

@@ -1,0 +1,149 @@
+"""Bits per byte of a model on text: the one number that compares models across vocabularies.
+
+Every document is read as ``[BOS or EOS] + tokens``, cut into windows that overlap by one token, so that each token of
+the text is predicted exactly once; the bits spent on them are divided by the text's UTF-8 bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from megatron.core import parallel_state
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron_adapt.data.corpus import read_documents
+from megatron_adapt.engine import backend
+from megatron_adapt.engine.backend import Layout
+from megatron_adapt.engine.losses import positions
+from megatron_adapt.errors import DataError
+from megatron_adapt.hf.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Text:
+    """Held-out documents tokenized for one model: ``windows`` of at most ``length + 1`` ids, ``bytes`` of the text."""
+
+    windows: list[np.ndarray]
+    length: int
+    bytes: int
+    tokens: int
+    unknown: int
+
+
+def read_texts(path: Path, text_key: str = "text", max_bytes: int | None = None) -> list[str]:
+    """Whole documents from the front of a corpus file until ``max_bytes`` of UTF-8 are reached (at least one)."""
+    texts: list[str] = []
+    size = 0
+    for document in read_documents([path], text_key=text_key):
+        if texts and max_bytes is not None and size >= max_bytes:
+            break
+        if document.text:
+            texts.append(document.text)
+            size += len(document.text.encode("utf-8", "replace"))
+    if not texts:
+        raise DataError(f"{path}: no text to evaluate on.")
+    return texts
+
+
+def tokenize(texts: Sequence[str], tokenizer: Tokenizer, length: int) -> Text:
+    start = tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id
+    if start is None:
+        raise DataError(f"{tokenizer.path}: has neither a BOS nor an EOS token to begin a document with.")
+    windows, tokens, unknown = [], 0, 0
+    for ids in tokenizer.encode(list(texts)):
+        ids = np.concatenate([[start], ids]).astype(np.int64)
+        tokens += len(ids) - 1
+        unknown += int((ids == tokenizer.unk_id).sum()) if tokenizer.unk_id is not None else 0
+        windows += [ids[i : i + length + 1] for i in range(0, len(ids) - 1, length)]
+    size = sum(len(text.encode("utf-8", "replace")) for text in texts)
+    return Text(windows, length, size, tokens, unknown)
+
+
+def _batches(text: Text, tokens_at_once: int, multiple: int) -> Iterator[list[np.ndarray]]:
+    """Windows of similar length together, at most ``tokens_at_once`` padded tokens (and at least one window) a batch."""
+    batch: list[np.ndarray] = []
+    for window in sorted(text.windows, key=len, reverse=True):
+        width = -(-(len(batch[0]) if batch else len(window)) // multiple) * multiple
+        if batch and (len(batch) + 1) * width > tokens_at_once:
+            yield batch
+            batch = []
+        batch.append(window)
+    if batch:
+        yield batch
+
+
+def _pad(batch: Sequence[np.ndarray], multiple: int) -> tuple[Tensor, Tensor]:
+    """-> tokens ``[b, s + 1]``, mask ``[b, s]`` of the real labels; ``s`` a multiple of ``multiple``."""
+    width = -(-(max(map(len, batch)) - 1) // multiple) * multiple
+    tokens = torch.zeros(len(batch), width + 1, dtype=torch.int64)
+    mask = torch.zeros(len(batch), width)
+    for row, window in enumerate(batch):
+        tokens[row, : len(window)] = torch.from_numpy(window)
+        mask[row, : len(window) - 1] = 1
+    return tokens, mask
+
+
+def _forward_step(batches: Iterator[tuple[Tensor, Tensor]], model: nn.Module) -> tuple[Tensor, Callable]:
+    tokens, mask = next(batches)
+    losses = model(tokens[:, :-1].contiguous(), positions(tokens[:, :-1]), None, labels=tokens[:, 1:].contiguous())
+    return losses, partial(_masked_sum, mask)
+
+
+def _masked_sum(mask: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
+    total = (losses.double() * mask).sum()
+    return total.float().clone(), total
+
+
+@torch.no_grad()
+def nats(model: nn.Module, text: Text, layout: Layout, tokens_at_once: int = 8192) -> float:
+    """Negative log-likelihood of the whole text, the same number on every rank; works in every layout."""
+    multiple = layout.tensor if layout.sequence else 1
+    run = get_forward_backward_func()
+    data_rank, data_size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
+    total = 0.0
+    was_training = model.training
+    model.eval()
+    for number, batch in enumerate(_batches(text, tokens_at_once, multiple)):
+        if number % data_size != data_rank:
+            continue
+        tokens, mask = (tensor.to(backend.device()) for tensor in _pad(batch, multiple))
+        outputs = run(
+            forward_step_func=_forward_step,
+            data_iterator=iter([(tokens, mask)]),
+            model=[model],
+            num_microbatches=1,
+            seq_length=mask.size(1),
+            micro_batch_size=mask.size(0),
+            forward_only=True,
+        )
+        total += sum(float(output) for output in outputs)
+    model.train(was_training)
+    # Only the last pipeline stage has losses, and all its tensor-parallel ranks have the same ones.
+    counts = parallel_state.is_pipeline_last_stage() and parallel_state.get_tensor_model_parallel_rank() == 0
+    return backend.agree([total if counts else 0.0], "sum")[0]
+
+
+def bits_per_byte(model: nn.Module, text: Text, layout: Layout) -> dict[str, Any]:
+    """``{bits_per_byte, nats_per_token, tokens, bytes, unknown_tokens}``."""
+    total = nats(model, text, layout)
+    return {
+        "bits_per_byte": total / math.log(2) / text.bytes,
+        "nats_per_token": total / text.tokens,
+        "tokens": text.tokens,
+        "bytes": text.bytes,
+        "unknown_tokens": text.unknown,
+    }
+
+
+@torch.no_grad()
+def logits(model: nn.Module, tokens: Tensor) -> Tensor:
+    """``tokens [b, s]`` -> logits ``[b, s, vocabulary]`` float32 of an unsharded model (tensor = pipeline = 1)."""
+    tokens = tokens.to(backend.device())
+    return model(tokens, positions(tokens), None).float().cpu()

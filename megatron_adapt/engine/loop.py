@@ -1,0 +1,226 @@
+"""One phase of training: freeze, wrap, build the optimizer, loop; saved, resumed and stopped exactly."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Callable
+
+from megatron.core import parallel_state
+from megatron.core.distributed import finalize_model_grads
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron_adapt.config import Phase
+from megatron_adapt.engine import backend, checkpoint, evaluate, model as models, optimizer as optimizers, schedule
+from megatron_adapt.engine.backend import Layout
+from megatron_adapt.engine.batches import Batches
+from megatron_adapt.engine.checkpoint import Checkpoint, Position
+from megatron_adapt.engine.losses import language_model_loss, micro_batches
+from megatron_adapt.engine.metrics import Metrics, flops_per_token
+from megatron_adapt.errors import CheckpointError
+from megatron_adapt.families import find_family
+from megatron_adapt.families.family import ModelShape
+from megatron_adapt.hf.tokenizer import Tokenizer
+
+
+@dataclass
+class Job:
+    """Everything a phase needs; paths of inputs and outputs, no recipe."""
+
+    phase: Phase
+    steps: int
+    layout: Layout
+    precision: str
+    seed: int
+    start: Path  # checkpoint (or folder of them) to begin from
+    output: Path  # folder for this phase's checkpoints and metrics.jsonl
+    corpora: dict[str, Path]  # name -> prefix of .bin/.idx
+    held_out: dict[str, Path] = field(default_factory=dict)
+    evaluation_length: int | None = None
+    evaluation_bytes: int | None = None
+    tensorboard: Path | None = None
+
+
+class Stopped(Exception):
+    """Training was asked to stop (SIGINT or SIGTERM); a checkpoint was saved at ``step``."""
+
+    def __init__(self, step: int, path: Path) -> None:
+        super().__init__(f"stopped at step {step}; saved {path}; run again to continue")
+
+
+class StopRequest:
+    """Remembers SIGINT / SIGTERM; ``agreed`` is true on all ranks at the same step."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.previous = {number: signal.signal(number, self._remember) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def _remember(self, number: int, frame: object) -> None:
+        self.asked = True
+
+    def agreed(self) -> bool:
+        return backend.agree([float(self.asked)])[0] > 0
+
+    def restore(self) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+
+def train(job: Job, log: Callable[[str], None] = print) -> dict[str, Any]:
+    """Run (or continue) a phase inside a started backend; returns its last metrics.
+
+    Leaves ``job.output/step_N`` checkpoints. Raises ``Stopped`` after a signal, with a checkpoint saved.
+    """
+    return _Run(job, log).run()
+
+
+class _Run:
+    def __init__(self, job: Job, log: Callable[[str], None]) -> None:
+        self.job, self.phase, self.log = job, job.phase, log
+        resumed = checkpoint.latest(job.output)
+        self.source: Checkpoint = resumed or checkpoint.resolve(job.start)
+        self.position = self.source.position
+        if resumed is None:
+            self.position = Position(phase=self.phase.name, consumed=dict(self.position.consumed))
+        if self.position.phase != self.phase.name:
+            raise CheckpointError(f"{job.output} holds checkpoints of phase '{self.position.phase}', not of '{self.phase.name}'.")
+        family = find_family(self.source.config)
+        self.shape: ModelShape = family.read_config(self.source.config)
+        self.tokenizer = Tokenizer.load(self.source.hf)
+        self.bare = models.build(self.shape, job.layout, job.precision)
+        patterns = [self.phase.train] if isinstance(self.phase.train, str) else list(self.phase.train)
+        self.trainable = models.freeze(self.bare, patterns)
+        if resumed is None:
+            # Before the optimizer is built: its fp32 main weights are copies of these.
+            checkpoint.load(self.source, self.bare)
+        self.model = models.wrap(self.bare)
+        self.optimizer = optimizers.build(self.phase.optimizer, self.model)
+        if resumed is not None:
+            checkpoint.load(self.source, self.bare, self.optimizer)
+        config = self.bare.config
+        config.no_sync_func = self.model.no_sync
+        config.finalize_model_grads_func = finalize_model_grads
+        config.grad_scale_func = self.optimizer.scale_loss
+        self.batches = Batches(
+            job.corpora,
+            dict(self.phase.data),
+            tokenizer_digest=self.tokenizer.digest,
+            sequence_length=self.phase.sequence_length,
+            batch_size=self.phase.batch_size,
+            micro_batch_size=self.phase.micro_batch_size,
+            seed=job.seed,
+            consumed=self.position.consumed,
+            drawn=self.position.drawn,
+            data_rank=parallel_state.get_data_parallel_rank(),
+            data_size=parallel_state.get_data_parallel_world_size(),
+        )
+        self.held_out = self._held_out()
+        self.metrics = Metrics(job.output, job.tensorboard, self.position.step, log)
+        self.schedule_steps = get_forward_backward_func()
+        self.forward_step = language_model_loss(len(self.batches.names))
+
+    def _held_out(self) -> dict[str, evaluate.Text]:
+        if not self.phase.evaluate_every:
+            return {}
+        length = self.job.evaluation_length or self.phase.sequence_length
+        return {
+            name: evaluate.tokenize(evaluate.read_texts(path, max_bytes=self.job.evaluation_bytes), self.tokenizer, length)
+            for name, path in self.job.held_out.items()
+        }
+
+    def run(self) -> dict[str, Any]:
+        stop = StopRequest()
+        try:
+            return self._steps(stop)
+        finally:
+            stop.restore()
+            self.metrics.close()
+
+    def _steps(self, stop: StopRequest) -> dict[str, Any]:
+        job, phase, last = self.job, self.phase, {}
+        saved = self.position.step if checkpoint.latest(job.output) else -1
+        self.model.train()
+        while self.position.step < job.steps:
+            last = self._step()
+            step = self.position.step
+            final = step == job.steps
+            if phase.evaluate_every and (step % phase.evaluate_every == 0 or final):
+                last |= {f"held_out/{name}": self._bits_per_byte(text) for name, text in self.held_out.items()}
+            self.metrics.add(step, last, show=step % phase.log_every == 0 or final or step == 1)
+            stopping = stop.agreed()
+            if final or stopping or (phase.save_every and step % phase.save_every == 0):
+                path = self._save()
+                saved = step
+                if stopping and not final:
+                    raise Stopped(step, path)
+        if saved < 0:
+            self._save()
+        return last
+
+    def _bits_per_byte(self, text: evaluate.Text) -> float:
+        return evaluate.bits_per_byte(self.model, text, self.job.layout)["bits_per_byte"]
+
+    def _save(self) -> Path:
+        return checkpoint.save(
+            self.job.output, self.bare, self.optimizer, self.position, self.source.hf, keep_last=self.phase.keep_last
+        )
+
+    def _step(self) -> dict[str, Any]:
+        """One optimizer step; its metrics, the same on every rank."""
+        began = time.perf_counter()
+        phase, position = self.phase, self.position
+        lr = phase.optimizer.lr * schedule.factor(phase.schedule, position.step, self.job.steps)
+        optimizers.set_learning_rate(self.optimizer, lr)
+        batch = self.batches.next()
+        self.model.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        outputs = self.schedule_steps(
+            forward_step_func=self.forward_step,
+            data_iterator=micro_batches(batch.tokens, batch.corpus),
+            model=[self.model],
+            num_microbatches=len(batch.tokens),
+            seq_length=phase.sequence_length,
+            micro_batch_size=phase.micro_batch_size,
+            forward_only=False,
+        )
+        updated, norm = optimizers.step(self.optimizer)
+        position.step += 1
+        position.tokens += phase.batch_size * phase.sequence_length
+        losses = self._losses(outputs)
+        if not updated or not math.isfinite(losses["loss"]):
+            raise CheckpointError(
+                f"phase '{phase.name}' diverged at step {position.step}: loss {losses['loss']}, gradient norm {norm}. "
+                f"Lower optimizer.lr or lengthen schedule.warmup; checkpoints before this step are intact."
+            )
+        backend.synchronize()
+        seconds = time.perf_counter() - began
+        tokens = phase.batch_size * phase.sequence_length
+        world = parallel_state.get_data_parallel_world_size() * self.job.layout.model_ranks
+        return losses | {
+            "lr": lr,
+            "grad_norm": norm,
+            "tokens": position.tokens,
+            "tokens_per_second": tokens / seconds,
+            "tflops_per_rank": tokens / seconds * flops_per_token(self.shape, phase.sequence_length) / world / 1e12,
+            "memory_gb": backend.peak_memory() / 1e9,
+        }
+
+    def _losses(self, outputs: list) -> dict[str, float]:
+        """Sum the per-corpus sums of all micro-batches over data-parallel ranks; known on the last stage only."""
+        names = self.batches.names
+        flat = [0.0] * (2 * len(names))
+        if outputs and parallel_state.get_tensor_model_parallel_rank() == 0:
+            flat = sum(outputs).flatten().tolist()
+        flat = backend.agree(flat, "sum")
+        sums, counts = flat[: len(names)], flat[len(names) :]
+        # Bits of the text's bytes: tokens that stand for no text (BOS, EOS) are paid for, too.
+        bits = sum(s / math.log(2) for s in sums)
+        size = sum(count * self.batches.bytes_per_token[name] for count, name in zip(counts, names))
+        result = {"loss": sum(sums) / sum(counts), "bits_per_byte": bits / size}
+        if len(names) > 1:
+            for name, total, count in zip(names, sums, counts):
+                if count:
+                    result[f"loss/{name}"] = total / count
+        return result

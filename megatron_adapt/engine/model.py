@@ -1,0 +1,184 @@
+"""A Megatron GPT model for a family's shape; canonical parameter names; which of them a phase trains."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from typing import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from megatron.core.models.gpt import GPTModel
+from megatron.core.tensor_parallel.layers import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    VocabParallelEmbedding,
+    set_tensor_model_parallel_attributes,
+)
+from megatron.core.transformer.module import Float16Module
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron_adapt.engine import backend
+from megatron_adapt.engine.backend import Layout
+from megatron_adapt.errors import ConfigError
+from megatron_adapt.families.family import ModelShape
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+EMBEDDING = "embedding.word_embeddings.weight"
+HEAD = "output_layer.weight"
+
+# The local layer spec keeps norms apart; Transformer Engine fuses them into the following linear layer. Checkpoints
+# (and our rule tables) use the fused spelling for both.
+_LOCAL_NAMES = {
+    "input_layernorm.weight": "self_attention.linear_qkv.layer_norm_weight",
+    "pre_mlp_layernorm.weight": "mlp.linear_fc1.layer_norm_weight",
+}
+
+
+def check_layout(shape: ModelShape, layout: Layout) -> None:
+    """Raise one ``ConfigError`` that names everything the layout cannot divide."""
+    problems = []
+    for what, count in (
+        ("attention heads", shape.num_attention_heads),
+        ("key/value heads", shape.num_query_groups),
+        ("feed-forward units", shape.ffn_hidden_size),
+        ("vocabulary rows", shape.vocab_size),
+    ):
+        if count % layout.tensor:
+            problems.append(f"{count} {what} cannot be divided by parallel.tensor={layout.tensor}")
+    if shape.num_layers % layout.pipeline:
+        problems.append(f"{shape.num_layers} layers cannot be divided by parallel.pipeline={layout.pipeline}")
+    if problems:
+        hint = " (vocabulary.pad_to_multiple grows a new vocabulary)" if "vocabulary" in " ".join(problems) else ""
+        raise ConfigError("; ".join(problems) + hint + ".")
+
+
+def transformer_config(shape: ModelShape, layout: Layout, precision: str) -> TransformerConfig:
+    dtype = DTYPES[precision]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about its own default of a CUDA-graph setting
+        return _transformer_config(shape, layout, precision, dtype)
+
+
+def _transformer_config(shape: ModelShape, layout: Layout, precision: str, dtype: torch.dtype) -> TransformerConfig:
+    return TransformerConfig(
+        num_layers=shape.num_layers,
+        hidden_size=shape.hidden_size,
+        ffn_hidden_size=shape.ffn_hidden_size,
+        num_attention_heads=shape.num_attention_heads,
+        num_query_groups=shape.num_query_groups,
+        kv_channels=shape.head_dim,
+        normalization="RMSNorm",
+        layernorm_epsilon=shape.norm_epsilon,
+        gated_linear_unit=True,
+        activation_func=F.silu,
+        add_bias_linear=False,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        tensor_model_parallel_size=layout.tensor,
+        pipeline_model_parallel_size=layout.pipeline,
+        sequence_parallel=layout.sequence,
+        bf16=precision == "bf16",
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        # Weights always come from a checkpoint or a Hugging Face directory (a model from scratch is one, too).
+        perform_initialization=False,
+        **backend.config_fields(),
+    )
+
+
+def build(shape: ModelShape, layout: Layout, precision: str) -> GPTModel:
+    """This rank's part of the model, weights undefined; on the device, in the precision's dtype."""
+    check_layout(shape, layout)
+    config = transformer_config(shape, layout, precision)
+    model = GPTModel(
+        config,
+        backend.layer_spec(config),
+        vocab_size=shape.vocab_size,
+        max_sequence_length=shape.max_position_embeddings,
+        pre_process=parallel_state.is_pipeline_first_stage(),
+        post_process=parallel_state.is_pipeline_last_stage(),
+        parallel_output=True,
+        share_embeddings_and_output_weights=shape.tied,
+        position_embedding_type="rope",
+    )
+    # Megatron knows one kind of rope scaling, with its constants fixed; the family's frequencies are exact for all.
+    model.rotary_pos_emb.inv_freq = shape.inverse_frequencies()
+    _mark_sharded_parameters(model)
+    return model.to(backend.device())
+
+
+def _mark_sharded_parameters(model: GPTModel) -> None:
+    """Say of each sharded weight along which dimension it is cut.
+
+    Megatron does so only while initialising. Unmarked, a shard counts as a replica and drops out of the gradient norm
+    on every tensor-parallel rank but the first.
+    """
+    for module in model.modules():
+        if isinstance(module, (ColumnParallelLinear, VocabParallelEmbedding, RowParallelLinear)):
+            weight = module.weight
+            if weight is not None and not getattr(weight, "tensor_model_parallel", False):
+                set_tensor_model_parallel_attributes(weight, True, int(isinstance(module, RowParallelLinear)), 1)
+
+
+def named_parameters(model: GPTModel) -> Iterator[tuple[str, nn.Parameter]]:
+    """(canonical name, parameter) of this rank: global layer numbers, one spelling for both layer specs.
+
+    On a pipeline's last stage the head of a tied model is a copy; it bears the embedding's name.
+    """
+    for name, parameter in model.named_parameters():
+        match = re.match(r"decoder\.layers\.(\d+)\.(.+)", name)
+        if match:
+            number = model.decoder.layers[int(match[1])].layer_number - 1
+            name = f"decoder.layers.{number}.{_LOCAL_NAMES.get(match[2], match[2])}"
+        elif name == HEAD and model.share_embeddings_and_output_weights:
+            name = EMBEDDING
+        yield name, parameter
+
+
+def is_selected(name: str, patterns: Sequence[str], tied: bool) -> bool:
+    """Whether a phase that says ``train: patterns`` trains the parameter of this canonical name."""
+    return any(_matches(name, pattern, tied) for pattern in patterns)
+
+
+def _matches(name: str, pattern: str, tied: bool) -> bool:
+    if pattern == "all":
+        return True
+    if pattern == "embedding":
+        return name == EMBEDDING
+    if pattern == "output":
+        return name == (EMBEDDING if tied else HEAD)
+    if pattern == "norms":
+        return name.endswith("norm_weight") or name.endswith("layernorm.weight")
+    if pattern.startswith("regex:"):
+        return re.search(pattern.removeprefix("regex:"), name) is not None
+    layers = re.fullmatch(r"layers\[(\d*):(\d*)\]", pattern)
+    assert layers, f"the recipe let an unknown pattern through: {pattern}"
+    here = re.match(r"decoder\.layers\.(\d+)\.", name)
+    return bool(here) and int(layers[1] or 0) <= int(here[1]) < (int(layers[2]) if layers[2] else 10**9)
+
+
+def freeze(model: GPTModel, patterns: Sequence[str]) -> int:
+    """Leave only the selected parameters trainable; returns how many elements of this rank train.
+
+    Has to happen before ``wrap``: what is unfrozen afterwards is never synchronised.
+    """
+    trainable = 0
+    for name, parameter in named_parameters(model):
+        parameter.requires_grad_(is_selected(name, patterns, model.share_embeddings_and_output_weights))
+        trainable += parameter.numel() if parameter.requires_grad else 0
+    if backend.agree([trainable])[0] == 0:
+        raise ConfigError(f"train: {list(patterns)} selects no parameter of this model, so nothing would be trained.")
+    return trainable
+
+
+def wrap(model: GPTModel) -> DistributedDataParallel:
+    """Megatron's data-parallel wrapper (gradients summed in fp32), around its half-precision one where needed."""
+    config = model.config
+    module = Float16Module(config, model) if config.bf16 else model
+    return DistributedDataParallel(
+        config, DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=False), module
+    )

@@ -1,0 +1,231 @@
+"""Weight rules: how Hugging Face tensors become one Megatron tensor and back, as pure tensor arithmetic.
+
+A rule names its tensors by templates (``{layer}`` is the global layer index from 0) and its sizes by fields of
+``ModelShape``, so one table serves shapes, conversion in both directions and initialisation. Nothing here knows about
+tensor or pipeline parallelism: conversion is written unsharded, and Megatron's distributed checkpoint does the rest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Iterable, Iterator, Literal, Protocol, TypeVar, Union
+
+from megatron_adapt.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from megatron_adapt.families.family import Family, ModelShape
+
+EMBEDDING = "embedding.word_embeddings.weight"
+OUTPUT = "output_layer.weight"
+FLOATS = ("float32", "bfloat16", "float16")
+
+# ones: norms; normal: N(0, init_std); residual: N(0, init_std / sqrt(2 * num_layers)), for what writes to the residual.
+Init = Literal["normal", "residual", "ones"]
+Shape = tuple[int, ...]
+
+
+class Reader(Protocol):
+    """What conversion needs of a weight file (``hf.weights.WeightReader`` is one)."""
+
+    def names(self) -> list[str]: ...
+
+    def info(self, name: str) -> tuple[Shape, str]: ...
+
+    def get(self, name: str) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Copy:
+    """One tensor, the same in both. ``sizes`` are fields of ``ModelShape``, one per dimension."""
+
+    megatron: str
+    hf: tuple[str, ...]
+    sizes: tuple[str, ...]
+    init: Init = "normal"
+
+    def megatron_shape(self, shape: ModelShape) -> Shape:
+        return _sizes(self.sizes, shape)
+
+    def hf_shapes(self, shape: ModelShape) -> list[Shape]:
+        return [self.megatron_shape(shape)]
+
+    def to_megatron(self, tensors: list[Tensor], shape: ModelShape) -> Tensor:
+        return tensors[0]
+
+    def to_hf(self, tensor: Tensor, shape: ModelShape) -> list[Tensor]:
+        return [tensor]
+
+
+@dataclass(frozen=True)
+class QKV:
+    """Query, key and value projections as Megatron's one matrix: for each query group its query heads, then its key
+    head, then its value head, ``head_dim`` rows each. ``sizes`` are the dimensions after the first (none for biases).
+    """
+
+    megatron: str
+    hf: tuple[str, str, str]
+    sizes: tuple[str, ...] = ("hidden_size",)
+    init: Init = "normal"
+
+    def megatron_shape(self, shape: ModelShape) -> Shape:
+        return (shape.query_size + 2 * shape.key_size, *_sizes(self.sizes, shape))
+
+    def hf_shapes(self, shape: ModelShape) -> list[Shape]:
+        rest = _sizes(self.sizes, shape)
+        return [(shape.query_size, *rest), (shape.key_size, *rest), (shape.key_size, *rest)]
+
+    def to_megatron(self, tensors: list[Tensor], shape: ModelShape) -> Tensor:
+        import torch
+
+        grouped = [t.reshape(shape.num_query_groups, -1, *t.shape[1:]) for t in tensors]
+        return torch.cat(grouped, dim=1).flatten(0, 1)
+
+    def to_hf(self, tensor: Tensor, shape: ModelShape) -> list[Tensor]:
+        queries = shape.query_size // shape.num_query_groups
+        grouped = tensor.reshape(shape.num_query_groups, queries + 2 * shape.head_dim, *tensor.shape[1:])
+        parts = grouped.split([queries, shape.head_dim, shape.head_dim], dim=1)
+        return [part.flatten(0, 1) for part in parts]
+
+
+@dataclass(frozen=True)
+class GateUp:
+    """The gate and up projections of a gated MLP, stacked in this order. ``sizes`` as in :class:`QKV`."""
+
+    megatron: str
+    hf: tuple[str, str]
+    sizes: tuple[str, ...] = ("hidden_size",)
+    init: Init = "normal"
+
+    def megatron_shape(self, shape: ModelShape) -> Shape:
+        return (2 * shape.ffn_hidden_size, *_sizes(self.sizes, shape))
+
+    def hf_shapes(self, shape: ModelShape) -> list[Shape]:
+        return [(shape.ffn_hidden_size, *_sizes(self.sizes, shape))] * 2
+
+    def to_megatron(self, tensors: list[Tensor], shape: ModelShape) -> Tensor:
+        import torch
+
+        return torch.cat(tensors, dim=0)
+
+    def to_hf(self, tensor: Tensor, shape: ModelShape) -> list[Tensor]:
+        return list(tensor.split(shape.ffn_hidden_size, dim=0))
+
+
+Rule = Union[Copy, QKV, GateUp]
+RuleType = TypeVar("RuleType", Copy, QKV, GateUp)
+
+
+def expand(family: Family, shape: ModelShape) -> list[Rule]:
+    """The family's rules with ``{layer}`` filled in, in the order of the model; a tied model has no output rule."""
+    concrete: list[Rule] = []
+    layers: list[Rule] = [rule for rule in family.rules if "{layer}" in rule.megatron]
+    for rule in family.rules:
+        if "{layer}" not in rule.megatron:
+            if not (shape.tied and rule.megatron == OUTPUT):
+                concrete.append(rule)
+        elif rule is layers[0]:  # all rules of a layer stand where the first of them does, layer by layer
+            concrete += [_at_layer(each, layer) for layer in range(shape.num_layers) for each in layers]
+    return concrete
+
+
+def hf_to_megatron(family: Family, shape: ModelShape, reader: Reader) -> Iterator[tuple[str, Tensor]]:
+    """Yield every Megatron tensor (canonical name, unsharded), reading one rule's tensors at a time.
+
+    Names, shapes and dtypes are checked before the first tensor is read; the dtype is kept.
+
+    Raises:
+        CheckpointError: missing or unused tensors, or shapes that config.json does not announce.
+    """
+    rules = expand(family, shape)
+    check_weights(family, shape, reader)
+    for rule in rules:
+        yield rule.megatron, rule.to_megatron([reader.get(name) for name in rule.hf], shape)
+
+
+def megatron_to_hf(
+    family: Family, shape: ModelShape, items: Iterable[tuple[str, Tensor]]
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield every Hugging Face tensor of the given Megatron tensors, in whatever order those come.
+
+    Raises:
+        CheckpointError: an unknown, repeated or missing Megatron tensor, or a wrong shape.
+    """
+    rules = {rule.megatron: rule for rule in expand(family, shape)}
+    written: set[str] = set()
+    for name, tensor in items:
+        if name not in rules:
+            raise CheckpointError(f"Megatron tensor {name!r} has no place in a {family.name} model.")
+        if name in written:
+            raise CheckpointError(f"Megatron tensor {name!r} was given twice.")
+        written.add(name)
+        rule = rules[name]
+        if tuple(tensor.shape) != rule.megatron_shape(shape):
+            raise CheckpointError(
+                f"Megatron tensor {name!r} has shape {list(tensor.shape)}, the model's configuration says "
+                f"{list(rule.megatron_shape(shape))}."
+            )
+        yield from zip(rule.hf, rule.to_hf(tensor, shape))
+    if missing := [name for name in rules if name not in written]:
+        raise CheckpointError(f"Megatron tensors are missing: {_some(missing)}.")
+
+
+def check_weights(family: Family, shape: ModelShape, reader: Reader) -> None:
+    """Compare the tensors of a weight file with what the family's rules read; only headers are looked at, except that
+    a head stored beside tied embeddings must equal them.
+
+    Raises:
+        CheckpointError: missing or unused tensors, wrong shapes, mixed or unsupported dtypes, an untied head.
+    """
+    where = getattr(reader, "path", "the weights")
+    stored = [name for name in reader.names() if not name.endswith("rotary_emb.inv_freq")]
+    wanted = {name: size for rule in expand(family, shape) for name, size in zip(rule.hf, rule.hf_shapes(shape))}
+    redundant = redundant_head(family, shape, reader)
+    missing = [name for name in wanted if name not in set(stored)]
+    unused = [name for name in stored if name not in wanted and name != redundant]
+    if missing or unused:
+        parts = [f"tensors are missing: {_some(missing)}"] if missing else []
+        parts += [f"tensors have no place in a {family.name} model: {_some(unused)}"] if unused else []
+        raise CheckpointError(f"{where}: {'; '.join(parts)}. Do config.json and the weights belong together?")
+    for name, size in wanted.items():
+        found, dtype = reader.info(name)
+        if tuple(found) != size:
+            raise CheckpointError(f"{where}: {name} has shape {list(found)}, config.json announces {list(size)}.")
+        if dtype not in FLOATS:
+            raise CheckpointError(f"{where}: {name} is stored as {dtype}; convert it to one of {', '.join(FLOATS)}.")
+    for rule in expand(family, shape):
+        if len(dtypes := {reader.info(name)[1] for name in rule.hf}) > 1:
+            raise CheckpointError(f"{where}: {', '.join(rule.hf)} differ in dtype ({', '.join(sorted(dtypes))}).")
+
+
+def redundant_head(family: Family, shape: ModelShape, reader: Reader) -> str | None:
+    """The name of a head that is stored although config.json ties it to the embedding (some writers do), else None.
+
+    Raises:
+        CheckpointError: the two differ, so the model is not tied.
+    """
+    names = {rule.megatron: rule.hf[0] for rule in family.rules}
+    head, embedding = names[OUTPUT], names[EMBEDDING]
+    if not shape.tied or not {head, embedding} <= set(reader.names()):
+        return None
+    if not reader.get(head).equal(reader.get(embedding)):
+        raise CheckpointError(
+            f"{getattr(reader, 'path', 'the weights')}: config.json says tie_word_embeddings, but {head} differs from "
+            f"{embedding}. Set tie_word_embeddings to false, or remove {head}."
+        )
+    return head
+
+
+def _sizes(names: tuple[str, ...], shape: ModelShape) -> Shape:
+    return tuple(getattr(shape, name) for name in names)
+
+
+def _at_layer(rule: RuleType, layer: int) -> RuleType:
+    hf = tuple(name.format(layer=layer) for name in rule.hf)
+    return replace(rule, megatron=rule.megatron.format(layer=layer), hf=hf)
+
+
+def _some(names: list[str], most: int = 6) -> str:
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

@@ -1,0 +1,272 @@
+"""The tokenizer of a Hugging Face directory: text in, plain ids out.
+
+``tokenizer.json`` is read by the Rust ``tokenizers`` library, a ``tokenizer.model`` without one by ``sentencepiece``.
+transformers is not involved: it takes seconds to import, and for some class names version 5 rebuilds the tokenizer from
+its vocabulary and ignores the normalizer that ``tokenizer.json`` declares. The file is the definition here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Iterable, Sequence
+
+import numpy as np
+
+from megatron_adapt.errors import ConfigError, DataError
+from megatron_adapt.hf.tokenizer_identity import canonical_json, canonical_sentencepiece
+
+ROLES = ("bos", "eos", "unk", "pad")
+
+# Everything that transformers may read beside the vocabulary, in the order in which it is listed to be copied.
+COMPANIONS = (
+    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "merges.txt", "vocab.txt", "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
+
+# Spellings that carry a role where no configuration file says which token does.
+WELL_KNOWN = {
+    "bos": ("<s>", "<bos>", "<|begin_of_text|>", "<|startoftext|>"),
+    "eos": ("</s>", "<eos>", "<|end_of_text|>", "<|endoftext|>"),
+    "unk": ("<unk>", "[UNK]"),
+    "pad": ("<pad>", "[PAD]"),
+}
+
+
+class Tokenizer:
+    """One vocabulary and the way text is cut with it; made by :meth:`load`.
+
+    Attributes:
+        path: the directory or file given to :meth:`load`.
+        vocab_size: highest id + 1 (ids may have holes; added tokens count).
+        bos_id, eos_id, unk_id, pad_id: ids of the special roles, ``None`` where the tokenizer has none.
+        digest: SHA-256 (hex) of everything that determines the ids of a text: vocabulary, merges, normalizer,
+            pre-tokenizer and added tokens. Neither the path and formatting of the file nor the post-processor,
+            truncation, padding and decoder enter it, since they do not change plain ids.
+        files: what to copy beside a model that uses this tokenizer.
+        backend_json: the parsed ``tokenizer.json``; ``None`` for a sentencepiece model.
+    """
+
+    def __init__(self, path: Path, backend: Any, tokens: list[str | None], digest: str, roles: dict[str, int | None],
+                 files: list[Path], backend_json: dict | None) -> None:
+        self.path = path
+        self.vocab_size = len(tokens)
+        self.digest = digest
+        self.files = files
+        self.backend_json = backend_json
+        self.bos_id, self.eos_id, self.unk_id, self.pad_id = (roles[role] for role in ROLES)
+        self._backend = backend
+        self._tokens = tokens
+
+    @classmethod
+    def load(cls, path: str | Path) -> Tokenizer:
+        """Read the tokenizer in a directory, or a ``tokenizer.json`` / sentencepiece ``.model`` file itself.
+
+        Raises:
+            ConfigError: nothing usable is there, or a special token named in the configuration does not exist.
+            DataError: the file is there but broken.
+        """
+        path = Path(path)
+        file = _vocabulary_file(path)
+        if file.suffix == ".json":
+            parsed = _read_json(file)
+            backend: Any = _RustBackend(file, parsed)
+            digest_of = canonical_json(parsed)
+        else:
+            parsed = None
+            backend = _SentencePieceBackend(file)
+            digest_of = canonical_sentencepiece(file)
+        # A file under a name of its own (german.model) stands alone; a canonically named one has companions.
+        folder = file.parent if file.name in COMPANIONS else None
+        tokens = backend.tokens()
+        roles = _roles(folder, backend, tokens)
+        files = [folder / name for name in COMPANIONS if (folder / name).is_file()] if folder else [file]
+        digest = hashlib.sha256(json.dumps(digest_of, ensure_ascii=True, sort_keys=True).encode()).hexdigest()
+        return cls(path, backend, tokens, digest, roles, files, parsed)
+
+    def __reduce__(self) -> tuple:
+        return Tokenizer.load, (self.path,)  # worker processes read the file again
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Ids of each text alone, int32: no BOS or EOS is added, and the spelling of a special token inside a text
+        is plain text, so that no document can forge one.
+
+        Raises:
+            DataError: a text is not valid Unicode (a lone surrogate).
+        """
+        texts = list(texts)
+        for number, text in enumerate(texts):  # the libraries differ: some raise, some replace the character
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise DataError(
+                    f"text {number} of this batch contains the lone surrogate U+{ord(text[error.start]):04X} at character "
+                    f"{error.start}, which is not Unicode text; repair or drop the document."
+                ) from None
+        return self._backend.encode(texts)
+
+    def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
+        """The text of some ids. sentencepiece models never show their control tokens."""
+        return self._backend.decode([int(i) for i in ids], skip_special_tokens)
+
+    def tokens(self) -> list[str | None]:
+        """Raw vocabulary strings by id (``Ġ``, ``▁``, ``<0x0A>`` … as stored), ``None`` where an id is unused."""
+        return list(self._tokens)
+
+
+class _RustBackend:
+    """A ``tokenizer.json`` behind the ``tokenizers`` library."""
+
+    def __init__(self, file: Path, parsed: dict) -> None:
+        from tokenizers import Tokenizer as RustTokenizer
+
+        try:
+            self.full = self.plain = RustTokenizer.from_str(file.read_text(encoding="utf-8"))
+            if parsed.get("model", {}).get("type") == "Unigram":
+                self.plain = RustTokenizer.from_str(json.dumps(_without_special_pieces(parsed)))
+        except Exception as error:  # the library raises bare Exception for every malformed file
+            reason = " ".join(str(error).split())
+            raise DataError(f"{file} is not a tokenizer that the tokenizers library can read: {reason}.") from None
+        self.plain.encode_special_tokens = True
+        self.plain.no_truncation()
+        self.plain.no_padding()
+
+    def encode(self, texts: list[str]) -> list[np.ndarray]:
+        encodings = self.plain.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+
+    def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+        return self.full.decode(ids, skip_special_tokens=skip_special_tokens)
+
+    def tokens(self) -> list[str | None]:
+        vocabulary = self.full.get_vocab(with_added_tokens=True)
+        tokens: list[str | None] = [None] * (max(vocabulary.values(), default=-1) + 1)
+        for token, index in vocabulary.items():
+            tokens[index] = token
+        return tokens
+
+    def special_tokens(self) -> dict[str, int]:
+        return {t.content: i for i, t in self.full.get_added_tokens_decoder().items() if t.special}
+
+    def own_roles(self) -> dict[str, int]:
+        return {}
+
+
+class _SentencePieceBackend:
+    """A sentencepiece ``.model``."""
+
+    def __init__(self, file: Path) -> None:
+        from sentencepiece import SentencePieceProcessor
+
+        try:
+            self.model = SentencePieceProcessor(model_proto=file.read_bytes())
+            self.size = self.model.get_piece_size()
+        except Exception as error:
+            raise DataError(f"{file} is not a sentencepiece model: {' '.join(str(error).split())}.") from None
+        if not self.size:
+            raise DataError(f"{file} is not a sentencepiece model: it holds no pieces.")
+
+    def encode(self, texts: list[str]) -> list[np.ndarray]:
+        return [np.array(self.model.encode(text), dtype=np.int32) for text in texts]
+
+    def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+        return self.model.decode(ids)
+
+    def tokens(self) -> list[str | None]:
+        return [self.model.id_to_piece(i) for i in range(self.size)]
+
+    def special_tokens(self) -> dict[str, int]:
+        special = (i for i in range(self.size) if self.model.is_control(i) or self.model.is_unknown(i))
+        return {self.model.id_to_piece(i): i for i in special}
+
+    def own_roles(self) -> dict[str, int]:
+        ids = {role: getattr(self.model, f"{role}_id")() for role in ROLES}
+        return {role: index for role, index in ids.items() if index >= 0}
+
+
+def _vocabulary_file(path: Path) -> Path:
+    if path.is_file():
+        if path.suffix not in (".json", ".model"):
+            raise ConfigError(f"{path} is neither a tokenizer.json nor a sentencepiece .model file.")
+        return path
+    if not path.is_dir():
+        raise ConfigError(f"no tokenizer at {path}: neither a directory nor a file.")
+    for name in ("tokenizer.json", "tokenizer.model"):
+        if (path / name).is_file():
+            return path / name
+    old = [name for name in ("vocab.json", "vocab.txt", "merges.txt") if (path / name).is_file()]
+    hint = (
+        f" It has {' and '.join(old)} only: load it with transformers' AutoTokenizer and save_pretrained() it once."
+        if old else ""
+    )
+    raise ConfigError(f"{path} holds neither tokenizer.json nor tokenizer.model.{hint}")
+
+
+def _read_json(file: Path) -> dict:
+    try:
+        parsed = json.loads(file.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise DataError(f"{file}:{error.lineno} is not JSON: {error.msg}.") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} is not UTF-8 text: {error.reason} at byte {error.start}.") from None
+    if not isinstance(parsed, dict):
+        raise DataError(f"{file} holds a JSON {type(parsed).__name__} where an object is expected.")
+    return parsed
+
+
+def _without_special_pieces(parsed: dict) -> dict:
+    """A Unigram model finds its own control pieces in raw text (they carry a score like any other piece, unlike in
+    sentencepiece); the copy used to encode has them under a spelling that no text contains, at the same ids."""
+    model = parsed["model"]
+    special = {t["content"] for t in parsed.get("added_tokens") or [] if t.get("special")}
+    vocabulary = [[f"\U0010ffff{i}" if p in special else p, s] for i, (p, s) in enumerate(model["vocab"])]
+    kept = [t for t in parsed.get("added_tokens") or [] if not t.get("special")]
+    return {**parsed, "model": {**model, "vocab": vocabulary}, "added_tokens": kept, "post_processor": None}
+
+
+def _roles(folder: Path | None, backend: Any, tokens: list[str | None]) -> dict[str, int | None]:
+    """Ids of bos, eos, unk and pad: tokenizer_config.json first, then special_tokens_map.json, what the vocabulary
+    file says itself, the ids in config.json, and well-known spellings among the special tokens last."""
+    named: dict[str, Any] = {}
+    numbered: dict[str, Any] = {}
+    if folder is not None:
+        for name in ("special_tokens_map.json", "tokenizer_config.json"):
+            if (folder / name).is_file():
+                named.update(_read_json(folder / name))
+        if (folder / "config.json").is_file():
+            numbered = _read_json(folder / "config.json")
+    ids = {token: index for index, token in enumerate(tokens) if token is not None}
+    special, own = backend.special_tokens(), backend.own_roles()
+    roles: dict[str, int | None] = {}
+    for role in ROLES:
+        index: int | None
+        if f"{role}_token" in named:
+            index = _named_token(named[f"{role}_token"], role, ids, folder)
+        elif role in own:
+            index = own[role]
+        else:
+            index = _first_id(numbered.get(f"{role}_token_id"), len(tokens))
+            if index is None:
+                index = next((special[s] for s in WELL_KNOWN[role] if s in special), None)
+        roles[role] = index
+    return roles
+
+
+def _named_token(entry: Any, role: str, ids: dict[str, int], folder: Path | None) -> int | None:
+    content = entry.get("content") if isinstance(entry, dict) else entry
+    if content is None or content in ids:
+        return ids.get(content)
+    if role in ("unk", "pad"):  # named out of habit in many files, and needed by nothing here
+        return None
+    raise ConfigError(
+        f"{folder}: {role}_token {content!r} of the configuration is not in the vocabulary; "
+        f"add it to tokenizer.json or name another."
+    )
+
+
+def _first_id(entry: Any, vocab_size: int) -> int | None:
+    """The id in a model's config.json: a number, or a list of which the first counts."""
+    if isinstance(entry, list):
+        entry = entry[0] if entry else None
+    return entry if isinstance(entry, int) and 0 <= entry < vocab_size else None

@@ -1,0 +1,284 @@
+"""Weights of a Hugging Face directory: lazy reading with everything checked at open, and sharded atomic writing.
+
+Safetensors is 8 bytes (little-endian length n), n bytes of JSON (name -> dtype, shape, offsets), then the data.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from megatron_adapt.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Where weights are looked for, in this order.
+WEIGHTS = (
+    "model.safetensors.index.json",
+    "model.safetensors",
+    "pytorch_model.bin.index.json",
+    "pytorch_model.bin",
+)
+
+# safetensors' code -> (name in torch, bytes per element)
+DTYPES = {
+    "F64": ("float64", 8), "F32": ("float32", 4), "F16": ("float16", 2), "BF16": ("bfloat16", 2),
+    "I64": ("int64", 8), "I32": ("int32", 4), "I16": ("int16", 2), "I8": ("int8", 1), "U8": ("uint8", 1),
+    "BOOL": ("bool", 1), "F8_E4M3": ("float8_e4m3fn", 1), "F8_E5M2": ("float8_e5m2", 1),
+}  # fmt: skip
+LONGEST_HEADER = 100_000_000  # the limit of the safetensors library
+
+Info = tuple[tuple[int, ...], str]
+
+
+class WeightReader:
+    """All tensors of a directory, read one at a time. Safetensors, in one file or sharded with an index; a
+    ``pytorch_model.bin`` is read too (without executing what it holds).
+
+    Raises (at construction):
+        CheckpointError: truncated, inconsistent or missing files, with the expected and the actual size.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        kind = next((name for name in WEIGHTS if (self.path / name).is_file()), None)
+        if kind is None:
+            raise CheckpointError(f"{self.path} holds no weights: neither model.safetensors nor its index.")
+        open_file = _SafetensorsFile if "safetensors" in kind else _PickleFile
+        if not kind.endswith(".index.json"):
+            self._files = {kind: open_file(self.path / kind)}
+            self._home = {name: kind for name in self._files[kind].infos}
+            return
+        self._home = _read_index(self.path / kind)
+        self._files = {name: open_file(self.path / name) for name in sorted(set(self._home.values()))}
+        for name, home in self._home.items():
+            if name not in self._files[home].infos:
+                raise CheckpointError(f"{self.path / kind} places {name} in {home}, which does not hold it.")
+        for file, opened in self._files.items():
+            if extra := [name for name in opened.infos if self._home.get(name) != file]:
+                raise CheckpointError(f"{self.path / file} holds {extra[0]}, which {kind} does not place there.")
+
+    def names(self) -> list[str]:
+        """Names of all tensors, file by file, in the order in which they are stored."""
+        return [name for file in self._files.values() for name in file.infos]
+
+    def info(self, name: str) -> Info:
+        """Shape and dtype ("float32", "bfloat16", ...) of a tensor, without reading it."""
+        return self._files[self._home[name]].infos[name]
+
+    def get(self, name: str) -> Tensor:
+        """The tensor on the CPU, mapped from the file where the format allows it."""
+        return self._files[self._home[name]].get(name)
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
+
+    def __enter__(self) -> WeightReader:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+class _SafetensorsFile:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.infos = _read_header(path)
+        self._handle: Any = None
+
+    def get(self, name: str) -> Tensor:
+        if self._handle is None:
+            from safetensors import safe_open
+
+            self._handle = safe_open(self.path, framework="pt", device="cpu").__enter__()
+        return self._handle.get_tensor(name)
+
+    def close(self) -> None:
+        if self._handle is not None:
+            self._handle.__exit__(None, None, None)
+            self._handle = None
+
+
+class _PickleFile:
+    def __init__(self, path: Path) -> None:
+        import torch
+
+        self.path = path
+        if not path.is_file():
+            raise CheckpointError(f"{path} is missing, although the index names it.")
+        try:
+            self._tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            self.infos = {name: (tuple(t.shape), str(t.dtype).split(".")[1]) for name, t in self._tensors.items()}
+        except Exception as error:  # torch raises many kinds for a broken, outdated or unsafe file
+            reason = " ".join(str(error).split())[:200]
+            raise CheckpointError(
+                f"{path} cannot be read ({path.stat().st_size} bytes): {reason} Convert it to safetensors."
+            ) from None
+
+    def get(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+    def close(self) -> None:
+        self._tensors = {}
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    try:
+        parsed = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not JSON: {error}.") from None
+    weight_map = parsed.get("weight_map") if isinstance(parsed, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{path} has no weight_map; it is not an index of weights.")
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or Path(file).name != file:
+            raise CheckpointError(f"{path} places {name} in {file!r}, which is not a file name.")
+    return weight_map
+
+
+def _read_header(path: Path) -> dict[str, Info]:
+    """Names, shapes and dtypes of a safetensors file, whose size is checked to the byte."""
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing, although the index names it.")
+    actual = path.stat().st_size
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        length = int.from_bytes(prefix, "little")
+        if len(prefix) < 8 or length > min(LONGEST_HEADER, actual - 8):
+            wanted = f"at least {8 + length}" if len(prefix) == 8 and length <= LONGEST_HEADER else "more"
+            raise CheckpointError(
+                f"{path} is truncated or not a safetensors file: its header needs {wanted} bytes, found {actual}."
+            )
+        try:
+            header = json.loads(file.read(length))
+            header.pop("__metadata__", None)
+            entries = sorted(header.items(), key=lambda entry: entry[1]["data_offsets"])
+            infos, end = {}, 0
+            for name, entry in entries:
+                infos[name], end = _check_entry(path, name, entry, end)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{path} has a broken header ({type(error).__name__}: {error}).") from None
+    expected = 8 + length + end
+    if actual != expected:
+        what = "truncated" if actual < expected else "longer than its header says"
+        raise CheckpointError(f"{path} is {what}: expected {expected} bytes, found {actual}. Copy the file again.")
+    return infos
+
+
+def _check_entry(path: Path, name: str, entry: dict[str, Any], previous_end: int) -> tuple[Info, int]:
+    """Info of one header entry and where its data ends; entries must fill the file without gap or overlap."""
+    if entry["dtype"] not in DTYPES:
+        raise CheckpointError(f"{path}: {name} has dtype {entry['dtype']}, which is not supported.")
+    dtype, width = DTYPES[entry["dtype"]]
+    begin, end = entry["data_offsets"]
+    shape = tuple(int(size) for size in entry["shape"])
+    if begin != previous_end or end - begin != math.prod(shape) * width:
+        raise CheckpointError(
+            f"{path}: {name}, {dtype} {list(shape)}, should take {math.prod(shape) * width} bytes from offset "
+            f"{previous_end}; the header says {begin} to {end}."
+        )
+    return (shape, dtype), end
+
+
+class WeightWriter:
+    """Writes ``model.safetensors``, or numbered shards with an index once ``max_shard_bytes`` is passed.
+
+    Files get their final names in :meth:`close`, the index last; until then, and after an error inside a ``with``
+    statement, the directory holds no weights. Memory: one shard.
+
+    Raises:
+        CheckpointError: the directory already holds weights, or writing failed (disk full, ...).
+    """
+
+    def __init__(self, path: str | Path, max_shard_bytes: float = 5e9) -> None:
+        self.path = Path(path)
+        self.max_shard_bytes = max_shard_bytes
+        self._pending: dict[str, Tensor] = {}
+        self._pending_bytes = 0
+        self._shards: list[list[str]] = []
+        self._names: set[str] = set()
+        self._total_bytes = 0
+        if self.path.is_dir() and any((self.path / name).exists() for name in WEIGHTS):
+            raise CheckpointError(f"{self.path} already holds weights; choose another directory or remove them.")
+        self.path.mkdir(parents=True, exist_ok=True)
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Append one tensor (moved to the CPU, dtype kept); a full shard is written at once."""
+        assert name not in self._names, f"{name} was added twice"
+        tensor = tensor.detach().cpu().contiguous()
+        size = tensor.numel() * tensor.element_size()
+        if self._pending and self._pending_bytes + size > self.max_shard_bytes:
+            self._write_shard()
+        self._names.add(name)
+        self._pending[name] = tensor
+        self._pending_bytes += size
+        self._total_bytes += size
+
+    def close(self) -> None:
+        """Write what is pending, and give all files their names."""
+        if self._pending:
+            self._write_shard()
+        count = len(self._shards)
+        files = [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
+        if count == 1:
+            files = ["model.safetensors"]
+        try:
+            for number, file in enumerate(files):
+                os.replace(self._partial(number), self.path / file)
+            if count > 1:
+                weight_map = {name: file for file, names in zip(files, self._shards) for name in names}
+                index = {"metadata": {"total_size": self._total_bytes}, "weight_map": weight_map}
+                partial = self._partial(count)
+                partial.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+                _synchronize(partial)
+                os.replace(partial, self.path / "model.safetensors.index.json")
+            _synchronize(self.path)
+        except OSError as error:
+            self.discard()
+            raise CheckpointError(f"could not write the weights to {self.path}: {error}.") from None
+
+    def discard(self) -> None:
+        """Remove everything that has no final name yet."""
+        for number in range(len(self._shards) + 1):
+            self._partial(number).unlink(missing_ok=True)
+        self._pending = {}
+
+    def __enter__(self) -> WeightWriter:
+        return self
+
+    def __exit__(self, kind: type | None, *exception: object) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.discard()
+
+    def _partial(self, number: int) -> Path:
+        return self.path / f".weights-{number:05d}.partial"
+
+    def _write_shard(self) -> None:
+        from safetensors import SafetensorError
+        from safetensors.torch import save_file
+
+        partial = self._partial(len(self._shards))
+        try:
+            save_file(self._pending, partial, metadata={"format": "pt"})
+            _synchronize(partial)
+        except (OSError, SafetensorError) as error:
+            self.discard()
+            raise CheckpointError(f"could not write the weights to {self.path}: {error}.") from None
+        self._shards.append(list(self._pending))
+        self._pending, self._pending_bytes = {}, 0
+
+
+def _synchronize(path: Path) -> None:
+    """Force a file or directory to disk, so that a rename never precedes its data."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,184 @@
+"""Give a Hugging Face model another vocabulary: new embedding rows, everything else bit for bit as it was."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from megatron_adapt.errors import CheckpointError, ConfigError
+from megatron_adapt.families import find_family
+from megatron_adapt.families.rules import EMBEDDING, OUTPUT, check_weights, redundant_head
+from megatron_adapt.hf.directory import HFDirectory, read_json
+from megatron_adapt.vocab import methods
+from megatron_adapt.vocab.matching import ROLES, Matching, match
+
+if TYPE_CHECKING:
+    from megatron_adapt.families import ModelShape
+    from megatron_adapt.hf.tokenizer import Tokenizer
+    from megatron_adapt.vocab.token_map import TokenMap
+
+# Settings of generation_config.json that name ids of the old vocabulary and have no counterpart in the new one.
+ID_SETTINGS = (
+    "bad_words_ids", "begin_suppress_tokens", "decoder_start_token_id", "force_words_ids", "forced_bos_token_id",
+    "forced_decoder_ids", "forced_eos_token_id", "sequence_bias", "suppress_tokens",
+)  # fmt: skip
+LEGAL = ("LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY")
+
+
+def swap(
+    source_dir: str | Path, tokenizer_dir: str | Path, output_dir: str | Path, method: str, seed: int = 0,
+    pad_to_multiple: int = 1,
+) -> dict[str, Any]:
+    """Write a copy of a model whose vocabulary is that of another tokenizer.
+
+    Only the embedding and, if untied, the output matrix change; dtype and every other tensor stay bit for bit. The new
+    directory has the target's tokenizer files and token ids, and appears under its name when it is complete.
+
+    Args:
+        source_dir: a Hugging Face model directory with its tokenizer.
+        tokenizer_dir: a directory (or tokenizer file) with the new tokenizer.
+        output_dir: must not exist, or be empty.
+        method: a name of ``vocab.methods``.
+        pad_to_multiple: the new matrices have a multiple of this many rows; the rows beyond are drawn.
+    Returns:
+        Sizes, and how many rows were copied, composed and drawn.
+    Raises:
+        ConfigError: unsupported model, unknown method, tokenizer that does not fit the model, occupied output.
+        CheckpointError: broken weights, or failure to write.
+    """
+    from megatron_adapt.hf.tokenizer import Tokenizer
+
+    methods.check(method)
+    if pad_to_multiple < 1:
+        raise ConfigError(f"pad_to_multiple = {pad_to_multiple} is not a positive whole number.")
+    output = Path(output_dir)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ConfigError(f"{output} already exists; choose another directory or remove it.")
+    directory = HFDirectory.open(source_dir)
+    shape = find_family(directory.config, str(directory.config_path)).read_config(
+        directory.config, str(directory.config_path)
+    )
+    source = check_tokenizer(directory.path, shape.vocab_size)
+    target = Tokenizer.load(tokenizer_dir)
+    if target.backend_json is None:
+        raise ConfigError(
+            f"{tokenizer_dir} has no tokenizer.json, and transformers would cut text otherwise than the sentencepiece "
+            f"model does. Convert it to tokenizer.json first."
+        )
+    rows = -(-target.vocab_size // pad_to_multiple) * pad_to_multiple
+    token_map = methods.build(method, target, source).padded(rows)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{output.name}.", suffix=".partial", dir=output.parent) as folder:
+            partial = Path(folder) / output.name
+            partial.mkdir()
+            _write_weights(directory, shape, token_map, seed, partial)
+            _write_configs(directory, target, rows, partial)
+            _copy_files(directory, target, partial)
+            os.replace(partial, output)
+    except OSError as error:
+        raise CheckpointError(f"could not write {output}: {error}.") from None
+    return _report(method, seed, shape, source, target, token_map, match(target, source))
+
+
+def check_tokenizer(model_dir: str | Path, vocab_size: int) -> Tokenizer:
+    """The tokenizer in a model's directory, after making sure that the model has a row for each of its ids.
+
+    Args:
+        vocab_size: rows of the model's embedding matrix.
+    Raises:
+        ConfigError: ids beyond the rows.
+    """
+    from megatron_adapt.hf.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.load(model_dir)
+    if tokenizer.vocab_size > vocab_size:
+        beyond = [repr(token) for token in tokenizer.tokens()[vocab_size:] if token is not None]
+        raise ConfigError(
+            f"{model_dir}: the tokenizer has ids up to {tokenizer.vocab_size - 1}, but the model only {vocab_size} "
+            f"rows (vocab_size). Without a row: {', '.join(beyond[:4])}{', ...' if len(beyond) > 4 else ''}. "
+            f"Remove these tokens or use the tokenizer the model was trained with."
+        )
+    return tokenizer
+
+
+def _write_weights(directory: HFDirectory, shape: ModelShape, token_map: TokenMap, seed: int, output: Path) -> None:
+    from megatron_adapt.hf.weights import WeightWriter
+
+    family = find_family(directory.config, str(directory.config_path))
+    vocabulary = {rule.hf[0]: rule.megatron for rule in family.rules if rule.megatron in (EMBEDDING, OUTPUT)}
+    with directory.weights() as reader:
+        check_weights(family, shape, reader)
+        redundant = redundant_head(family, shape, reader)
+        with WeightWriter(output) as writer:
+            for name in reader.names():
+                if name in vocabulary and name != redundant:
+                    writer.add(name, token_map.apply(reader.get(name), seed, vocabulary[name]))
+                elif name != redundant:
+                    writer.add(name, reader.get(name))
+
+
+def _write_configs(directory: HFDirectory, target: Tokenizer, rows: int, output: Path) -> None:
+    ids = {"bos_token_id": target.bos_id, "eos_token_id": target.eos_id, "pad_token_id": target.pad_id}
+    _write_json(output / "config.json", {**directory.config, "vocab_size": rows, **ids})
+    generation = directory.generation_config()
+    if generation is not None:
+        kept = {key: value for key, value in generation.items() if key not in ID_SETTINGS}
+        _write_json(output / "generation_config.json", {**kept, **ids})
+
+
+def _copy_files(directory: HFDirectory, target: Tokenizer, output: Path) -> None:
+    """The target's tokenizer files, and the source's licence: other files may speak of the old vocabulary."""
+    settings: dict[str, Any] = {}
+    for file in target.files:
+        if file.name == "tokenizer_config.json":
+            settings = read_json(file) or {}
+        else:  # a lone vocabulary file may have a name of its own
+            shutil.copyfile(file, output / (file.name if len(target.files) > 1 else "tokenizer.json"))
+    tokens = target.tokens()
+    roles = {f"{role}_token": getattr(target, f"{role}_id") for role in ROLES}
+    spelled = {name: tokens[index] for name, index in roles.items() if index is not None}
+    # Named classes (LlamaTokenizer, ...) are rebuilt by transformers 5 from the vocabulary, without the normalizer that
+    # tokenizer.json declares: other ids. The generic class reads the file as it is.
+    settings = {**spelled, **settings, "tokenizer_class": "PreTrainedTokenizerFast"}
+    # Nor may it add a token that is named but not in the vocabulary (a [PAD], say): the model has no row for it.
+    settings = {name: value for name, value in settings.items() if name not in roles or name in spelled}
+    _write_json(output / "tokenizer_config.json", settings)
+    for file in directory.path.iterdir():
+        if file.is_file() and file.name.upper().startswith(LEGAL):
+            shutil.copyfile(file, output / file.name)
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _report(
+    method: str, seed: int, shape: ModelShape, source: Tokenizer, target: Tokenizer, token_map: TokenMap,
+    matching: Matching,
+) -> dict[str, Any]:
+    warnings = []
+    if target.bos_id is not None and matching.source_ids[target.bos_id] < 0:
+        warnings.append(
+            "the target has a BOS token and the source has none: its row is new, although attention often rests on the "
+            "first position"
+        )
+    return {
+        "method": method,
+        "seed": seed,
+        "tied": shape.tied,
+        "source_vocab_size": source.vocab_size,
+        "source_rows": shape.vocab_size,
+        "target_vocab_size": target.vocab_size,
+        "target_rows": token_map.rows,
+        "overlap": matching.counts(),
+        **token_map.counts(),
+        "warnings": warnings,
+    }

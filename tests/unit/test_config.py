@@ -1,0 +1,246 @@
+"""The schema of a recipe: how numbers are read, and every message about a wrong key or value."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from recipe_samples import BASE, BASE_PHASE, SCRATCH, edited, problems, write
+
+from megatron_adapt.config import Recipe, Strict
+from megatron_adapt.config_types import integer, number, selected_layers
+from megatron_adapt.recipe import load
+
+# -- numbers ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("written, value", [
+    ("8", 8), ("2K", 2000), ("500M", 500_000_000), ("10B", 10**10), ("5G", 5 * 10**9), ("1.5T", 1_500_000_000_000),
+    ("1e6", 10**6), ("'1e6'", 10**6), ("1_000", 1000), ("2.5e3", 2500), ("100.0", 100), ("3 k", 3000),
+    ("9007199254740993", 9007199254740993), ("9.007199254740993T", 9007199254740.993), ("0x10", 16),
+])
+def test_whole_numbers(tmp_path, written, value):
+    text = edited(("tokens: 500M", f"tokens: {written}"))
+    if isinstance(value, int):
+        tokens = load([write(tmp_path, text)]).phases[0].tokens
+        assert tokens == value and isinstance(tokens, int)
+    else:
+        assert "expected a whole number" in problems(tmp_path, text)[0]
+
+
+@pytest.mark.parametrize("written", [
+    "1.5", "abc", "1e-4", "5X", "", "true", "[1]", "{a: 1}", ".inf", ".nan", "1e999", "'1e9999'", "'1e999999999'", "K",
+])
+def test_what_is_no_whole_number(tmp_path, written):
+    (line,) = problems(tmp_path, edited(("batch_size: 64", f"batch_size: {written}")))
+    assert line.startswith("recipe.yaml:16: phases[0].batch_size: expected a whole number (such as 8, 2K or 500M), got")
+
+
+@pytest.mark.parametrize("written, value", [
+    ("1e-4", 1e-4), ("'1e-4'", 1e-4), ("1", 1.0), (".5", 0.5), ("2K", 2000.0), ("1E-4", 1e-4),
+])
+def test_numbers(tmp_path, written, value):
+    assert load([write(tmp_path, edited(("lr: 1e-3", f"lr: {written}")))]).phases[0].optimizer.lr == value
+
+
+def test_bytes_take_the_two_spellings(tmp_path):
+    path = write(tmp_path, BASE)
+    assert load([path], ["export.max_shard_size=2GB"]) == load([path], ["export.max_shard_size=2G"])
+    assert load([path], ["evaluation.max_bytes=null"]).evaluation.max_bytes is None
+
+
+@given(st.integers(-(10**30), 10**30))
+def test_integers_stay_exact(value):
+    assert integer(value) == integer(str(value)) == value
+
+
+@given(st.integers(0, 10**6), st.integers(0, 3), st.sampled_from(["", "K", "M", "B", "G", "T", "k", "m"]))
+def test_suffixes_are_decimal(units, digits, suffix):
+    scale = {"": 0, "K": 3, "M": 6, "B": 9, "G": 9, "T": 12}[suffix.upper()]
+    text = f"{units / 10**digits:.{digits}f}{suffix}"
+    assert number(text) == pytest.approx(units * 10.0 ** (scale - digits), rel=1e-15)
+    if scale >= digits:
+        assert integer(text) == units * 10 ** (scale - digits)
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False, min_value=-1e30, max_value=1e30))
+def test_floats_stay_exact(value):
+    assert number(value) == number(repr(value)) == value
+
+
+@given(st.one_of(st.text(), st.none(), st.booleans(), st.lists(st.integers()), st.just(math.inf), st.just(math.nan)))
+def test_anything_else_is_a_value_error(value):
+    for read in (integer, number):
+        try:
+            assert math.isfinite(read(value)) and isinstance(value, str)
+        except ValueError as error:
+            assert str(error).startswith("expected a ")
+
+
+def test_every_key_is_described():
+    models = Strict.__subclasses__()
+    assert len(models) > 10 and Recipe in models
+    for model in models:
+        assert all(field.description for field in model.model_fields.values()), model
+        assert set(model.alternatives) <= set(model.model_fields)
+
+
+def test_selected_layers():
+    assert list(selected_layers("layers[1:3]", 4)) == [1, 2] and list(selected_layers("layers[-1:]", 4)) == [3]
+    assert list(selected_layers("layers[:]", 2)) == [0, 1] and list(selected_layers("layers[4:9]", 4)) == []
+    assert selected_layers("norms", 4) is None and selected_layers("regex:layers[0:1]", 4) is None
+
+
+# -- messages: the schema --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("old, new, expected", [
+    ("{lr: 1e-4}", "{lrr: 1e-4}", "26: phases[1].optimizer.lrr: unknown key. Did you mean 'lr'?"),
+    ("{lr: 1e-4}", "{}", "26: phases[1].optimizer.lr: missing; peak learning rate"),
+    ("    steps: 100\n", "    steps: 100\n    lr: 1\n", "24: phases[1].lr: unknown key. Did you mean 'optimizer.lr'?"),
+    ("  source: base", "  zzz: 1\n  source: base", "4: model.zzz: unknown key. Known keys: source, from_scratch."),
+    ("name: german\n", "", "1: name: missing; name of the run"),
+    ("  - name: full\n    data:", "  - data:", "19: phases[1].name: missing; name of the phase, also of its directory"),
+    ("name: german\n", "name: 5\n",
+     "1: name: expected text, got the number 5; put it in quotes if it is meant as text"),
+    ("name: german\n", "name:\n", "1: name: expected text, got nothing"),
+    ("name: german\n", "name: ' '\n", "1: name: expected text, got ' '"),
+    ("name: full", "name: 1st try",
+     "19: phases[1].name: expected a name (letters, digits, '-' and '_', starting with a letter), "
+     "got '1st try'"),
+    ("phases:\n", "  en.v1: {path: x}\nphases:\n",
+     "10: data.en.v1: expected a name (letters, digits, '-' and '_', starting with a "
+     "letter), got 'en.v1'"),
+    ("{lr: 1e-4}", "1e-4", "26: phases[1].optimizer: expected a mapping (key: value lines), got the number 0.0001"),
+    ("data: {german: 1}", "data: [german]", "13: phases[0].data: expected a mapping (key: value lines), got a list"),
+    ("data: {german: 1}", "data: {}", "13: phases[0].data: must not be empty"),
+    ("data: {german: 1}", "data: {german: 0}", "13: phases[0].data.german: must be greater than 0, got 0"),
+    ("batch_size: 64", "batch_size: 0", "16: phases[0].batch_size: must be at least 1, got 0"),
+    ("held_out: 0.01", "held_out: 0.6", "8: data.german.held_out: must be at most 0.5, got 0.6"),
+    ("{lr: 1e-4}", "{lr: 1e-4, beta1: 1}", "26: phases[1].optimizer.beta1: must be less than 1, got 1"),
+    ("{lr: 1e-4}", "{lr: fast}",
+     "26: phases[1].optimizer.lr: expected a number (such as 0.1, 1e-4 or 500M), got 'fast'"),
+    ("{lr: 1e-4}", "{lr: 1e99}", "26: phases[1].optimizer.lr: expected a number (such as 0.1, 1e-4 or 500M), "
+     "got the number 1e+99, which is too large"),
+    ("name: german\n", "name: german\nprecision: bf61\n",
+     "2: precision: expected 'fp32' or 'bf16', got 'bf61'. Did you mean 'bf16'?"),
+    ("name: german\n", "name: german\nprecision: 16\n", "2: precision: expected 'fp32' or 'bf16', got the number 16"),
+    ("name: german\n", "name: german\nparallel: {sequence: yes}\n",
+     "2: parallel.sequence: expected true or false, got 'yes'"),
+    ("[en-1.txt, en-2.txt]", "{a: b}", "9: data.english.path: expected text or a list of texts, got a mapping"),
+    ("[en-1.txt, en-2.txt]", "[]", "9: data.english.path: must not be an empty list"),
+    ("[en-1.txt, en-2.txt]", "[true]",
+     "9: data.english.path: expected text, got true; put it in quotes if it is meant as text"),
+    ("tokenizer: tok/german", "tokenizer: tok/german\n  compare: mean",
+     "7: vocabulary.compare: expected a list, got 'mean'"),
+    ("tokenizer: tok/german", "tokenizer: 5",
+     "6: vocabulary.tokenizer: expected the path of a tokenizer or a mapping with "
+     "'path' or 'train', got the number 5"),
+    ("tokenizer: tok/german", "tokenizer: {train: {corpora: [german], vocab_size: 299}}",
+     "6: vocabulary.tokenizer.train.vocab_size: must be at least 300, got 299"),
+    ("[embedding, output]", "embeddings",
+     "12: phases[0].train: unknown part of a model 'embeddings'. Did you mean 'embedding'?"),
+    ("[embedding, output]", "xyz",
+     "12: phases[0].train: unknown part of a model 'xyz'. Known parts, besides 'layers[a:b]' and "
+     "'regex:...': all, embedding, output, norms."),
+    ("[embedding, output]", "[all, 'layers[2]']", "12: phases[0].train: expected layers[a:b] such as 'layers[0:4]' or "
+     "'layers[-2:]', got 'layers[2]'"),
+    ("[embedding, output]", "layers[4:4]",
+     "12: phases[0].train: 'layers[4:4]' selects no layer; the first number must be below "
+     "the second"),
+    ("[embedding, output]", "layers[:0]",
+     "12: phases[0].train: 'layers[:0]' selects no layer; the first number must be below "
+     "the second"),
+    ("[embedding, output]", "'regex:('",
+     "12: phases[0].train: '(' is not a valid regular expression: missing ), unterminated "
+     "subpattern at position 0"),
+])
+def test_schema_messages(tmp_path, old, new, expected):
+    assert problems(tmp_path, edited((old, new))) == [f"recipe.yaml:{expected}"]
+
+
+def test_missing_mappings_are_told_once_each(tmp_path):
+    assert problems(tmp_path, "seed: 1\n") == [
+        "recipe.yaml:1: name: missing; name of the run",
+        "recipe.yaml:1: output: missing; directory for everything the run writes",
+        "recipe.yaml:1: model: missing; where the weights come from",
+        "recipe.yaml:1: data: missing; the corpora by name",
+        "recipe.yaml:1: phases: missing; the phases of training, in order",
+    ]
+    text = BASE[: BASE.index("  - name: embeddings")]
+    assert problems(tmp_path, text.replace("phases:", "phases: []")) == ["recipe.yaml:10: phases: must not be empty"]
+    assert problems(tmp_path, text.replace("phases:", "phases: {full: {}}")) == [
+        "recipe.yaml:10: phases: expected a list, got a mapping"]
+
+
+# -- messages: between keys ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("changes, expected", [
+    ([("  source: base", "  source: null")], "3: model: one of 'source' or 'from_scratch' is needed"),
+    ([("  source: base\n", "  source: base\n" + SCRATCH)],
+     "5: model.from_scratch: only one of 'source' or 'from_scratch' can be given, not 'source' and 'from_scratch'"),
+    ([("tokenizer: tok/german", "tokenizer: {}")], "6: vocabulary.tokenizer: one of 'path' or 'train' is needed"),
+    ([("    steps: 100\n", "")], "19: phases[1]: one of 'tokens', 'steps' or 'epochs' is needed"),
+    ([("    steps: 100\n", "    steps: 100\n    epochs: 1\n")],
+     "24: phases[1].epochs: only one of 'tokens', 'steps' or 'epochs' can be given, not 'steps' and 'epochs'"),
+    ([("held_out: 0.01", "held_out: 0.01, held_out_path: x")],
+     "8: data.german.held_out_path: only one of 'held_out' or 'held_out_path' can be given, "
+     "not 'held_out' and 'held_out_path'"),
+    ([("data: {german: 1}", "data: {germn: 1}")],
+     "13: phases[0].data.germn: unknown corpus 'germn'. Did you mean 'german'?"),
+    ([("data: {german: 1}", "data: {fr: 1}")],
+     "13: phases[0].data.fr: unknown corpus 'fr'. Corpora under data: german, english."),
+    ([("tokenizer: tok/german", "tokenizer: {train: {corpora: [germn], vocab_size: 2K}}")],
+     "6: vocabulary.tokenizer.train.corpora[0]: unknown corpus 'germn'. Did you mean 'german'?"),
+    ([("name: german\n", "name: german\nevaluation: {corpora: [german, englsh]}\n")],
+     "2: evaluation.corpora[1]: unknown corpus 'englsh'. Did you mean 'english'?"),
+    ([("name: german\n", "name: german\nevaluation: {corpora: [english]}\n")],
+     "2: evaluation.corpora[0]: 'english' has no held-out text; "
+     "set data.english.held_out or data.english.held_out_path"),
+    ([("batch_size: 8", "batch_size: 9\n    micro_batch_size: 2"), ("output: ", "parallel: {data: 2}\noutput: ")],
+     "26: phases[1].batch_size: 9 is not divisible by micro_batch_size x parallel.data = 2 x 2 = 4; use 8 or 12"),
+    ([("batch_size: 8", "batch_size: 8\n    micro_batch_size: 16")],
+     "25: phases[1].batch_size: 8 is not divisible by micro_batch_size x parallel.data = 16 x 1 = 16; use 16"),
+    ([("name: full", "name: embeddings")],
+     "19: phases[1].name: another phase is already named 'embeddings'; names must differ"),
+    ([("name: german\n", "name: german\nparallel: {sequence: true}\n")],
+     "2: parallel.sequence: sequence parallelism needs parallel.tensor above 1"),
+    ([("output: ", "parallel: {sequence: true, tensor: 3}\noutput: "), ("length: 2K", "length: 3K")],
+     "25: phases[1].sequence_length: 128 is not divisible by parallel.tensor = 3, which sequence parallelism needs"),
+    ([("    steps: 100\n", "    steps: 100\n    schedule: {warmup: 1.5}\n")],
+     "24: phases[1].schedule.warmup: 1.5 is neither a share of the steps (below 1) nor a whole number of steps"),
+    ([("    steps: 100\n", "    steps: 100\n    schedule: {decay: 0.2}\n")],
+     "24: phases[1].schedule.decay: only 'wsd' has a decay of its own, not 'cosine'; remove it or set type: wsd"),
+    ([("    steps: 100\n", "    steps: 100\n    schedule: {type: wsd, warmup: 0.5, decay: 0.6}\n")],
+     "24: phases[1].schedule.decay: warmup and decay together are more than all steps"),
+    ([("tokenizer: tok/german", "tokenizer: tok/german\n  compare: [random, copy]")],
+     "7: vocabulary.compare[1]: 'copy' is already run; list each method once, without vocabulary.method"),
+    ([("  source: base\n", SCRATCH.replace("llama,", "llama, vocab_size: 10,"))],
+     "5: model.from_scratch.config.vocab_size: remove it: the size of the vocabulary comes from the tokenizer"),
+])
+def test_cross_checks(tmp_path, changes, expected):
+    assert problems(tmp_path, edited(*changes)) == [f"recipe.yaml:{expected}"]
+
+
+def test_pretraining_phases_need_a_swap(tmp_path):
+    text = edited(("  source: base\n", SCRATCH + BASE_PHASE))
+    assert load([write(tmp_path, text)]).model.from_scratch.phases[0].name == "base"
+    assert problems(tmp_path, text.replace("vocabulary:\n  tokenizer: tok/german\n", "")) == [
+        "recipe.yaml:7: model.from_scratch.phases: these phases precede a swap of the vocabulary, but there is none; "
+        "move them to 'phases'"]
+    broken = text.replace("{english: 1}", "{englsh: 1}").replace("name: base", "name: full")
+    assert problems(tmp_path, broken) == [
+        "recipe.yaml:8: model.from_scratch.phases[0].data.englsh: unknown corpus 'englsh'. Did you mean 'english'?",
+        "recipe.yaml:23: phases[1].name: another phase is already named 'full'; names must differ"]
+
+
+def test_methods_are_checked_where_they_are_known(tmp_path):
+    overrides = ["vocabulary.method=copi", "vocabulary.compare=[zzz]"]
+    assert problems(tmp_path, overrides=overrides) == []
+    assert problems(tmp_path, overrides=overrides, methods=["copy", "mean"]) == [
+        "override 'vocabulary.method=copi': vocabulary.method: unknown method 'copi'. Did you mean 'copy'?",
+        "override 'vocabulary.compare=[zzz]': vocabulary.compare[0]: unknown method 'zzz'. Known methods: copy, mean."]
+    assert problems(tmp_path, methods=["copy"]) == []

@@ -1,0 +1,138 @@
+"""Tokenizing that fails: in which words, and that it leaves nothing half-written."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from harness import ROOT
+from test_preprocess import ByteTokenizer, corpus, files, held_out
+
+from megatron_adapt.data.preprocess import open_corpus, preprocess
+from megatron_adapt.errors import ConfigError, DataError
+
+
+def test_one_folder_holds_one_held_out_text(tmp_path):
+    source = corpus(tmp_path / "in", "a", "b")
+    out = tmp_path / "out"
+    preprocess(source, ByteTokenizer(), out / "german", held_out=0.5)
+    preprocess(source, ByteTokenizer(), out / "german", held_out=0.5)
+    preprocess(source, ByteTokenizer(), out / "english")
+    with pytest.raises(ConfigError, match="held_out.jsonl belongs to the corpus german; give english a folder of"):
+        preprocess(source, ByteTokenizer(), out / "english", held_out=0.5)
+    assert held_out(out) == ["b"]
+
+
+@pytest.mark.parametrize("batch_bytes", [1, 1 << 20])
+def test_failure_leaves_the_former_corpus(tmp_path, batch_bytes):
+    source = corpus(tmp_path / "in", "a", "b", "c", "d")
+    out = tmp_path / "out"
+    preprocess(source, ByteTokenizer(), out / "c", held_out=0.5)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    with source.open("a") as stream:
+        stream.write('{"text": 1}\n')
+    with pytest.raises(DataError, match=r"in.jsonl:5: the value of 'text' is a JSON number instead of a string"):
+        preprocess(source, ByteTokenizer(), out / "c", held_out=0.25, batch_bytes=batch_bytes)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_interruption_leaves_nothing(tmp_path):
+    def interrupt(_: object) -> None:
+        raise KeyboardInterrupt
+
+    source = corpus(tmp_path / "in", *"abcdef")
+    with pytest.raises(KeyboardInterrupt):
+        preprocess(source, ByteTokenizer(), tmp_path / "out" / "c", held_out=0.5, batch_bytes=1, on_progress=interrupt)
+    assert files(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("blocked", ["c.json.tmp", "held_out.jsonl.tmp", "held_out.jsonl"])
+def test_file_that_cannot_be_written(tmp_path, blocked):
+    out = tmp_path / "out"
+    (out / blocked).mkdir(parents=True)
+    with pytest.raises(DataError, match=f"cannot write .*{re.escape(blocked)}.*: Is a directory"):
+        preprocess(corpus(tmp_path / "in", "a", "b"), ByteTokenizer(), out / "c", held_out=0.5)
+    assert not (out / "c.json").exists() and not list(out.glob("*.[bi]??.tmp"))
+    with pytest.raises(DataError, match="c.json is missing: the corpus .*c does not exist or is unfinished"):
+        open_corpus(out / "c")
+
+
+def test_folder_that_cannot_be_made(tmp_path):
+    source = corpus(tmp_path, "a")
+    with pytest.raises(DataError, match="cannot write .*in.jsonl: (File exists|Not a directory)"):
+        preprocess(source, ByteTokenizer(), source / "c")
+
+
+def test_full_disk(tmp_path):
+    """A limit on file sizes fails the same calls as a full disk; here the held-out text meets it first."""
+    code = (
+        "import resource, sys; sys.path[:0] = sys.argv[1:3]\n"
+        "from test_preprocess import ByteTokenizer, DataError, preprocess\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20,) * 2)\n"
+        "try: preprocess(sys.argv[3], ByteTokenizer(), sys.argv[4], held_out=0.9)\n"
+        "except DataError as error: print(error)\n"
+    )
+    source = corpus(tmp_path / "in", *("x" * 100_000 for _ in range(40)))
+    command = [sys.executable, "-c", code, str(ROOT / "tests"), str(ROOT / "tests" / "unit"), str(source)]
+    result = subprocess.run([*command, str(tmp_path / "out" / "c")], capture_output=True, text=True, cwd=ROOT)
+    assert result.stdout.startswith("cannot write ") and "held_out.jsonl.tmp: File too large" in result.stdout, result
+    assert files(tmp_path / "out") == []
+
+
+def test_full_disk_at_the_end_leaves_the_former_corpus(tmp_path, monkeypatch):
+    source = corpus(tmp_path / "in", "a", "b")
+    out = tmp_path / "out"
+    preprocess(source, ByteTokenizer(), out / "c")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    if not os.access("/dev/full", os.W_OK):
+        pytest.skip("needs /dev/full")
+    (out / "c.idx.tmp").symlink_to("/dev/full")
+    with pytest.raises(DataError, match="cannot write .*c.idx.tmp: No space left on device; .*c was not completed"):
+        preprocess(source, ByteTokenizer(), out / "c", append_eod=False)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"held_out": 1.0}, "held_out is a share of the documents, at least 0 and below 1, not 1.0"),
+        ({"held_out": -0.1}, "held_out is a share of the documents, at least 0 and below 1, not -0.1"),
+        ({"held_out": float("nan")}, "held_out is a share of the documents, at least 0 and below 1, not nan"),
+        ({"held_out": 0.1, "held_out_path": "valid.jsonl"}, "give either held_out, a share of the corpus, or held_out"),
+        ({"max_documents": 0}, "max_documents must be at least 1, not 0"),
+        ({"batch_bytes": 0}, "batch_bytes must be at least 1, not 0"),
+        ({"output_prefix": "."}, "the output prefix '.' has no file name; name it like corpus"),
+        ({"held_out_path": "in.jsonl"}, "in.jsonl is both training and held-out text; name another file for one"),
+        ({"paths": "c.json"}, "c.json is an input and would be overwritten; choose another prefix than c"),
+        ({"paths": "held_out.jsonl", "held_out": 0.5}, "held_out.jsonl is an input and would be overwritten"),
+        ({"held_out_path": "held_out.jsonl"}, "held_out.jsonl is an input and would be overwritten"),
+    ],
+)
+def test_bad_arguments(tmp_path, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    for name in ("in.jsonl", "valid.jsonl", "c.json", "held_out.jsonl"):
+        corpus(Path(), "a", "b", name=name)
+    before = files(tmp_path)
+    with pytest.raises(ConfigError, match=message):
+        preprocess(**{"paths": "in.jsonl", "tokenizer": ByteTokenizer(), "output_prefix": "c", **options})
+    assert files(tmp_path) == before
+
+
+def test_bad_data(tmp_path):
+    source = corpus(tmp_path, "abc", "d")
+    for tokenizer, options, message in (
+        (ByteTokenizer(eos_id=None), {}, r"the tokenizer byte-tokenizer has no EOD \(end-of-text\) token to append"),
+        (ByteTokenizer(bos_id=None), {"append_bos": True}, "the tokenizer byte-tokenizer has no BOS token to append"),
+        (ByteTokenizer(vocab_size=99), {}, "c: document 0 contains the token id 99, but the vocabulary has the ids"),
+    ):
+        with pytest.raises(DataError, match=message):
+            preprocess(source, tokenizer, tmp_path / "out" / "c", **options)
+    source.write_text('{"text": ""}\n{"text": " "}\nbad\n')
+    message = r"the corpus .*in.jsonl is empty: no text becomes a token \(1 bad lines were skipped, 2 documents are"
+    with pytest.raises(DataError, match=message):
+        preprocess(source, ByteTokenizer(), tmp_path / "out" / "c", on_error="skip")
+    assert files(tmp_path / "out") == []
