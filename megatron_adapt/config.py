@@ -84,7 +84,7 @@ class Phase(Strict):
     micro_batch_size: Count = Field(1, description="sequences per forward pass of one rank")
     optimizer: Optimizer = Field(description="settings of AdamW")
     schedule: Schedule = Field(default_factory=Schedule, description="learning rate over the steps")
-    evaluate_every: Count | None = Field(None, description="steps between evaluations; null: only at the end")
+    evaluate_every: Count | None = Field(None, description="steps between evaluations while training; null: none")
     save_every: Count | None = Field(None, description="steps between checkpoints; null: only at the end")
     keep_last: Count = Field(1, description="checkpoints of this phase to keep")
     log_every: Count = Field(10, description="steps between log lines")

@@ -7,16 +7,18 @@ the ranks will need, and never runs a tensor operation itself: threads do not su
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable, Sequence
 
 from megatron_adapt.errors import AdaptError
 
@@ -41,8 +43,15 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def fork(world: int, function: Callable[[], None], threads: int | None = None) -> Outcome:
+def fork(
+    world: int,
+    function: Callable[[], None],
+    threads: int | None = None,
+    receive: Callable[[dict[str, Any]], None] | None = None,
+) -> Outcome:
     """Run ``function`` in ``world`` forked processes that can form one gloo group, and wait for them.
+
+    ``receive`` gets every JSON line that they write to the descriptor named by ``MEGATRON_ADAPT_MESSAGES``.
 
     Raises the ranks' ``AdaptError``, or ``StepFailed`` with the traceback of the rank that failed first.
     ``Outcome.stopped`` says that they saved and left after SIGINT / SIGTERM.
@@ -51,19 +60,63 @@ def fork(world: int, function: Callable[[], None], threads: int | None = None) -
     sys.stdout.flush()
     sys.stderr.flush()
     children: dict[int, int] = {}
+    reader, writer = os.pipe()
+    os.set_inheritable(writer, True)
+    os.set_blocking(reader, False)
+    if receive is not None:
+        os.environ["MEGATRON_ADAPT_MESSAGES"] = str(writer)
+    messages = _Messages(reader, receive or (lambda message: None))
     try:
         for rank in range(world):
             pid = os.fork()
             if pid == 0:
                 _child(rank, world, function, folder, threads or max(1, cores() // world))
             children[pid] = rank
-        return _wait(children, folder)
+        os.close(writer)
+        return _wait(children, folder, messages)
     finally:
+        os.environ.pop("MEGATRON_ADAPT_MESSAGES", None)
+        os.close(reader)
         for pid in children:
             _kill(pid, signal.SIGKILL)
         for pid in list(children):
             os.waitpid(pid, 0)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def child(command: Sequence[str]) -> Outcome:
+    """Run a command in the foreground and pass SIGINT / SIGTERM on to it; raises ``StepFailed`` when it fails."""
+    process = subprocess.Popen(command)
+    signals = (signal.SIGINT, signal.SIGTERM)
+    # A terminal sends SIGINT to the whole foreground group: the command has it already.
+    handlers = [signal.signal(signals[0], signal.SIG_IGN), signal.signal(signals[1], lambda n, _: process.send_signal(n))]
+    try:
+        code = process.wait()
+    finally:
+        for number, handler in zip(signals, handlers):
+            signal.signal(number, handler)
+    if code not in (0, STOPPED):
+        raise StepFailed(f"{' '.join(command)} ended with exit code {code}")
+    return Outcome(stopped=code == STOPPED)
+
+
+class _Messages:
+    """Complete JSON lines from a non-blocking pipe."""
+
+    def __init__(self, descriptor: int, receive: Callable[[dict[str, Any]], None]) -> None:
+        self.descriptor, self.receive, self.rest = descriptor, receive, b""
+
+    def poll(self) -> None:
+        while True:
+            try:
+                data = os.read(self.descriptor, 65536)
+            except BlockingIOError:
+                return
+            if not data:
+                return
+            *lines, self.rest = (self.rest + data).split(b"\n")
+            for line in lines:
+                self.receive(json.loads(line))
 
 
 def _child(rank: int, world: int, function: Callable[[], None], folder: Path, threads: int) -> None:
@@ -103,7 +156,7 @@ def run_rank(function: Callable[[], None]) -> int:
     return 0
 
 
-def _wait(children: dict[int, int], folder: Path) -> Outcome:
+def _wait(children: dict[int, int], folder: Path, messages: _Messages) -> Outcome:
     """Reap all children; on the first failure give the others a moment, then kill them and raise."""
     asked: list[int] = []
     handlers = {number: signal.signal(number, lambda n, _: asked.append(n)) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -130,8 +183,10 @@ def _wait(children: dict[int, int], folder: Path) -> Outcome:
                 first = next(iter(failed))
             if deadline is not None and (time.monotonic() > deadline or (folder / f"traceback.{first}").exists()):
                 break
+            messages.poll()
             time.sleep(0.02)
     finally:
+        messages.poll()
         for number, handler in handlers.items():
             signal.signal(number, handler)
     if failed:

@@ -21,10 +21,10 @@ class Chooser:
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
-        self._bags: dict[int, list[int]] = {}
+        self._bags: dict[int, tuple[Sequence, list[int]]] = {}  # with the list itself, so that its id stays taken
 
     def bag(self, entries: Sequence[T]) -> T:
-        left = self._bags.setdefault(id(entries), [])
+        _, left = self._bags.setdefault(id(entries), (entries, []))
         if not left:
             left.extend(range(len(entries)))
             self.random.shuffle(left)
@@ -82,8 +82,9 @@ def sentence(text: str) -> str:
     """Spacing, the capital at the start and the final punctuation of one sentence."""
     text = re.sub(r"\s+", " ", text).strip()
     text = re.sub(r" ([,.;:!?])", r"\1", text)
-    text = re.sub(r",+([,.;:!?])", r"\1", text)
     if text[-1] not in ".!?:“”…":
         text += "."
+    text = re.sub(r",+([,.;:!?“])", r"\1", text)
+    text = re.sub(r"(?<=[?!] )[a-zäöü]", lambda match: match.group().upper(), text)
     first = next(i for i, c in enumerate(text) if c.isalnum())
     return text[:first] + text[first].upper() + text[first + 1 :]

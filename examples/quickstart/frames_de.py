@@ -89,7 +89,7 @@ an|ziehen: {ein kleidung a +}
 vergessen: {ein ding a} in {der gebäude d}
 gehen: durch {der landschaft a} nach Hause
 laufen: zu {der gebäude d}
-öffnen: {der schrift a} aus {ort}
+öffnen: {ein gefäß a} aus {ort}
 sich wundern: über {der mensch a}
 bezahlen: {zahl 2-60} Euro für {ein ding a}
 ein|schlafen: auf {ein möbel d}
@@ -102,24 +102,22 @@ suchen: einen Namen für {der tier a}
 DECIDED = ["beschloss", "versuchte", "hoffte", "begann", "vergaß", "versprach", "plante"]
 MODALS = ["wollte", "musste", "konnte", "sollte", "durfte"]
 NOTICED = ["merkte", "sah", "hörte", "bemerkte", "wusste", "glaubte", "fürchtete", "ahnte", "meinte", "erfuhr"]
-BEFORE = ["bevor", "während", "als", "sobald", "bis"]
-SAID = ["sagte", "rief", "fragte sich", "meinte", "murmelte", "erklärte", "flüsterte", "brummte", "lachte", "seufzte"]
 
 OPENINGS = block("""
-{P} war {R} in {ort} und besaß {ein tier a +}.
-In {ort}, nicht weit von {ein gewässer d +}, lebte damals {P}.
-Seit {zahl 3-40} Jahren arbeitete {P} als {R} in {ort}.
-Jeder in {ort} kannte {P}.
-Es war im {monat}, und in {ort} roch es nach <Schnee|Regen|Rauch|Heu|nassem Laub>.
-{P} wohnte über {ein gebäude d +} in {ort}, gleich neben {ein gewässer d}.
-Niemand in {ort} wusste genau, wie alt {P} war.
-Als {P} nach {ort} zog, besaß {er P n} nur {ein gefäß a}, {ein kleidung a} und {ein ding a +}.
-An einem <kalten|warmen|nebligen|windigen|klaren> Tag im {monat} kam {P} nach {ort}.
+{P} war {R} in {hier} und besaß {ein tier a +}.
+In {hier}, nicht weit von {ein gewässer d +}, lebte damals {P}.
+Seit {zahl 3-40} Jahren arbeitete {P} als {R} in {hier}.
+Jeder in {hier} kannte {P}.
+Es war im {monat}, und in {hier} roch es nach <Schnee|Regen|Rauch|Heu|nassem Laub>.
+{P} wohnte über {ein gebäude d +} in {hier}, gleich neben {ein gewässer d}.
+Niemand in {hier} wusste genau, wie alt {P} war.
+Als {P} nach {hier} zog, besaß {er P n} nur {ein gefäß a}, {ein kleidung a} und {ein ding a +}.
+An einem <kalten|warmen|nebligen|windigen|klaren> Tag im {monat} kam {P} nach {hier}.
 In der Familie von {P} gab es seit langem {ein ding a rel}.
-{P} hatte {zahl 2-6} Geschwister, aber nur {er P n} war in {ort} geblieben.
+{P} hatte {zahl 2-6} Geschwister, aber nur {er P n} war in {hier} geblieben.
 Eigentlich wollte {P} nie {R} werden.
-Über {ort} lag <dichter Nebel|ein heller Himmel|der erste Schnee|die Hitze des Sommers>, als {P} aus dem Haus trat.
-Vor vielen Jahren stand in {ort} {ein gebäude n rel}.
+Über {hier} lag <dichter Nebel|ein heller Himmel|der erste Schnee|die Hitze des Sommers>, als {P} aus dem Haus trat.
+Vor vielen Jahren stand in {hier} {ein gebäude n rel}.
 """)
 
 INTRODUCE_OTHER = block("""
@@ -139,7 +137,7 @@ Das gefiel {er P d} besser als {ein fest n +}.
 {P} dachte an {ein gebäude a +} in {ort} und an {ein mensch a}.
 War das nun Glück oder Zufall?
 Vielleicht lag es an {der wetter d}, vielleicht auch an {der schrift d}.
-{er P n} lachte, denn {der ding n} war {adj ding}.
+{er P n} lachte, denn {der ding n -} war {adj ding}.
 Es dauerte {zahl 2-12} Tage, bis {P} das verstand.
 Mehr als {zahl 2-20} Leute hatten zugesehen.
 {der mensch n +} schüttelte den Kopf und ging weiter.
@@ -153,7 +151,7 @@ Weder {P} noch {der mensch n} wusste, woher {der ding n} kam.
 
 ENDINGS = block("""
 Seitdem steht {ein ding n +} auf {der möbel d}, und jeder darf es sich ansehen.
-Noch heute erzählt man in {ort} davon, meistens <im Winter|nach dem Essen|an langen Abenden>.
+Noch heute erzählt man in {hier} davon, meistens <im Winter|nach dem Essen|an langen Abenden>.
 Am Abend saßen alle um {ein möbel a} und aßen {ein speise a +}.
 Und {P}? {er P n} kaufte sich {ein ding a +} und war zufrieden.
 So ging der Tag zu Ende, und über {der gebäude d} stand der Mond.
@@ -162,11 +160,11 @@ Im nächsten {monat} sollte alles anders werden, aber das ist eine andere Geschi
 Von da an kam {der mensch n} jeden <Montag|Freitag|Sonntag> vorbei.
 Als es dunkel wurde, schloss {P} die Tür, und nur {ein tier n} war noch zu hören.
 „Morgen“, sagte {P} leise, „morgen nehmen wir {ein werkzeug a +}.“
-Es blieb {ein ding n}, mehr nicht, doch {P} gab {der ding a} nie wieder her.
+Es blieb {ein ding n}, mehr nicht, doch {P} war damit zufrieden.
 """)
 
 WEATHER = block("""
-<Es regnete|Es schneite|Es stürmte|Die Sonne schien> <seit dem Morgen|seit {zahl 2-9} Tagen|ohne Pause>, und {der gewässer n} war {adj gewässer}.
+<Es regnete|Es schneite|Es stürmte|Die Sonne schien> <seit dem Morgen|seit {zahl 2-9} Tagen|ohne Pause>, und {der gewässer n -} war {adj gewässer}.
 Der Himmel war <grau|klar|voller Wolken|blau wie Glas>, und der Wind trieb <Blätter|Staub|Schnee|Wolken> über {der landschaft a}.
 Das Thermometer zeigte <minus |>{zahl 2-29} Grad.
 {der wetter n +} kam schneller, als {der mensch n} gedacht hatte.
@@ -175,16 +173,26 @@ In der Nacht hatte es gefroren, und {der fahrzeug n} sprang nicht an.
 Trotz {der wetter g} war {der gebäude n} voller Leute.
 Nach {der wetter d} stand das Wasser {zahl 5-60} Zentimeter hoch in {der raum d}.
 Gegen {zahl 2-11} Uhr riss der Himmel auf, und {der gebäude n} glänzte in der Sonne.
+Erst zog {der wetter n} auf, dann wurde es so still, dass man {ein tier a} hörte.
+Die Luft war <mild|klar|schwer|eisig|feucht>, und über {der gewässer d} kreisten die Schwalben.
+Ein Regenbogen spannte sich von {der gebäude d} bis zu {der anhöhe d}.
+Auf {der anhöhe d} lag <Schnee|Reif|Tau|Dunst>, in {der landschaft d} blühte schon {ein pflanze n}.
+Wo gestern noch {ein gewässer n +} war, sah man nur noch <Schlamm|Eis|Nebel>.
+Der Wind riss {der mensch d} {der kleidung a} aus der Hand.
+Am Fenster <sammelten sich Tropfen|wuchsen Eisblumen|tanzten Schneeflocken>, und {der maschine n} brummte leise.
+Es war <so heiß|so kalt|so windig>, dass sogar {der tier n} im Haus blieb.
+Kaum war {der wetter n} vorüber, öffnete {der mensch n} die Fenster.
+Der Mond stand über {der landschaft d}, und {ein wildtier n} rief.
 """)
 
 LETTER = sections("""
 [anfang]
 vielen Dank für Deinen Brief vom {#1-28}. {monat}, der mich erst <gestern|heute|am Montag> erreicht hat.
-endlich finde ich Zeit, Dir aus {ort} zu schreiben.
-seit {zahl 2-8} Wochen wohne ich nun in {ort}, in {ein raum d +} mit Blick auf {ein gebäude a}.
-hier in {ort} ist alles wie immer, nur {der gebäude n} hat jetzt ein neues Dach.
+endlich finde ich Zeit, Dir aus {hier} zu schreiben.
+seit {zahl 2-8} Wochen wohne ich nun in {hier}, in {ein raum d +} mit Blick auf {ein gebäude a}.
+hier in {hier} ist alles wie immer, nur {der gebäude n} hat jetzt ein neues Dach.
 wie geht es Dir und {der tier d}?
-Du wirst staunen, was mir in {ort} passiert ist.
+Du wirst staunen, was mir in {hier} passiert ist.
 leider kann ich am {#1-28}. {monat} nicht zu {der fest d} kommen.
 heute regnet es, und darum bekommst Du einen besonders langen Brief.
 [mitte]
@@ -198,7 +206,7 @@ Die Leute hier sind <freundlich|schweigsam|neugierig|sehr höflich>, besonders {
 Ich habe Dir {ein ding a +} gekauft, aber ich verrate noch nicht, welche Farbe das Band hat.
 {name} lässt Dich grüßen und fragt, ob Du {der ding a} noch hast.
 Kannst Du mir bitte {der kleidung a} und {ein schrift a} schicken?
-Die Fahrt hat {zahl 3-14} Stunden gedauert, und {der fahrzeug n} war {adj fahrzeug}.
+Die Fahrt hat {zahl 3-14} Stunden gedauert, und {der fahrzeug n -} war {adj fahrzeug}.
 Was macht eigentlich {der mensch n} aus {ort}?
 Wenn alles gut geht, komme ich im {monat} für {zahl 2-9} Tage nach Hause.
 Mir fehlen {der tier n} und unser Spaziergang zu {der gewässer d}.
@@ -220,10 +228,10 @@ In Gedanken bei Euch
 """)
 
 PLACE = block("""
-{ort} liegt <am Fuß|am Rand|nördlich|südlich> {ein anhöhe g +} und hat {#150-990} Einwohner.
-Mitten in {ort} steht {ein gebäude n +}, das erste Gebäude, das Besucher sehen.
+{hier} liegt <am Fuß|am Rand|nördlich|südlich> {ein anhöhe g +} und hat {#150-990} Einwohner.
+Mitten in {hier} steht {ein gebäude n +}, das erste Gebäude, das Besucher sehen.
 Im {monat} blühen hier {0 pflanze n pl} und {0 pflanze n pl}.
-Wer aus {ort} kommt, erkennt {der gebäude a} schon von weitem.
+Wer aus {hier} kommt, erkennt {der gebäude a} schon von weitem.
 An {der gewässer d} leben {0 wildtier n pl} und seltene Vögel.
 Im Jahr {#1412-1895} brannte {der gebäude n} ab und wurde {zahl 2-9} Jahre später neu gebaut.
 Früher lebten die Leute von <Holz|Salz|Wolle|Glas|Fisch|Tuch>, heute eher von den Gästen.
@@ -253,7 +261,7 @@ Im {monat} bekommen {der T n pl} ihre Jungen, meist {zahl 2-7} auf einmal.
 Ein ausgewachsenes Tier wiegt etwa {zahl 2-90} Kilo.
 Nachts hört man {der T a} bis zu {der gebäude d}.
 Früher glaubte man, dass {ein T n} {der wetter a} vorhersagen kann.
-Besonders scheu sind {der T n pl}, wenn {ein mensch n} {ein kleidung a +} trägt.
+Besonders scheu sind {der T n pl -}, wenn {ein mensch n} {ein kleidung a +} trägt.
 Wer {ein T a +} findet, sollte zuerst {ein gefäß a} mit Wasser hinstellen.
 Gegen {der wetter a} schützt {der T a} vor allem Wärme.
 Im Vergleich zu {ein wildtier d} ist {ein T n} eher <langsam|flink|laut|geduldig>.
@@ -312,10 +320,10 @@ Das ist nicht schwer, wenn man {ein A a +} und {ein B a} hat.
 Diese Anleitung stammt von {mein verwandt d} aus {ort}.
 Anfänger nehmen am besten {ein A a +}; wer Erfahrung hat, kommt mit {ein B d} aus.
 [tipp]
-Vorsicht: {ein A n +} ist dafür nicht geeignet.
-Ein Tipp: {ein B n +} tut es auch.
+{ein A n +} ist dafür nicht geeignet.
+Zur Not tut es auch {ein B n +}.
 Das dauert ungefähr {zahl 5-55} Minuten, bei {der wetter d} etwas länger.
-Wenn {der A n} zu {adj A} ist, hilft {ein B n}.
+Wenn {der A n -} zu {adj A} ist, hilft {ein B n}.
 Warten Sie {zahl 2-30} Minuten, bevor Sie weitermachen.
 Lassen Sie Kinder dabei nicht mit {der A d} allein.
 Rechnen Sie mit Kosten von {#5-95} Euro.

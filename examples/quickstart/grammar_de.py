@@ -23,7 +23,12 @@ ENDINGS = {"m": ["er", "en", "em", "es"], "f": ["e", "e", "er", "er"], "n": ["es
 EIN = {"m": ["", "en", "em", "es"], "f": ["e", "e", "er", "er"], "n": ["", "", "em", "es"], "p": ["e", "e", "en", "er"]}
 WEAK = {"m": ["e", "en", "en", "en"], "f": ["e", "e", "en", "en"], "n": ["e", "e", "en", "en"], "p": ["en"] * 4}
 MIXED = {"m": ["er", "en", "en", "en"], "f": ["e", "e", "en", "en"], "n": ["es", "es", "en", "en"], "p": ["en"] * 4}
-BARE = {"m": ["er", "en", "em", "en"], "f": ["e", "e", "er", "er"], "n": ["es", "es", "em", "en"], "p": ["e", "e", "en", "er"]}
+BARE = {
+    "m": ["er", "en", "em", "en"],
+    "f": ["e", "e", "er", "er"],
+    "n": ["es", "es", "em", "en"],
+    "p": ["e", "e", "en", "er"],
+}
 RELATIVE = {"m": ["der", "den", "dem", "dessen"], "f": ["die", "die", "der", "deren"], "n": ["das", "das", "dem", "dessen"],
             "p": ["die", "die", "denen", "deren"]}  # fmt: skip
 PRONOUN = {"m": ["er", "ihn", "ihm"], "f": ["sie", "sie", "ihr"], "n": ["es", "es", "ihm"], "p": ["sie", "sie", "ihnen"],
@@ -125,7 +130,11 @@ def verb(name: str) -> Verb:
         present, past, participle = forms[:3]
         return Verb(base, prefix, present, past, prefix + participle, "+" in forms)
     stem = base[:-2] if base.endswith("en") else base[:-1]
-    e = "e" if stem[-1] in "td" or stem.endswith(("chn", "ckn")) or (stem[-1] in "mn" and stem[-2] not in "aeiouäöülrhmn") else ""
+    e = (
+        "e"
+        if stem[-1] in "td" or stem.endswith(("chn", "ckn")) or (stem[-1] in "mn" and stem[-2] not in "aeiouäöülrhmn")
+        else ""
+    )
     bare = base.endswith("ieren") or (not prefix and base.startswith(INSEPARABLE))
     participle = ("" if bare else "ge") + stem + e + "t"
     return Verb(base, prefix, stem + e + "t", stem + e + "te", prefix + participle, False)
@@ -156,8 +165,12 @@ class German:
     def __init__(self, chooser: Chooser) -> None:
         self.choose = chooser
         self.people: dict[str, tuple[str, str]] = {}  # P, Q -> (name, gender)
+        self.role = ""  # occupation of P
         self.subject = "m"  # key of PRONOUN: whose "sein" it is
+        self.alias: dict[str, str] = {}  # a class name of this document, such as A for what a how-to needs
+        self.fixed: dict[str, Noun] = {}  # and classes that stand for one noun
         self.recent: list[str] = []
+        self.home = chooser.of(lexicon.PLACES)  # {hier}
 
     def fill(self, template: str) -> str:
         return self.choose.fill(template, self.slot)
@@ -175,7 +188,13 @@ class German:
         if words[0] == "er":
             return PRONOUN[self.people[words[1]][1]][CASES.index(words[2])]
         if words[0] == "adj":
-            return self.choose.of(adjectives()[words[1]])
+            return self.choose.of(adjectives()[self.alias.get(words[1], words[1])])
+        if words[0] == "familie":
+            return self.choose.of(lexicon.FAMILIES)
+        if words[0] == "hier":
+            return self.home
+        if words[0] == "R":
+            return self.role
         if words[0] == "ort":
             return self.choose.of(lexicon.PLACES)
         if words[0] == "monat":
@@ -204,7 +223,8 @@ class German:
             return f"{preposition} {self._determiner(determiner, gender, case)[0]} {word}{genitive}".strip()
         plural = "pl" in flags or determiner == "num"
         case = CASES.index(next((flag for flag in flags if flag in CASES), FIXED_CASE.get(preposition, "n")))
-        noun = self.noun(name, plural)
+        noun = self.fixed.get(name) or self.noun(self.alias.get(name, name), plural)
+        name = self.alias.get(name, name)
         gender = "p" if plural else noun.gender
         article, pattern = self._determiner(determiner, gender, case)
         adjective = ""
@@ -261,7 +281,11 @@ class German:
                 finite = singular
             return finite, middle, word.participle
         if tense == "fut":
-            return {"ich": "werde", "wir": "werden", "p": "werden"}.get(person, "wird"), middle, word.prefix + word.infinitive
+            return (
+                {"ich": "werde", "wir": "werden", "p": "werden"}.get(person, "wird"),
+                middle,
+                word.prefix + word.infinitive,
+            )
         modal = tense + ("n" if person in ("p", "wir") else "")  # wollte, musste, konnte, ...
         return modal, middle, word.prefix + word.infinitive
 

@@ -38,7 +38,7 @@ pflanze: Rose f - Rosen, Tulpe f - Tulpen, Strauch m es Sträucher, Hecke f - He
 gebäude: Haus n es Häuser, Kirche f - Kirchen, Schule f - Schulen, Mühle f - Mühlen, Scheune f - Scheunen, Turm m es Türme,
   Rathaus n es Rathäuser, Bahnhof m s Bahnhöfe, Bäckerei f - Bäckereien, Laden m s Läden, Gasthaus n es Gasthäuser,
   Museum n s Museen, Bibliothek f - Bibliotheken, Schloss n es Schlösser, Fabrik f - Fabriken, Hütte f - Hütten, Stall m s Ställe,
-  Markthalle f - Markthallen, Kapelle f - Kapellen, Post f - -
+  Markthalle f - Markthallen, Kapelle f - Kapellen
 raum: Küche f - Küchen, Keller m s Keller, Stube f - Stuben, Zimmer n s Zimmer, Flur m s Flure, Speisekammer f - Speisekammern,
   Garage f - Garagen, Büro n s Büros, Saal m s Säle, Werkstatt f - Werkstätten, Dachkammer f - Dachkammern, Waschküche f - Waschküchen
 landschaft: Wald m es Wälder, Tal n s Täler, Garten m s Gärten, Park m s Parks, Schlucht f - Schluchten, Bucht f - Buchten,
@@ -99,7 +99,7 @@ ADJECTIVES = {
     "zutat": "reif frisch klein groß süß saftig fest schrumpelig gewaschen rund weich schön",
     "vorrat": "frisch gut fein teuer heimisch",
     "tier": "alt jung scheu zahm neugierig hungrig müde gefleckt braun weiß schwarz grau mager störrisch brav klein gesund",
-    "wildtier": "scheu jung alt flink wachsam hungrig verletzt klein groß seltsam vorsichtig still",
+    "wildtier": "scheu jung alt flink wachsam hungrig klein groß seltsam vorsichtig still",
     "pflanze": "alt jung hoch prächtig verwelkt blühend kräftig knorrig zart wild schief schön",
     "gebäude": "alt neu verlassen hoch niedrig prächtig berühmt verfallen klein groß schlicht modern windschief still",
     "raum": "eng hell dunkel kühl warm leer unaufgeräumt geräumig niedrig staubig gemütlich still sauber",
@@ -116,7 +116,8 @@ ADJECTIVES = {
     "schulding": "neu alt zerbrochen sauber groß klein stumpf kostbar bunt verschwunden geliehen praktisch",
     "instrument": "alt verstimmt kostbar neu klein glänzend selbstgebaut geliehen italienisch einfach",
     "stück": "langsam fröhlich traurig alt berühmt schwierig kurz feierlich vergessen heiter",
-    "ding": "alt neu klein groß schön zerbrochen kostbar einfach bunt silbern vergessen seltsam billig teuer " + COLOURS,
+    "ding": "alt neu klein groß schön zerbrochen kostbar einfach bunt silbern vergessen seltsam billig teuer "
+    + COLOURS,
     "fest": "groß klein lang schön unvergesslich wichtig fröhlich laut verregnet gelungen jährlich",
     "wetter": "stark heftig leicht plötzlich anhaltend dicht eisig kräftig ungewöhnlich",
     "mensch": "freundlich jung alt höflich geduldig ungeduldig aufmerksam fleißig müde fröhlich neugierig schweigsam klug",
@@ -154,6 +155,7 @@ begegnen begegnet begegnete begegnet +; untersuchen untersucht untersuchte unter
 wiederholen wiederholt wiederholte wiederholt; übersetzen übersetzt übersetzte übersetzt; stürzen stürzt stürzte gestürzt +;
 unterrichten unterrichtet unterrichtete unterrichtet; übergeben übergibt übergab übergeben; landen landet landete gelandet +;
 wandeln wandelt wandelte gewandelt +; überraschen überrascht überraschte überrascht; messen misst maß gemessen;
+beladen belädt belud beladen; besprechen bespricht besprach besprochen;
 auf|wachen wacht wachte gewacht +; auf|stehen steht stand gestanden +; ein|schlafen schläft schlief geschlafen +;
 zurück|kehren kehrt kehrte gekehrt +; um|kehren kehrt kehrte gekehrt +; auf|brechen bricht brach gebrochen +;
 ein|treten tritt trat getreten +; unter|stellen stellt stellte gestellt; über|setzen setzt setzte gesetzt; melken melkt melkte gemolken;

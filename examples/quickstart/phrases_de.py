@@ -25,7 +25,7 @@ an|zünden: <das Feuer im Herd|die Lampe über dem Tisch|eine Kerze>
 auf|schreiben: das Rezept für {der speise a} in {ein schrift a}
 servieren: {der mensch d} {ein speise a +}
 [lage]
-{der speise n}|{adj speise}|war
+{der speise n -}|{adj speise}|war
 {der vorrat n}|fast aufgebraucht|war
 {der zutat n pl}|noch nicht reif|waren
 {der geschirr n}|auf dem falschen Brett|stand
@@ -79,7 +79,7 @@ schmieden: {zahl 4-30} <Nägel|Haken|Beschläge> für {ein gefäß a}
 bemalen: {ein gefäß a} mit <Blumen|kleinen Vögeln|blauen Sternen|bunten Streifen>
 ein|wickeln: {der ding a} in <Papier|ein weiches Tuch|Stroh>
 [lage]
-{der werkzeug n}|{adj werkzeug}|war
+{der werkzeug n -}|{adj werkzeug}|war
 das Holz|noch zu feucht|war
 ein Bein {der möbel g}|deutlich kürzer|war
 {der werkzeug n}|spurlos verschwunden|war
@@ -132,10 +132,10 @@ notieren: die Nummer {der teil g} auf {ein schrift d}
 [lage]
 {der maschine n}|keinen Ton mehr von sich|gab
 {ein teil n}|im Getriebe|fehlte
-{der teil n}|{adj teil}|war
+{der teil n -}|{adj teil}|war
 {der maschine n}|jede Stunde {zahl 2-15} Minuten|verlor
 der Druck im Kessel|langsam|stieg
-{der maschine n}|viel zu {adj maschine}|wurde
+{der maschine n -}|viel zu {adj maschine}|wurde
 [bild]
 {der maschine n +} <ratterte|brummte|klapperte|quietschte> so laut, dass man kaum ein Wort verstand.
 Überall lagen {0 teil n pl} und {0 werkzeug n pl}.
@@ -181,7 +181,7 @@ nach|winken: {der boot d} vom Steg aus
 verkaufen: {der mensch d} {zahl 2-9} Kisten Fisch
 hören: <das Nebelhorn|die Möwen|die Glocke der Boje|den Wind in den Masten>
 [lage]
-{der boot n}|{adj boot}|war
+{der boot n -}|{adj boot}|war
 die See|am Abend ruhiger|wurde
 {der schiffszeug n}|in der Nacht gerissen|war
 der Wind|auf Nordwest|drehte
@@ -236,7 +236,7 @@ basteln: {ein ding a +} aus Papier
 die Aufgabe|viel schwerer als gestern|war
 {der schrift n}|genau {#12-480} Seiten|hatte
 die Hälfte der Klasse|erkältet|war
-{der schrift n}|{adj schrift}|war
+{der schrift n -}|{adj schrift}|war
 der Unterricht|wegen {der wetter g} ausgefallen|war
 [bild]
 Auf dem Pult lag {ein schulding n +} neben {ein schrift d}.
@@ -282,7 +282,7 @@ tauschen: {num zutat a} gegen {ein pflanze a}
 bauen: ein Nest für {ein wildtier a}
 beobachten: {ein wildtier a +} unter {der pflanze d}
 [lage]
-{der pflanze n}|in diesem Jahr besonders {adj pflanze}|war
+{der pflanze n -}|in diesem Jahr besonders {adj pflanze}|war
 der Boden|hart wie Stein|war
 {ein wildtier n}|unter {der pflanze d}|wohnte
 {der zutat n pl}|voller Würmer|waren
@@ -316,7 +316,7 @@ Wie man {ein pflanze a} pflanzt
 WALD = """
 [tun]
 folgen: der Spur {ein wildtier g}
-sammeln: <Pilze|Beeren|Zapfen|trockenes Holz> in {ein gefäß a}
+sammeln: <Pilze|Beeren|Zapfen|trockenes Holz> in {ein gefäß d}
 entdecken: {ein wildtier a +} hinter {ein pflanze d}
 besteigen: <den Hausberg|den alten Turm|den höchsten Felsen>
 wandern: {zahl 4-30} Kilometer bis {ort}
@@ -330,14 +330,14 @@ hören: in der Ferne {ein wildtier a}
 essen: auf {ein anhöhe d +} ein Stück Brot mit Käse
 füllen: {der gefäß a} mit Quellwasser
 markieren: {der pflanze a pl} mit weißer Farbe
-zählen: die Ringe {ein pflanze g}
+zählen: die Ringe einer gefällten <Eiche|Birke|Tanne|Buche|Kiefer>
 um|kehren: kurz vor dem Gipfel
 [lage]
 der Weg|hinter {der anhöhe d} plötzlich|aufhörte
 {ein wildtier n}|ganz in der Nähe|rief
 der Nebel|immer dichter|wurde
 die Hütte|noch {zahl 3-9} Kilometer entfernt|war
-{der anhöhe n}|{adj anhöhe}|war
+{der anhöhe n -}|{adj anhöhe}|war
 unter den Bäumen|noch Schnee|lag
 [bild]
 Zwischen den Stämmen war es <dämmrig|kühl|so still, dass man die Käfer hörte>.
@@ -345,7 +345,7 @@ Zwischen den Stämmen war es <dämmrig|kühl|so still, dass man die Käfer hört
 Von {der anhöhe d} blickte man weit über {der landschaft a +}.
 Unter den Schuhen <knirschte der Schnee|knackten die Zweige|raschelte das Laub>.
 Ein Wegweiser zeigte nach {ort}: noch {#2-9} Stunden.
-An {ein pflanze d +} klopfte ein Specht.
+An einer <alten Eiche|hohlen Birke|hohen Buche|kahlen Kiefer> bei {der anhöhe d} klopfte ein Specht.
 [rede]
 Da vorn sitzt {ein wildtier n}, rühr dich nicht!
 Wenn wir {der gewässer d} folgen, kommen wir nach {ort}.
@@ -374,7 +374,7 @@ fangen: {ein tier a +} hinter {der gebäude d}
 scheren: {zahl 3-40} Schafe an einem Tag
 bürsten: {der tier a}
 reparieren: {der fahrzeug a +} mit {ein werkzeug d}
-sammeln: {zahl 5-50} Eier in {ein gefäß a}
+sammeln: {zahl 5-50} Eier in {ein gefäß d}
 verkaufen: {ein tier a +} an {ein mensch a}
 streicheln: {der tier a +}
 laden: {num gefäß a} auf {der fahrzeug a}
@@ -384,7 +384,7 @@ aus|misten: den Stall
 tragen: {ein tier a} auf dem Arm ins Haus
 ein|spannen: {der tier a} vor {ein fahrzeug a}
 [lage]
-{der tier n}|{adj tier}|war
+{der tier n -}|{adj tier}|war
 {der tier n}|seit dem Morgen nichts|fraß
 der Zaun|an {zahl 2-6} Stellen kaputt|war
 {ein wildtier n}|nachts um den Stall|schlich
@@ -394,7 +394,7 @@ das Heu|noch nass|war
 {ein tier n +} stand mitten auf dem Hof und rührte sich nicht.
 Aus dem Stall hörte man {der tier a pl}.
 Auf dem Dach {der gebäude g} saß {ein wildtier n}.
-Die Sonne ging auf, und der Hahn krähte zum {zahl 2-9}. Mal.
+Die Sonne ging auf, und der Hahn krähte zum {#2-9}. Mal.
 Neben {der fahrzeug d} schlief {ein tier n +} im Stroh.
 Es war Erntezeit, und jeder half, sogar {der mensch n}.
 [rede]
@@ -436,10 +436,10 @@ unterschreiben: {ein schrift a} im Rathaus
 sammeln: Geld für {ein gebäude a +}
 [lage]
 {der gebäude n}|seit {zahl 2-30} Jahren leer|stand
-{der fest n}|erst im {monat}|stattfand
+{der fest n}|erst für den {monat} geplant|war
 {der mensch n}|gern und lange|redete
-die Uhr am Rathaus|{zahl 3-20} Minuten nach|ging
-{der gebäude n}|{adj gebäude}|war
+die Uhr am Rathaus|schon wieder um {zahl 2-12} Uhr stehen geblieben|war
+{der gebäude n -}|{adj gebäude}|war
 {der ding n}|niemandem|gehörte
 [bild]
 Vor {der gebäude d} warteten {num mensch n} und {ein tier n}.
@@ -487,7 +487,7 @@ lernen: {zahl 5-50} Wörter der fremden Sprache
 auf|brechen: noch vor Sonnenaufgang
 [lage]
 {der fahrzeug n}|{zahl 10-50} Minuten Verspätung|hatte
-{der fahrzeug n}|{adj fahrzeug}|war
+{der fahrzeug n -}|{adj fahrzeug}|war
 die Grenze|über Nacht geschlossen|war
 das Gepäck|in {ort} geblieben|war
 {der gebäude n}|nur am Vormittag geöffnet|hatte
@@ -528,7 +528,7 @@ hören: {ein stück a} aus {der gebäude d}
 reparieren: {ein instrument a +}
 leihen: {der mensch d} {der instrument a}
 kaufen: {ein instrument a +} auf einer Auktion
-proben: {der stück a} zum {zahl 3-9}. Mal
+proben: {der stück a} zum {#3-9}. Mal
 wiederholen: den Anfang {der stück g}
 begleiten: den Chor auf {ein instrument d}
 tanzen: zu {ein stück d +} durch {der raum a}
@@ -536,9 +536,9 @@ dirigieren: {zahl 8-40} Musiker
 auf|schreiben: die Noten {der stück g}
 unterrichten: {zahl 2-12} Kinder auf {der instrument d}
 [lage]
-{der instrument n}|{adj instrument}|war
+{der instrument n -}|{adj instrument}|war
 eine Saite|gerissen|war
-{der stück n}|{adj stück}|klang
+{der stück n -}|{adj stück}|klang
 das Konzert|ausverkauft|war
 der Chor|einen halben Ton zu tief|sang
 {der instrument n}|seit {zahl 10-90} Jahren der Familie|gehörte
@@ -546,7 +546,7 @@ der Chor|einen halben Ton zu tief|sang
 Aus dem offenen Fenster klang {ein stück n +}.
 In der Ecke stand {ein instrument n}, daneben lehnte {ein instrument n +}.
 Der Saal war bis auf {zahl 2-9} Plätze besetzt.
-Die Noten lagen <auf dem Boden|auf dem Klavier|in {ein gefäß d}>, und niemand fand die {zahl 2-12}. Seite.
+Die Noten lagen <auf dem Boden|auf dem Klavier|in {ein gefäß d}>, und niemand fand die {#2-12}. Seite.
 Nach dem letzten Ton blieb es lange still.
 {ein mensch n +} summte {der stück a} leise mit.
 [rede]
@@ -587,7 +587,7 @@ mauern: eine Wand zwischen {der raum d} und {der raum d}
 tragen: {num gefäß a} in {der raum a}
 kleben: eine Tapete mit <Streifen|Blumen|kleinen Schiffen>
 [lage]
-{der raum n}|{adj raum}|war
+{der raum n -}|{adj raum}|war
 das Dach|an {zahl 2-5} Stellen undicht|war
 {der möbel n}|nicht durch die Tür|passte
 der Schlüssel|nicht ins Schloss|passte

@@ -108,6 +108,8 @@ def start(layout: Layout, seed: int) -> None:
     Sets the device, Megatron's parallel groups and every random seed. Raises ``ConfigError`` when the number of
     processes is no multiple of ``layout.model_ranks``.
     """
+    # Megatron's order of kernels and collectives under tensor parallelism relies on it; it warns where it is unset.
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     if not has_gpu():
         install_cpu_patches()
     world = int(os.environ.get("WORLD_SIZE", "1"))
@@ -197,6 +199,7 @@ def layer_spec(config):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from megatron.core.models.gpt import gpt_layer_specs as specs
+    from megatron.core.transformer.identity_op import IdentityOp
     from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 
     if has_transformer_engine():
@@ -204,12 +207,13 @@ def layer_spec(config):
 
         layer, norm = specs.get_gpt_layer_with_transformer_engine_spec(), TENorm
     else:
-        from megatron_adapt.engine.layers import RMSNorm, SDPAttention
+        from megatron_adapt.engine.layers import RMSNorm, SelfAttention
 
         layer, norm = specs.get_gpt_layer_local_spec(normalization="RMSNorm"), RMSNorm
         layer.submodules.input_layernorm = norm
         layer.submodules.pre_mlp_layernorm = norm
-        layer.submodules.self_attention.submodules.core_attention = SDPAttention
+        layer.submodules.self_attention.module = SelfAttention
+        layer.submodules.self_attention.submodules.core_attention = IdentityOp  # nothing is left for it to do
     return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=norm)
 
 

@@ -68,17 +68,21 @@ class StopRequest:
             signal.signal(number, handler)
 
 
-def train(job: Job, log: Callable[[str], None] = print) -> dict[str, Any]:
+def train(
+    job: Job, log: Callable[[str], None] = print, progress: Callable[[int, int], None] = lambda done, total: None
+) -> dict[str, Any]:
     """Run (or continue) a phase inside a started backend; returns its last metrics.
+
+    ``log`` gets readable lines on rank 0, ``progress`` (steps done, all steps) on every rank.
 
     Leaves ``job.output/step_N`` checkpoints. Raises ``Stopped`` after a signal, with a checkpoint saved.
     """
-    return _Run(job, log).run()
+    return _Run(job, log, progress).run()
 
 
 class _Run:
-    def __init__(self, job: Job, log: Callable[[str], None]) -> None:
-        self.job, self.phase, self.log = job, job.phase, log
+    def __init__(self, job: Job, log: Callable[[str], None], progress: Callable[[int, int], None]) -> None:
+        self.job, self.phase, self.progress = job, job.phase, progress
         resumed = checkpoint.latest(job.output)
         self.source: Checkpoint = resumed or checkpoint.resolve(job.start)
         self.position = self.source.position
@@ -148,6 +152,7 @@ class _Run:
             final = step == job.steps
             if phase.evaluate_every and (step % phase.evaluate_every == 0 or final):
                 last |= {f"held_out/{name}": self._bits_per_byte(text) for name, text in self.held_out.items()}
+            self.progress(step, job.steps)
             self.metrics.add(step, last, show=step % phase.log_every == 0 or final or step == 1)
             stopping = stop.agreed()
             if final or stopping or (phase.save_every and step % phase.save_every == 0):

@@ -21,6 +21,7 @@ from megatron.core.tensor_parallel.layers import (
 )
 from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron_adapt.config_types import selected_layers
 from megatron_adapt.engine import backend
 from megatron_adapt.engine.backend import Layout
 from megatron_adapt.errors import ConfigError
@@ -36,24 +37,6 @@ _LOCAL_NAMES = {
     "input_layernorm.weight": "self_attention.linear_qkv.layer_norm_weight",
     "pre_mlp_layernorm.weight": "mlp.linear_fc1.layer_norm_weight",
 }
-
-
-def check_layout(shape: ModelShape, layout: Layout) -> None:
-    """Raise one ``ConfigError`` that names everything the layout cannot divide."""
-    problems = []
-    for what, count in (
-        ("attention heads", shape.num_attention_heads),
-        ("key/value heads", shape.num_query_groups),
-        ("feed-forward units", shape.ffn_hidden_size),
-        ("vocabulary rows", shape.vocab_size),
-    ):
-        if count % layout.tensor:
-            problems.append(f"{count} {what} cannot be divided by parallel.tensor={layout.tensor}")
-    if shape.num_layers % layout.pipeline:
-        problems.append(f"{shape.num_layers} layers cannot be divided by parallel.pipeline={layout.pipeline}")
-    if problems:
-        hint = " (vocabulary.pad_to_multiple grows a new vocabulary)" if "vocabulary" in " ".join(problems) else ""
-        raise ConfigError("; ".join(problems) + hint + ".")
 
 
 def transformer_config(shape: ModelShape, layout: Layout, precision: str) -> TransformerConfig:
@@ -92,7 +75,8 @@ def _transformer_config(shape: ModelShape, layout: Layout, precision: str, dtype
 
 def build(shape: ModelShape, layout: Layout, precision: str) -> GPTModel:
     """This rank's part of the model, weights undefined; on the device, in the precision's dtype."""
-    check_layout(shape, layout)
+    if problems := shape.layout_problems(layout.tensor, layout.pipeline):
+        raise ConfigError("; ".join(problems) + ".")
     config = transformer_config(shape, layout, precision)
     model = GPTModel(
         config,
@@ -139,12 +123,8 @@ def named_parameters(model: GPTModel) -> Iterator[tuple[str, nn.Parameter]]:
         yield name, parameter
 
 
-def is_selected(name: str, patterns: Sequence[str], tied: bool) -> bool:
-    """Whether a phase that says ``train: patterns`` trains the parameter of this canonical name."""
-    return any(_matches(name, pattern, tied) for pattern in patterns)
-
-
-def _matches(name: str, pattern: str, tied: bool) -> bool:
+def is_selected(name: str, pattern: str, num_layers: int, tied: bool) -> bool:
+    """Whether a phase that says ``train: pattern`` trains the parameter of this canonical name."""
     if pattern == "all":
         return True
     if pattern == "embedding":
@@ -155,23 +135,31 @@ def _matches(name: str, pattern: str, tied: bool) -> bool:
         return name.endswith("norm_weight") or name.endswith("layernorm.weight")
     if pattern.startswith("regex:"):
         return re.search(pattern.removeprefix("regex:"), name) is not None
-    layers = re.fullmatch(r"layers\[(\d*):(\d*)\]", pattern)
-    assert layers, f"the recipe let an unknown pattern through: {pattern}"
+    layers = selected_layers(pattern, num_layers)
+    assert layers is not None, f"the recipe let an unknown pattern through: {pattern}"
     here = re.match(r"decoder\.layers\.(\d+)\.", name)
-    return bool(here) and int(layers[1] or 0) <= int(here[1]) < (int(layers[2]) if layers[2] else 10**9)
+    return here is not None and int(here[1]) in layers
 
 
 def freeze(model: GPTModel, patterns: Sequence[str]) -> int:
     """Leave only the selected parameters trainable; returns how many elements of this rank train.
 
-    Has to happen before ``wrap``: what is unfrozen afterwards is never synchronised.
+    Has to happen before ``wrap``: what is unfrozen afterwards is never synchronised. Raises ``ConfigError`` for a
+    pattern that selects nothing of the whole model.
     """
-    trainable = 0
+    num_layers, tied = model.config.num_layers, model.share_embeddings_and_output_weights
+    trainable, found = 0, [0.0] * len(patterns)
     for name, parameter in named_parameters(model):
-        parameter.requires_grad_(is_selected(name, patterns, model.share_embeddings_and_output_weights))
+        selecting = [is_selected(name, pattern, num_layers, tied) for pattern in patterns]
+        found = [count + hit for count, hit in zip(found, selecting)]
+        parameter.requires_grad_(any(selecting))
         trainable += parameter.numel() if parameter.requires_grad else 0
-    if backend.agree([trainable])[0] == 0:
-        raise ConfigError(f"train: {list(patterns)} selects no parameter of this model, so nothing would be trained.")
+    for pattern, count in zip(patterns, backend.agree(found)):
+        if not count:
+            raise ConfigError(
+                f"train: {pattern!r} selects nothing of this model of {num_layers} layers, whose parameters have names "
+                f"such as {EMBEDDING} and decoder.layers.0.mlp.linear_fc1.weight."
+            )
     return trainable
 
 

@@ -27,7 +27,11 @@ def build(settings: Optimizer, model: DistributedDataParallel) -> MegatronOptimi
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return get_megatron_optimizer(config, [model], config_overrides=get_standard_config_overrides(config))
+        optimizer = get_megatron_optimizer(config, [model], config_overrides=get_standard_config_overrides(config))
+    for group in optimizer.param_groups:
+        # Megatron leaves this to its own scheduler, which we do not use: its groups start with the full decay everywhere.
+        group["weight_decay"] = settings.weight_decay * group["wd_mult"]
+    return optimizer
 
 
 def step(optimizer: MegatronOptimizer) -> tuple[bool, float]:

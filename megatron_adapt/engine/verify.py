@@ -52,7 +52,9 @@ def logits(
     Returns ``{max_abs_difference, top1_agreement, positions}``; raises ``CheckpointError`` beyond ``tolerance``.
     """
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     tokenizer = Tokenizer.load(directory.path)
     limit = directory.config.get("max_position_embeddings", length)
     text = evaluate.tokenize(list(texts or SAMPLES), tokenizer, min(length, limit) - 1)

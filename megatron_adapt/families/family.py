@@ -64,6 +64,22 @@ class ModelShape:
         """Number of weights; a tied matrix counts once."""
         return sum(math.prod(shape) for shape in self.parameter_shapes().values())
 
+    def layout_problems(self, tensor: int, pipeline: int) -> list[str]:
+        """What ``tensor`` ranks for each layer or ``pipeline`` stages cannot divide, in words; empty: it fits."""
+        problems = []
+        for what, count in (
+            ("attention heads", self.num_attention_heads),
+            ("key/value heads", self.num_query_groups),
+            ("feed-forward units", self.ffn_hidden_size),
+            ("vocabulary rows", self.vocab_size),
+        ):
+            if count % tensor:
+                hint = " (vocabulary.pad_to_multiple grows a new vocabulary)" if what == "vocabulary rows" else ""
+                problems.append(f"{count} {what} cannot be divided by parallel.tensor={tensor}{hint}")
+        if self.num_layers % pipeline:
+            problems.append(f"{self.num_layers} layers cannot be divided by parallel.pipeline={pipeline}")
+        return problems
+
     def inverse_frequencies(self) -> torch.Tensor:
         """Rotary frequencies, float32 [head_dim / 2], bit for bit those of transformers."""
         from megatron_adapt.families.rope import inverse_frequencies

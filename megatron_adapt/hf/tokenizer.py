@@ -48,8 +48,16 @@ class Tokenizer:
         backend_json: the parsed ``tokenizer.json``; ``None`` for a sentencepiece model.
     """
 
-    def __init__(self, path: Path, backend: Any, tokens: list[str | None], digest: str, roles: dict[str, int | None],
-                 files: list[Path], backend_json: dict | None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        backend: Any,
+        tokens: list[str | None],
+        digest: str,
+        roles: dict[str, int | None],
+        files: list[Path],
+        backend_json: dict | None,
+    ) -> None:
         self.path = path
         self.vocab_size = len(tokens)
         self.digest = digest
@@ -101,8 +109,8 @@ class Tokenizer:
                 text.encode()
             except UnicodeEncodeError as error:
                 raise DataError(
-                    f"text {number} of this batch contains the lone surrogate U+{ord(text[error.start]):04X} at character "
-                    f"{error.start}, which is not Unicode text; repair or drop the document."
+                    f"text {number} of this batch contains the lone surrogate U+{ord(text[error.start]):04X} at "
+                    f"character {error.start}, which is not Unicode text; repair or drop the document."
                 ) from None
         return self._backend.encode(texts)
 
@@ -198,7 +206,8 @@ def _vocabulary_file(path: Path) -> Path:
     old = [name for name in ("vocab.json", "vocab.txt", "merges.txt") if (path / name).is_file()]
     hint = (
         f" It has {' and '.join(old)} only: load it with transformers' AutoTokenizer and save_pretrained() it once."
-        if old else ""
+        if old
+        else ""
     )
     raise ConfigError(f"{path} holds neither tokenizer.json nor tokenizer.model.{hint}")
 

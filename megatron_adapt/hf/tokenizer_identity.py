@@ -28,9 +28,11 @@ def canonical_json(parsed: dict) -> dict:
     added = []
     for token in sorted(parsed.get("added_tokens") or [], key=lambda token: token["id"]):
         # Special tokens are never looked for in raw text, so how they would be matched does not matter.
-        flags = [] if token.get("special") else [
-            bool(token.get(flag)) for flag in ("normalized", "lstrip", "rstrip", "single_word")
-        ]
+        flags = (
+            []
+            if token.get("special")
+            else [bool(token.get(flag)) for flag in ("normalized", "lstrip", "rstrip", "single_word")]
+        )
         added.append([token["id"], token["content"], *flags])
     return {
         "model": _component({"type": "BPE", **model} if merges else model),

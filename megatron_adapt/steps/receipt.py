@@ -12,14 +12,17 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Mapping
 
 from megatron_adapt.errors import ConfigError
+from megatron_adapt.steps.reporter import Reporter
 
 NAME = "receipt.json"
+BEGUN = "begun.json"  # of a resumable step: it is continued with the same settings only
 _WHOLE = 256 * 2**20  # files up to this size are hashed whole, larger ones by size, head and tail
 _PART = 16 * 2**20
 
@@ -28,53 +31,82 @@ _PART = 16 * 2**20
 class Step:
     """One unit of work: directories in, one directory out.
 
-    ``settings`` and the contents of ``inputs`` are all that the result depends on: parallel layout, logging and the
+    ``action(directory, reporter)`` writes into the directory and returns metrics. A ``resumable`` step works in
+    ``output`` itself and may be continued; any other works in a hidden directory beside it, which gets its name with
+    the receipt already inside: it is there whole or not at all. ``settings`` and the contents of ``inputs`` are all that the result depends on: parallel layout, logging and the
     places of files are not part of them. ``ranks`` > 1: runs as that many processes.
     """
 
     name: str
     verb: str
     output: Path
-    action: Callable[["Step", Callable[[str], None]], dict[str, Any]]
+    action: Callable[[Path, Reporter], Mapping[str, Any]]
     settings: Mapping[str, Any] = field(default_factory=dict)
     inputs: Mapping[str, Path | tuple[Path, ...]] = field(default_factory=dict)
     ranks: int = 1
+    resumable: bool = False
 
 
-def read(folder: Path) -> dict[str, Any] | None:
-    path = Path(folder) / NAME
+def perform(step: Step, reporter: Reporter, is_first_rank: bool = True) -> None:
+    """Do the step and sign it; called on all of its ranks.
+
+    Raises ``ConfigError`` when something that no step has signed stands where the result should go.
+    """
+    began = time.monotonic()
+    workplace = step.output if step.resumable else step.output.with_name(f".{step.output.name}.partial")
+    if is_first_rank:
+        if not step.resumable:
+            if step.output.exists():
+                raise ConfigError(f"{step.output} exists, but no step has signed it ({NAME} is missing): move it away.")
+            shutil.rmtree(workplace, ignore_errors=True)
+        workplace.parent.mkdir(parents=True, exist_ok=True)
+        if step.resumable:
+            workplace.mkdir(exist_ok=True)
+            write_json(workplace / BEGUN, _identity(step))
+    metrics = step.action(workplace, reporter)
+    if is_first_rank:
+        workplace.mkdir(exist_ok=True)
+        sign(step, workplace, metrics, time.monotonic() - began)
+        if not step.resumable:
+            os.replace(workplace, step.output)
+
+
+def read(folder: Path, name: str = NAME) -> dict[str, Any] | None:
+    path = Path(folder) / name
     return json.loads(path.read_text()) if path.is_file() else None
 
 
 def is_done(step: Step) -> bool:
     """Whether the step is signed for these settings and inputs; ``ConfigError`` when it is signed for others."""
     signed = read(step.output)
-    if signed is None:
-        return False
-    now = {"settings": _plain(step.settings), "inputs": digests(step)}
-    differences = _differences(signed, now)
-    if differences:
-        raise ConfigError(
-            f"step '{step.name}' was finished with other settings or inputs: {'; '.join(differences)}. Delete {step.output} "
-            f"to redo it, or choose another output."
-        )
-    return True
+    begun = read(step.output, BEGUN) if step.resumable else None
+    for state, word in ((signed, "finished"), (begun, "begun")):
+        differences = _differences(state, _identity(step)) if state else []
+        if differences:
+            raise ConfigError(
+                f"step '{step.name}' was {word} with other settings or inputs: {'; '.join(differences)}. Delete {step.output} "
+                f"to redo it, or choose another output."
+            )
+    return signed is not None
 
 
-def sign(step: Step, metrics: Mapping[str, Any], seconds: float) -> None:
-    """Write the receipt: from now on the step counts as done."""
+def _identity(step: Step) -> dict[str, Any]:
+    return {"settings": _plain(step.settings), "inputs": digests(step)}
+
+
+def sign(step: Step, folder: Path, metrics: Mapping[str, Any], seconds: float) -> None:
+    """Write the receipt into ``folder``: under its final name it makes the step done."""
     receipt = {
         "step": step.name,
         "verb": step.verb,
-        "settings": _plain(step.settings),
-        "inputs": digests(step),
+        **_identity(step),
         "metrics": _plain(metrics),
         "ranks": step.ranks,
         "seconds": round(seconds, 2),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "versions": versions(),
     }
-    write_json(step.output / NAME, receipt)
+    write_json(folder / NAME, receipt)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -121,7 +121,11 @@ def _train_byte_level(corpus: _Corpus, vocab_size: int) -> dict[str, bytes]:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, min_frequency=2, special_tokens=[BOS, EOS], initial_alphabet=alphabet, show_progress=False
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=[BOS, EOS],
+        initial_alphabet=alphabet,
+        show_progress=False,
     )
     try:
         tokenizer.train_from_iterator(corpus, trainer)

@@ -270,5 +270,6 @@ def test_lone_surrogate(tmp_path) -> None:
 
 
 def test_import_is_light() -> None:
-    code = "import sys, megatron_adapt.hf.tokenizer; print(*[m for m in ('torch', 'transformers', 'tokenizers') if m in sys.modules])"
+    heavy = "('torch', 'transformers', 'tokenizers')"
+    code = f"import sys, megatron_adapt.hf.tokenizer; print(*[m for m in {heavy} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"

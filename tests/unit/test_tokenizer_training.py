@@ -142,7 +142,9 @@ def test_spelled_out_special_tokens_are_not_learnt(tmp_path) -> None:
 
 def test_messages(tmp_path) -> None:
     output = tmp_path / "out"
-    with pytest.raises(ConfigError, match="unknown kind of tokenizer 'wordpiece'; one of bpe, sentencepiece-bpe, unigram"):
+    with pytest.raises(
+        ConfigError, match="unknown kind of tokenizer 'wordpiece'; one of bpe, sentencepiece-bpe, unigram"
+    ):
         train_tokenizer(corpus(), 400, output, "wordpiece")
     for kind, minimum in (("bpe", "need 258"), ("unigram", "leave no piece")):
         with pytest.raises(ConfigError, match=f"vocab_size 200 is too small: 256 bytes.*{minimum}"):
@@ -150,7 +152,9 @@ def test_messages(tmp_path) -> None:
     for kind in KINDS:
         with pytest.raises(DataError, match="the corpus for the tokenizer holds no text"):
             train_tokenizer(["", ""], 400, output, kind)
-        with pytest.raises(DataError, match="corpus too small: it yields ([0-9]+) pieces where vocab_size asks for 30000") as e:
+        with pytest.raises(
+            DataError, match="corpus too small: it yields ([0-9]+) pieces where vocab_size asks for 30000"
+        ) as e:
             train_tokenizer(corpus(), 30_000, output, kind)
         possible = int(str(e.value).split("yields ")[1].split()[0])
         assert train_tokenizer(corpus(), possible, tmp_path / kind, kind)["vocab_size"] == possible

@@ -1,0 +1,72 @@
+"""Derived numbers of a recipe, before anything runs: parameters, tokens, steps, batch split, memory. No torch."""
+
+from __future__ import annotations
+
+from typing import Mapping
+
+from megatron_adapt import recipe as recipes
+from megatron_adapt.config import Parallel, Phase
+from megatron_adapt.families.family import ModelShape
+
+
+def parameters_per_rank(shape: ModelShape, parallel: Parallel) -> int:
+    """Parameters of the largest rank: matrices are split by tensor parallelism, layers by pipeline stages."""
+    largest = 0
+    for stage in range(parallel.pipeline):
+        count = 0
+        for name, size in shape.parameter_shapes().items():
+            elements = size[0] * (size[1] if len(size) > 1 else 1)
+            if name.startswith("decoder.layers."):
+                here = int(name.split(".")[2]) * parallel.pipeline // shape.num_layers == stage
+            elif name.startswith("embedding."):
+                here = stage == 0 or (shape.tied and stage == parallel.pipeline - 1)
+            else:
+                here = stage == parallel.pipeline - 1
+            if here:
+                count += elements // (parallel.tensor if len(size) > 1 else 1)
+        largest = max(largest, count)
+    return largest
+
+
+def memory_per_rank(shape: ModelShape, parallel: Parallel, phase: Phase, precision: str) -> float:
+    """Bytes, roughly, with every parameter training.
+
+    Weights, fp32 gradients and AdamW's state: 16 bytes a parameter in fp32, 18 in bf16 (2 + 4 + main weight 4 +
+    moments 8). Activations: 34 bytes per position, layer and hidden unit in bf16 without the score matrix
+    (Korthikanti et al. 2022, eq. 2 and 4), divided by the tensor ranks only under sequence parallelism save for the 24
+    inside the layers; the logits twice in fp32.
+    """
+    state = parameters_per_rank(shape, parallel) * (16 if precision == "fp32" else 18)
+    positions = phase.sequence_length * phase.micro_batch_size
+    per_unit = 34 / parallel.tensor if parallel.sequence else 10 + 24 / parallel.tensor
+    layers = shape.num_layers / parallel.pipeline
+    in_flight = min(parallel.pipeline, recipes.accumulation(phase, parallel))
+    activations = positions * shape.hidden_size * per_unit * layers * in_flight * (2 if precision == "fp32" else 1)
+    logits = positions * shape.vocab_size / parallel.tensor * 8
+    return state + activations + logits
+
+
+def rows(
+    phases: list[tuple[str, Phase, ModelShape]], parallel: Parallel, precision: str, tokens: Mapping[str, int] | None
+) -> list[dict[str, str]]:
+    """One row of readable numbers for each (branch, phase, shape)."""
+    table = []
+    for branch, phase, shape in phases:
+        per_step = recipes.tokens_per_step(phase)
+        try:
+            steps = recipes.steps(phase, tokens)
+        except KeyError:
+            steps = None  # epochs of a corpus that is not tokenized yet
+        table.append(
+            {
+                "phase": f"{branch}/{phase.name}",
+                "parameters": f"{shape.num_parameters():,}",
+                "steps": f"{steps:,}" if steps is not None else f"{phase.epochs:g} epochs",
+                "tokens": f"{steps * per_step:,}" if steps is not None else "known after preprocessing",
+                "batch": f"{phase.batch_size} x {phase.sequence_length} = {per_step:,} tokens",
+                "split": f"{parallel.data} data ranks x {recipes.accumulation(phase, parallel)} micro-batches of "
+                f"{phase.micro_batch_size}",
+                "memory per rank": f"~{memory_per_rank(shape, parallel, phase, precision) / 1e9:.2f} GB",
+            }
+        )
+    return table

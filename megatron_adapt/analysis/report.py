@@ -1,0 +1,111 @@
+"""Bits per byte of every stage of a run as a table, and the training curves as a picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Mapping, Sequence
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A stage of a branch with its bits per byte by corpus. The branch ``base`` precedes all others."""
+
+    branch: str
+    title: str
+    bits_per_byte: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Metrics of one phase: rows of metrics.jsonl."""
+
+    branch: str
+    phase: str
+    rows: Sequence[Mapping[str, float]]
+
+
+def table(measured: Sequence[Measured], corpora: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """(header, rows): one row for each stage, one column for each corpus and branch."""
+    branches = list(dict.fromkeys(stage.branch for stage in measured if stage.branch != "base"))
+    header = ["stage"] + [f"{corpus} ({branch})" if len(branches) > 1 else corpus for corpus in corpora for branch in branches]
+    rows = []
+    for title in dict.fromkeys(stage.title for stage in measured):
+        found = {stage.branch: stage.bits_per_byte for stage in measured if stage.title == title}
+        values = (found.get(branch, found.get("base", {})).get(corpus) for corpus in corpora for branch in branches)
+        rows.append([title] + ["" if value is None else f"{value:.3f}" for value in values])
+    return header, rows
+
+
+def markdown(name: str, header: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str]) -> str:
+    lines = [f"# {name}", "", "Bits per byte on held-out text (lower is better; comparable across vocabularies).", ""]
+    lines += ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    lines += ["", "![curves](report.png)", ""]
+    return "\n".join([*lines, *notes]) + "\n"
+
+
+def plot(curves: Sequence[Curve], measured: Sequence[Measured], corpora: Sequence[str], path: Path) -> None:
+    """One panel a corpus: held-out bits per byte (crosses), and while training where it was measured (lines), by tokens."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    branches = list(dict.fromkeys(stage.branch for stage in measured if stage.branch != "base"))
+    figure, axes = pyplot.subplots(1, len(corpora), figsize=(6 * len(corpora), 4.2), squeeze=False)
+    for axis, corpus in zip(axes[0], corpora):
+        for color, branch in enumerate(branches):
+            x, y, bounds = _points(branch, corpus, curves, measured)
+            axis.plot(x, y, marker="x", markersize=4, color=f"C{color}", label=branch)
+            for bound in bounds if color == 0 else ():
+                axis.axvline(bound, color="0.85", linewidth=1, zorder=0)
+        before = [stage.bits_per_byte[corpus] for stage in measured if stage.branch == "base" and corpus in stage.bits_per_byte]
+        if before:
+            axis.axhline(before[0], color="0.5", linestyle=":", label="before (old vocabulary)")
+        axis.set_title(corpus)
+        axis.set_xlabel("tokens trained")
+        axis.set_ylabel("bits per byte, held out")
+        axis.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def _points(
+    branch: str, corpus: str, curves: Sequence[Curve], measured: Sequence[Measured]
+) -> tuple[list[float], list[float], list[float]]:
+    """Tokens and bits per byte of a branch, measured stages and in-training evaluations in order; phase boundaries."""
+    stages = [stage for stage in measured if stage.branch == branch and corpus in stage.bits_per_byte]
+    of_branch = [curve for curve in curves if curve.branch == branch]
+    x, y, bounds, tokens = [], [], [], 0.0
+    swapped = [stage for stage in stages if not stage.title.startswith("phase ")]
+    for stage in swapped[-1:]:
+        x.append(0.0)
+        y.append(stage.bits_per_byte[corpus])
+    for curve in of_branch:
+        key = f"held_out/{corpus}"
+        for row in curve.rows:
+            if key in row:
+                x.append(tokens + row["tokens"])
+                y.append(row[key])
+        tokens += curve.rows[-1]["tokens"] if curve.rows else 0
+        bounds.append(tokens)
+        ended = [stage for stage in stages if stage.title == f"phase {curve.phase}"]
+        if ended and (not x or x[-1] != tokens):
+            x.append(tokens)
+            y.append(ended[0].bits_per_byte[corpus])
+    return x, y, bounds
+
+
+def training_notes(curves: Sequence[Curve]) -> list[str]:
+    """A markdown table of what each phase trained."""
+    lines = ["| phase | steps | tokens | last loss | tokens/s (median) |", "| --- | --- | --- | --- | --- |"]
+    for curve in curves:
+        if curve.rows:
+            last = curve.rows[-1]
+            speeds = sorted(row["tokens_per_second"] for row in curve.rows)
+            values: list[Any] = [f"{curve.branch}/{curve.phase}", f"{last['step']:,}", f"{last['tokens']:,.0f}"]
+            values += [f"{last['loss']:.4f}", f"{speeds[len(speeds) // 2]:,.0f}"]
+            lines.append("| " + " | ".join(values) + " |")
+    return lines

@@ -1,0 +1,78 @@
+"""What follows from a recipe, for ``check``: problems that only the model's config shows, and derived numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Iterator, Mapping
+
+from megatron_adapt.analysis import estimate
+from megatron_adapt.config import Phase, Recipe, TokenizerChoice
+from megatron_adapt.errors import ConfigError
+from megatron_adapt.families import find_family
+from megatron_adapt.families.family import ModelShape
+from megatron_adapt.hf.directory import HFDirectory
+from megatron_adapt.plan import Plan
+from megatron_adapt.steps.receipt import read
+
+
+def shapes(recipe: Recipe) -> tuple[ModelShape, ModelShape]:
+    """(before, after) the vocabulary swap; the same twice without one. ``ConfigError`` for unsupported models."""
+    scratch = recipe.model.from_scratch
+    if scratch is not None:
+        family = find_family(scratch.config, "model.from_scratch.config")
+        before = family.read_config(family.complete_config(scratch.config, vocabulary_size(scratch.tokenizer, 1), None, None))
+    else:
+        directory = HFDirectory.open(str(recipe.model.source))
+        where = str(directory.config_path)
+        before = find_family(directory.config, where).read_config(directory.config, where)
+    if recipe.vocabulary is None:
+        return before, before
+    from dataclasses import replace
+
+    return before, replace(before, vocab_size=vocabulary_size(recipe.vocabulary.tokenizer, recipe.vocabulary.pad_to_multiple))
+
+
+def vocabulary_size(choice: TokenizerChoice, multiple: int) -> int:
+    if choice.train is not None:
+        size = choice.train.vocab_size
+    else:
+        from megatron_adapt.hf.tokenizer import Tokenizer
+
+        size = Tokenizer.load(str(choice.path)).vocab_size
+    return -(-size // multiple) * multiple
+
+
+def check(plan: Plan) -> list[tuple[str, Phase, ModelShape]]:
+    """The phases with their shapes, base first; ``ConfigError`` names everything that does not fit the model."""
+    recipe = plan.recipe
+    before, after = shapes(recipe)
+    scratch = recipe.model.from_scratch
+    phases = [("base", phase, before) for phase in (scratch.phases if scratch else [])]
+    branch = recipe.vocabulary.method if recipe.vocabulary else "adapted"
+    phases += [(branch, phase, after) for phase in recipe.phases]
+    problems = []
+    for shape in dict.fromkeys(shape for _, _, shape in phases):
+        problems += shape.layout_problems(recipe.parallel.tensor, recipe.parallel.pipeline)
+    for _, phase, shape in phases:
+        if phase.sequence_length > shape.max_position_embeddings:
+            problems.append(
+                f"phase '{phase.name}': sequence_length {phase.sequence_length} exceeds the model's "
+                f"max_position_embeddings {shape.max_position_embeddings}"
+            )
+    if problems:
+        raise ConfigError(";\n".join(dict.fromkeys(problems)) + ".")
+    return phases
+
+
+def summary(plan: Plan) -> Iterator[str]:
+    """Readable lines: a block for each phase, then the steps."""
+    recipe = plan.recipe
+    for row in estimate.rows(check(plan), recipe.parallel, recipe.precision, _known_tokens(plan)):
+        yield f"{row.pop('phase')}: " + ", ".join(f"{key} {value}" for key, value in row.items())
+    yield f"{len(plan.steps)} steps, {recipe.parallel.world_size} ranks, output in {Path(recipe.output)}"
+
+
+def _known_tokens(plan: Plan) -> Mapping[str, int]:
+    """Training tokens of the corpora that are already tokenized."""
+    done = {step.name.rsplit("/", 1)[1]: read(step.output) for step in plan.steps if step.verb == "preprocess"}
+    return {name: signed["metrics"]["tokens"] for name, signed in done.items() if signed}

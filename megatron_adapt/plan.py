@@ -1,0 +1,344 @@
+"""A recipe as a list of steps, in the order in which they run.
+
+    tokenizers/{base,target}          trained, where the recipe says so
+    data/{base,target}/CORPUS         text.bin / .idx and held_out.jsonl under that tokenizer
+    base/{initial,imported,PHASE,model}   a model from scratch and its pretraining
+    METHOD/{swapped,imported,PHASE}   one branch for each vocabulary method; `adapted` where the vocabulary stays
+    model                             the Hugging Face directory of the recipe's own method
+    evaluation/STAGE                  bits per byte of every stage
+    report                            table, report.md, report.png
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Iterator
+
+from megatron_adapt import recipe as recipes
+from megatron_adapt.config import Phase, Recipe, TokenizerChoice
+from megatron_adapt.data.corpus import find_files
+from megatron_adapt.errors import ConfigError
+from megatron_adapt.hf.tokenizer import COMPANIONS
+from megatron_adapt.steps.receipt import Step, read
+from megatron_adapt.steps.reporter import Reporter
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A model worth measuring: its branch, a title for tables, where it is, and the step that measures it."""
+
+    branch: str
+    title: str
+    model: Path
+    step: str
+
+
+@dataclass
+class Plan:
+    recipe: Recipe
+    steps: list[Step] = field(default_factory=list)
+    stages: list[Stage] = field(default_factory=list)
+
+    def step(self, name: str) -> Step:
+        """``ConfigError`` with the known names when there is none of this name."""
+        for step in self.steps:
+            if step.name == name:
+                return step
+        raise ConfigError(f"no step '{name}' in this recipe; there are: {', '.join(step.name for step in self.steps)}.")
+
+
+def build(recipe: Recipe) -> Plan:
+    """All steps of a recipe, done or not; imports neither torch nor Megatron."""
+    return _Builder(recipe).build()
+
+
+class _Builder:
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.output = Path(recipe.output)
+        self.plan = Plan(recipe)
+        self.held_out: dict[str, Path] = {}
+        self.evaluated = recipes.evaluated_corpora(recipe)
+        phases = [*recipe.phases, *self._base_phases()]
+        self.length = recipe.evaluation.sequence_length or max(phase.sequence_length for phase in phases)
+
+    def _base_phases(self) -> list[Phase]:
+        scratch = self.recipe.model.from_scratch
+        return list(scratch.phases) if scratch else []
+
+    def build(self) -> Plan:
+        recipe = self.recipe
+        scratch, vocabulary = recipe.model.from_scratch, recipe.vocabulary
+        base_tokenizer = self._tokenizer("base", scratch.tokenizer) if scratch else Path(str(recipe.model.source))
+        tokenizer = self._tokenizer("target", vocabulary.tokenizer) if vocabulary else base_tokenizer
+        final = "target" if vocabulary else "base"
+        in_phases = {name for phase in recipe.phases for name in phase.data}
+        wanted = {"base": {name for phase in self._base_phases() for name in phase.data}}
+        wanted[final] = wanted.get(final, set()) | in_phases | set(self.evaluated) - wanted["base"]
+        for kind, folder in (("base", base_tokenizer), ("target", tokenizer)):
+            for name in recipe.data:
+                if name in wanted.get(kind, ()):
+                    self._preprocess(kind, name, folder)
+        base = self._base(base_tokenizer)
+        self._evaluate(Stage("base", "before", base, "evaluation/base"))
+        branches = [vocabulary.method, *vocabulary.compare] if vocabulary else ["adapted"]
+        for number, branch in enumerate(branches):
+            last = self._branch(branch, base, tokenizer, final)
+            if number == 0:
+                self._export("export", last, self.output / "model")
+        self._report()
+        return self.plan
+
+    def _add(self, **fields: Any) -> Path:
+        step = Step(**fields)
+        self.plan.steps.append(step)
+        return step.output
+
+    # ------------------------------------------------------------------------------------------- tokenizer and data
+
+    def _tokenizer(self, kind: str, choice: TokenizerChoice) -> Path:
+        if choice.path is not None:
+            return Path(choice.path)
+        training = choice.train
+        assert training is not None
+        corpora = [self.recipe.data[name] for name in training.corpora]
+
+        def action(output: Path, reporter: Reporter) -> dict[str, Any]:
+            from megatron_adapt.steps import tokenizer
+
+            stats = tokenizer.run(corpora, training.vocab_size, training.type, output, training.max_bytes)
+            reporter.log(f"{training.vocab_size:,} pieces ({training.type})")
+            return stats
+
+        return self._add(
+            name=f"tokenizers/{kind}",
+            verb="tokenizer",
+            output=self.output / "tokenizers" / kind,
+            action=action,
+            settings=training.model_dump(exclude={"corpora"})
+            | {"corpora": {name: _reading(self.recipe.data[name]) for name in training.corpora}},
+            inputs={name: _files(self.recipe.data[name].path) for name in training.corpora},
+        )
+
+    def _preprocess(self, kind: str, name: str, tokenizer: Path) -> None:
+        corpus = self.recipe.data[name]
+
+        def action(output: Path, reporter: Reporter) -> dict[str, Any]:
+            from megatron_adapt.steps import preprocess
+
+            return preprocess.run(corpus, tokenizer, output, reporter)
+
+        inputs: dict[str, Any] = {"tokenizer": self._tokenizer_input(tokenizer), "corpus": _files(corpus.path)}
+        if corpus.held_out_path:
+            inputs["held_out"] = Path(corpus.held_out_path)
+        folder = self._add(
+            name=f"data/{kind}/{name}",
+            verb="preprocess",
+            output=self.output / "data" / kind / name,
+            action=action,
+            settings=_reading(corpus),
+            inputs=inputs,
+        )
+        if corpus.held_out or corpus.held_out_path:
+            self.held_out[name] = folder / "held_out.jsonl"
+
+    def _tokenizer_input(self, folder: Path) -> Path | tuple[Path, ...]:
+        """A model's directory counts with its tokenizer files only: its weights do not change a token."""
+        if any(step.output == folder for step in self.plan.steps) or folder.is_file():
+            return folder
+        return tuple(folder / name for name in COMPANIONS if (folder / name).is_file())
+
+    # --------------------------------------------------------------------------------------------------- the models
+
+    def _base(self, tokenizer: Path) -> Path:
+        """The Hugging Face directory that adaptation starts from."""
+        scratch = self.recipe.model.from_scratch
+        if scratch is None:
+            return Path(str(self.recipe.model.source))
+        seed = self.recipe.seed
+
+        def action(output: Path, reporter: Reporter) -> dict[str, Any]:
+            from megatron_adapt.steps import initialize
+
+            made = initialize.run(scratch.config, tokenizer, output, seed)
+            reporter.log(f"{made['parameters']:,} parameters, {made['vocab_size']:,} tokens")
+            return made
+
+        initial = self._add(
+            name="base/initial",
+            verb="initialize",
+            output=self.output / "base" / "initial",
+            action=action,
+            settings={"config": scratch.config, "seed": seed},
+            inputs={"tokenizer": self._tokenizer_input(tokenizer)},
+        )
+        if not scratch.phases:
+            return initial
+        last = self._import("base", initial)
+        for number, phase in enumerate(scratch.phases):
+            last = self._phase("base", "base", number, phase, last)
+        return self._export("base/export", last, self.output / "base" / "model", dtype="keep")
+
+    def _branch(self, branch: str, base: Path, tokenizer: Path, data: str) -> Path:
+        vocabulary, seed = self.recipe.vocabulary, self.recipe.seed
+        source = base
+        if vocabulary is not None:
+
+            def action(output: Path, reporter: Reporter) -> dict[str, Any]:
+                from megatron_adapt.steps import swap
+
+                return swap.run(base, tokenizer, output, branch, seed, vocabulary.pad_to_multiple, reporter)
+
+            source = self._add(
+                name=f"{branch}/swap",
+                verb="swap",
+                output=self.output / branch / "swapped",
+                action=action,
+                settings={"method": branch, "seed": seed, "pad_to_multiple": vocabulary.pad_to_multiple},
+                inputs={"model": base, "tokenizer": self._tokenizer_input(tokenizer)},
+            )
+            self._evaluate(Stage(branch, "vocabulary swapped", source, f"evaluation/{branch}-swapped"))
+        last = self._import(branch, source)
+        for number, phase in enumerate(self.recipe.phases):
+            last = self._phase(branch, data, number, phase, last)
+            self._evaluate(Stage(branch, f"phase {phase.name}", last, f"evaluation/{branch}-{phase.name}"))
+        return last
+
+    def _import(self, branch: str, source: Path) -> Path:
+        def action(output: Path, reporter: Reporter) -> dict[str, Any]:
+            from megatron_adapt.steps import import_hf
+
+            return import_hf.run(source, output, reporter, self._samples())
+
+        return self._add(
+            name=f"{branch}/import",
+            verb="import",
+            output=self.output / branch / "imported",
+            action=action,
+            inputs={"model": source},
+        )
+
+    def _phase(self, branch: str, data: str, number: int, phase: Phase, start: Path) -> Path:
+        recipe, parallel = self.recipe, self.recipe.parallel
+        folders = {name: self.output / "data" / data / name for name in phase.data}
+        output = self.output / branch / phase.name
+
+        def action(directory: Path, reporter: Reporter) -> dict[str, Any]:
+            from megatron_adapt.engine.loop import Job
+            from megatron_adapt.steps import train
+            from megatron_adapt.steps.preprocess import PREFIX
+
+            tokens = {name: read(folder)["metrics"]["tokens"] for name, folder in folders.items()}
+            job = Job(
+                phase=phase,
+                steps=recipes.steps(phase, tokens),
+                layout=self._layout(),
+                precision=recipe.precision,
+                seed=recipe.seed,
+                start=start,
+                output=directory,
+                corpora={name: folder / PREFIX for name, folder in folders.items()},
+                held_out={name: self.held_out[name] for name in self.evaluated},
+                evaluation_length=self.length,
+                evaluation_bytes=recipe.evaluation.max_bytes,
+                tensorboard=self.output / "tensorboard" / branch / phase.name,
+            )
+            return train.run(job, reporter)
+
+        settings = phase.model_dump(exclude={"evaluate_every", "save_every", "keep_last", "log_every", "micro_batch_size"})
+        return self._add(
+            name=f"{branch}/{phase.name}",
+            verb="train",
+            output=output,
+            action=action,
+            settings=settings | {"seed": recipe.seed, "precision": recipe.precision, "number": number},
+            inputs={"start": start, **folders},
+            ranks=parallel.world_size,
+            resumable=True,
+        )
+
+    def _export(self, name: str, source: Path, output: Path, dtype: str | None = None) -> Path:
+        export = self.recipe.export
+        dtype = dtype or export.dtype
+
+        def action(directory: Path, reporter: Reporter) -> dict[str, Any]:
+            from megatron_adapt.steps import export_hf
+
+            return export_hf.run(source, directory, reporter, dtype, export.max_shard_size, self._samples())
+
+        return self._add(
+            name=name,
+            verb="export",
+            output=output,
+            action=action,
+            settings={"dtype": dtype, "max_shard_size": export.max_shard_size},
+            inputs={"checkpoint": source},
+        )
+
+    # ------------------------------------------------------------------------------------------------- measurements
+
+    def _layout(self) -> Any:
+        from megatron_adapt.engine.backend import Layout
+
+        parallel = self.recipe.parallel
+        return Layout(parallel.tensor, parallel.pipeline, parallel.sequence)
+
+    def _samples(self) -> list[str] | None:
+        """Held-out text on which conversions are compared; None: there is none, use the built-in samples."""
+        from megatron_adapt.engine.evaluate import read_texts
+
+        texts = [read_texts(self.held_out[name], max_bytes=1)[0][:2000] for name in self.evaluated]
+        return texts or None
+
+    def _evaluate(self, stage: Stage) -> None:
+        if not self.evaluated:
+            return
+        recipe = self.recipe
+        texts = {name: self.held_out[name] for name in self.evaluated}
+
+        def action(_output: Path, reporter: Reporter) -> dict[str, Any]:
+            from megatron_adapt.steps import evaluate
+
+            return evaluate.run(
+                stage.model, texts, reporter, layout=self._layout(), precision=recipe.precision,
+                length=self.length, max_bytes=recipe.evaluation.max_bytes,
+            )  # fmt: skip
+
+        self._add(
+            name=stage.step,
+            verb="evaluate",
+            output=self.output / stage.step,
+            action=action,
+            settings={"max_bytes": recipe.evaluation.max_bytes, "sequence_length": self.length, "precision": recipe.precision},
+            inputs={"model": stage.model, **{name: path.parent for name, path in texts.items()}},
+            ranks=recipe.parallel.world_size,
+        )
+        self.plan.stages.append(stage)
+
+    def _report(self) -> None:
+        curves = {step.name: step.output for step in self.plan.steps if step.verb == "train"}
+
+        def action(output: Path, reporter: Reporter) -> dict[str, Any]:
+            from megatron_adapt.steps import report
+
+            return report.run(self.recipe, self.plan.stages, self.output, curves, output, reporter)
+
+        self._add(
+            name="report",
+            verb="report",
+            output=self.output / "report",
+            action=action,
+            inputs={stage.step: self.output / stage.step for stage in self.plan.stages} | curves,
+        )
+
+
+def _reading(corpus: Any) -> dict[str, Any]:
+    """What of a corpus decides which text is read; where it lies does not."""
+    return corpus.model_dump(include={"text_key", "held_out", "on_error", "max_documents"})
+
+
+def _files(paths: Any) -> tuple[Path, ...]:
+    return tuple(find_files(paths))
+
+

@@ -1,0 +1,36 @@
+"""A corpus -> ``text.bin`` / ``text.idx`` under one tokenizer, and its held-out text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from megatron_adapt.config import Corpus
+from megatron_adapt.data.preprocess import preprocess
+from megatron_adapt.hf.tokenizer import Tokenizer
+from megatron_adapt.steps.reporter import Reporter
+
+PREFIX = "text"
+
+
+def run(corpus: Corpus, tokenizer_dir: Path, output: Path, reporter: Reporter) -> dict[str, Any]:
+    """Every document becomes [BOS] tokens EOS, BOS where the tokenizer has one that is not its EOS as well."""
+    tokenizer = Tokenizer.load(tokenizer_dir)
+    stats = preprocess(
+        [corpus.path] if isinstance(corpus.path, str) else list(corpus.path),
+        tokenizer,
+        output / PREFIX,
+        text_key=corpus.text_key,
+        append_bos=tokenizer.bos_id not in (None, tokenizer.eos_id),
+        append_eod=True,
+        on_error=corpus.on_error,
+        on_skip=lambda message: reporter.log(f"skipped {message}"),
+        held_out=0.0 if corpus.held_out_path else corpus.held_out,
+        held_out_path=corpus.held_out_path,
+        max_documents=corpus.max_documents,
+    )
+    reporter.log(
+        f"{stats['documents']:,} documents, {stats['tokens']:,} tokens, {stats['bytes'] / stats['tokens']:.2f} bytes a token, "
+        f"{stats['held_out_documents']:,} documents held out, {stats['skipped']:,} skipped"
+    )
+    return stats

@@ -1,0 +1,42 @@
+"""All evaluations and curves of a run -> table in the terminal, report.md, report.png."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Mapping, Sequence
+
+from megatron_adapt import recipe as recipes
+from megatron_adapt.analysis import report
+from megatron_adapt.config import Recipe
+from megatron_adapt.steps.receipt import read
+from megatron_adapt.steps.reporter import Reporter
+
+
+def run(
+    recipe: Recipe, stages: Sequence[Any], root: Path, curves: Mapping[str, Path], output: Path, reporter: Reporter
+) -> dict[str, Any]:
+    """``stages`` have ``branch``, ``title`` and ``step`` (a folder below ``root`` with a signed evaluation)."""
+    output.mkdir(parents=True, exist_ok=True)
+    corpora = recipes.evaluated_corpora(recipe)
+    measured = []
+    for stage in stages:
+        metrics = read(root / stage.step)["metrics"]
+        bits = {name: metrics[name]["bits_per_byte"] for name in corpora}
+        measured.append(report.Measured(stage.branch, stage.title, bits))
+    phases = []
+    for name, folder in curves.items():
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        phases.append(report.Curve(*name.split("/", 1), rows))
+    notes = report.training_notes(phases)
+    if not measured:
+        (output / "report.md").write_text("\n".join([f"# {recipe.name}", "", "No held-out text to evaluate on.", "", *notes, ""]))
+        return {}
+    header, rows = report.table(measured, corpora)
+    (output / "report.md").write_text(report.markdown(recipe.name, header, rows, notes))
+    report.plot(phases, measured, corpora, output / "report.png")
+    reporter.log("bits per byte on held-out text")
+    widths = [max(len(line[i]) for line in [header, *rows]) for i in range(len(header))]
+    for line in [header, *rows]:
+        reporter.log("  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(line, widths))))
+    return {"table": [header, *rows]}

@@ -1,0 +1,42 @@
+"""Text corpora -> a directory with a trained tokenizer."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from itertools import islice
+from pathlib import Path
+from typing import Any, Iterator, Sequence
+
+from megatron_adapt.config import Corpus
+from megatron_adapt.data.corpus import read_documents
+from megatron_adapt.data.held_out import divert
+
+
+class _Discard:
+    """Takes the held-out documents: a tokenizer must not be fitted to what it will be measured on."""
+
+    documents = 0
+
+    def write(self, text: str) -> None:
+        self.documents += 1
+
+
+def training_texts(corpora: Sequence[Corpus], max_bytes: int | None = None) -> Iterator[str]:
+    """The training documents of several corpora, one after the other, up to ``max_bytes`` of UTF-8 altogether."""
+    size = 0
+    for corpus in corpora:
+        paths = [corpus.path] if isinstance(corpus.path, str) else list(corpus.path)
+        documents = read_documents(paths, text_key=corpus.text_key, on_error=corpus.on_error)
+        texts = islice((document.text for document in documents), corpus.max_documents)
+        share = Fraction(0) if corpus.held_out_path else Fraction(str(corpus.held_out))
+        for text in divert(texts, share, _Discard()):
+            size += len(text.encode("utf-8", "replace"))
+            if max_bytes is not None and size > max_bytes:
+                return
+            yield text
+
+
+def run(corpora: Sequence[Corpus], vocab_size: int, kind: str, output: Path, max_bytes: int | None = None) -> dict[str, Any]:
+    from megatron_adapt.vocab.train import train_tokenizer
+
+    return train_tokenizer(training_texts(corpora, max_bytes), vocab_size, output, kind)

@@ -1,0 +1,89 @@
+"""Every layout trains the same model: losses and gradient norms of one rank, to rounding."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+from worlds import Layout, Outcome, World, changed, hf_model, on_ranks, tensors
+
+from megatron_adapt.engine import evaluate
+from megatron_adapt.hf.tokenizer import Tokenizer
+
+RELATIVE = 1e-5  # float32; sums are taken in another order
+LAYOUTS = {  # layout, ranks, micro_batch_size: every rank has at least two micro-batches a step
+    "TP2": (Layout(tensor=2), 2, 4),
+    "PP2": (Layout(pipeline=2), 2, 4),
+    "TP2xPP2": (Layout(tensor=2, pipeline=2), 4, 4),
+    "DP2": (Layout(), 2, 2),
+    "TP2+SP": (Layout(tensor=2, sequence=True), 2, 4),
+}
+ALL = pytest.mark.parametrize("layout, ranks, micro", LAYOUTS.values(), ids=LAYOUTS)
+MODELS = pytest.mark.parametrize("model", ["untied", "tied"])
+
+
+@pytest.fixture(scope="module")
+def one_rank(world: World, tmp_path_factory: pytest.TempPathFactory):
+    """A function that trains on one rank; repeated settings are trained once."""
+
+    @lru_cache
+    def train(model: str, train: str) -> Outcome:
+        return world.train(tmp_path_factory.mktemp("one"), start=model, train=train, evaluate_every=5)
+
+    return train
+
+
+def assert_same(run: Outcome, reference: Outcome) -> None:
+    assert len(reference.losses) == 5 and reference.losses[-1] < reference.losses[0]
+    assert run.losses == pytest.approx(reference.losses, rel=RELATIVE)
+    assert run.norms == pytest.approx(reference.norms, rel=RELATIVE)
+    assert [line.keys() for line in run.metrics] == [line.keys() for line in reference.metrics]
+    assert run.metrics[-1]["held_out/text"] == pytest.approx(reference.metrics[-1]["held_out/text"], rel=RELATIVE)
+    assert run.metrics[-1]["bits_per_byte"] == pytest.approx(reference.metrics[-1]["bits_per_byte"], rel=RELATIVE)
+
+
+@ALL
+@MODELS
+def test_full_training_equals_one_rank(world: World, one_rank, tmp_path: Path, model, layout, ranks, micro):
+    run = world.train(tmp_path, layout, ranks, start=model, evaluate_every=5, micro_batch_size=micro)
+    reference = one_rank(model, "all")
+    assert_same(run, reference)
+    ours, theirs = tensors(run.folder), tensors(reference.folder)
+    assert max((ours[name] - theirs[name]).abs().max().item() for name in theirs) < 1e-4
+
+
+@ALL
+@MODELS
+def test_embedding_phase_equals_one_rank(world: World, one_rank, tmp_path: Path, model, layout, ranks, micro):
+    settings = {"train": "embedding", "evaluate_every": 5, "micro_batch_size": micro}
+    run = world.train(tmp_path, layout, ranks, start=model, **settings)
+    assert_same(run, one_rank(model, "embedding"))
+    assert changed(world.initial(model), tensors(run.folder)) == {"embedding.word_embeddings.weight"}
+
+
+@MODELS
+@pytest.mark.parametrize("clip_grad", [1.0, 0.0])
+def test_pipeline_with_a_stage_that_trains_nothing(world: World, tmp_path: Path, model, clip_grad):
+    settings = {"train": "output", "optimizer": {"lr": 3e-3, "clip_grad": clip_grad}, "evaluate_every": 5, "start": model}
+    run = world.train(tmp_path / "PP2", Layout(pipeline=2), **settings)
+    assert_same(run, world.train(tmp_path / "one", **settings))
+
+
+@ALL
+def test_bits_per_byte_is_the_same_in_every_layout(world: World, layout, ranks, micro):
+    def measure(layout: Layout) -> dict:
+        model, _ = hf_model(world.model("untied"), layout)
+        texts = evaluate.read_texts(world.held_out)
+        text = evaluate.tokenize(texts, Tokenizer.load(world.tokenizer), 48)
+        return evaluate.bits_per_byte(model, text, layout)
+
+    (reference,) = on_ranks(1, lambda: measure(Layout()))
+    for result in on_ranks(ranks, lambda: measure(layout)):
+        assert result == pytest.approx(reference, rel=1e-6)
+
+
+def test_bf16_layouts_agree_roughly(world: World, tmp_path: Path):
+    one = world.train(tmp_path / "one", precision="bf16")
+    four = world.train(tmp_path / "four", Layout(tensor=2, pipeline=2), precision="bf16")
+    assert four.losses == pytest.approx(one.losses, rel=5e-3)
