@@ -3,7 +3,7 @@
     python examples/quickstart/make_corpus.py            # rewrite them
     python examples/quickstart/make_corpus.py --check    # exit with 1 when they differ from what would be written
 
-One JSON object {"id", "text"} per line. The texts are made from the word lists and sentence frames beside this file,
+One JSON object {"id", "text"} per line. The texts are made from the word lists and sentence frames in texts/,
 written for this purpose; the documents of the two languages are about the same things but no translations.
 """
 
@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
+sys.path.insert(0, str(FOLDER / "texts"))
 SIZE = 620_000  # bytes of text per language
 SEEDS = {"en": 20, "de": 21}
 
