@@ -19,7 +19,6 @@ from pathlib import Path
 
 from megatron_adapt import launch
 
-LENGTH = 512
 WARM_UP = 5
 AGREEMENT = 1e-5  # relative, float32, after `steps` optimizer steps
 
@@ -28,8 +27,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--size", choices=("260k", "20m"), default="260k", help="parameters of the model")
     parser.add_argument("--steps", type=int, default=30, help=f"measured steps, after {WARM_UP} to warm up")
-    parser.add_argument("--batch", type=int, default=8, help=f"sequences of {LENGTH} tokens per step")
+    parser.add_argument("--length", type=int, default=512, help="tokens per sequence")
+    parser.add_argument("--batch", type=int, default=8, help="sequences per step")
     parser.add_argument("--micro-batch", type=int, default=8, help="sequences per forward pass")
+    parser.add_argument("--threads", type=int, default=launch.cores(), help="threads of torch")
     parser.add_argument("--peer-fused", action="store_true", help="give the peer torch's fused AdamW, not its default")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -43,9 +44,9 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
 
     from megatron_adapt.engine import backend, loop, metrics
 
-    torch.set_num_threads(launch.cores())
+    torch.set_num_threads(arguments.threads)
     steps = arguments.steps + WARM_UP
-    phase = workload.phase(steps, LENGTH, arguments.batch, arguments.micro_batch)
+    phase = workload.phase(steps, arguments.length, arguments.batch, arguments.micro_batch)
     tokens = phase.batch_size * phase.sequence_length
     hf = workload.write_model(folder / "hf", workload.SIZES[arguments.size])
     corpus = workload.write_corpus(folder, hf, tokens * (steps + 1))
@@ -67,7 +68,6 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
 
     loop.train(workload.job(phase, "fp32", start, folder / "out", corpus), log=peer_step)
     losses = [line["loss"] for line in metrics.read_lines(folder / "out" / "metrics.jsonl")]
-    print([f"{a / b - 1:.1e}" for a, b in zip(losses, peer_losses)])
     difference = max(abs(a / b - 1) for a, b in zip(losses, peer_losses))
     ratios = [b / a for a, b in zip(ours[WARM_UP:], theirs[WARM_UP:])]
     print(f"{sum(p.numel() for p in peer.model.parameters()):,} parameters, {tokens:,} tokens a step, {backend.name()}")

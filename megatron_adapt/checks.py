@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Iterator, Mapping
+from typing import Iterator
 
 from megatron_adapt.analysis import estimate
 from megatron_adapt.config import Phase, Recipe, TokenizerChoice
+from megatron_adapt.config_types import selected_layers
 from megatron_adapt.errors import ConfigError
 from megatron_adapt.families import find_family
 from megatron_adapt.families.family import ModelShape
 from megatron_adapt.hf.directory import HFDirectory
 from megatron_adapt.plan import Plan
 from megatron_adapt.steps.receipt import read
+from megatron_adapt.vocab.surgery import check_tokenizer
 
 
 def shapes(recipe: Recipe) -> tuple[ModelShape, ModelShape]:
-    """(before, after) the vocabulary swap; the same twice without one. ``ConfigError`` for unsupported models."""
+    """(before, after) the vocabulary swap; the same twice without one.
+
+    Raises ``ConfigError`` for unsupported models, and a tokenizer with more ids than its model has rows.
+    """
     scratch = recipe.model.from_scratch
     if scratch is not None:
         family = find_family(scratch.config, "model.from_scratch.config")
@@ -25,10 +31,9 @@ def shapes(recipe: Recipe) -> tuple[ModelShape, ModelShape]:
         directory = HFDirectory.open(str(recipe.model.source))
         where = str(directory.config_path)
         before = find_family(directory.config, where).read_config(directory.config, where)
+        check_tokenizer(directory.path, before.vocab_size)
     if recipe.vocabulary is None:
         return before, before
-    from dataclasses import replace
-
     return before, replace(before, vocab_size=vocabulary_size(recipe.vocabulary.tokenizer, recipe.vocabulary.pad_to_multiple))
 
 
@@ -54,14 +59,27 @@ def check(plan: Plan) -> list[tuple[str, Phase, ModelShape]]:
     for shape in dict.fromkeys(shape for _, _, shape in phases):
         problems += shape.layout_problems(recipe.parallel.tensor, recipe.parallel.pipeline)
     for _, phase, shape in phases:
-        if phase.sequence_length > shape.max_position_embeddings:
-            problems.append(
-                f"phase '{phase.name}': sequence_length {phase.sequence_length} exceeds the model's "
-                f"max_position_embeddings {shape.max_position_embeddings}"
-            )
+        problems += _phase_problems(phase, shape)
+    length = recipe.evaluation.sequence_length
+    if length is not None and length > after.max_position_embeddings:
+        problems.append(
+            f"evaluation.sequence_length {length} exceeds the model's max_position_embeddings {after.max_position_embeddings}"
+        )
     if problems:
         raise ConfigError(";\n".join(dict.fromkeys(problems)) + ".")
     return phases
+
+
+def _phase_problems(phase: Phase, shape: ModelShape) -> Iterator[str]:
+    if phase.sequence_length > shape.max_position_embeddings:
+        yield (
+            f"phase '{phase.name}': sequence_length {phase.sequence_length} exceeds the model's "
+            f"max_position_embeddings {shape.max_position_embeddings}"
+        )
+    for part in [phase.train] if isinstance(phase.train, str) else phase.train:
+        layers = selected_layers(part, shape.num_layers)
+        if layers is not None and not layers:
+            yield f"phase '{phase.name}': train: {part} selects none of the model's {shape.num_layers} layers"
 
 
 def summary(plan: Plan) -> Iterator[str]:
@@ -72,7 +90,13 @@ def summary(plan: Plan) -> Iterator[str]:
     yield f"{len(plan.steps)} steps, {recipe.parallel.world_size} ranks, output in {Path(recipe.output)}"
 
 
-def _known_tokens(plan: Plan) -> Mapping[str, int]:
-    """Training tokens of the corpora that are already tokenized."""
-    done = {step.name.rsplit("/", 1)[1]: read(step.output) for step in plan.steps if step.verb == "preprocess"}
-    return {name: signed["metrics"]["tokens"] for name, signed in done.items() if signed}
+def _known_tokens(plan: Plan) -> dict[str, dict[str, int]]:
+    """For base and for the other branches: training tokens of the corpora that are already tokenized."""
+    final = "target" if plan.recipe.vocabulary else "base"
+    tokens: dict[str, dict[str, int]] = {"base": {}, "target": {}}
+    for step in plan.steps:
+        signed = read(step.output) if step.verb == "preprocess" else None
+        if signed:
+            _, kind, name = step.name.split("/")
+            tokens[kind][name] = signed["metrics"]["tokens"]
+    return {"base": tokens["base"], "adapted": tokens[final]}

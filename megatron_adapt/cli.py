@@ -8,6 +8,7 @@ paths (``megatron-adapt swap HF_DIR OUT --tokenizer DIR``). Exit codes: 0 done, 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Callable, List, Optional
@@ -31,11 +32,17 @@ Either = Annotated[List[str], typer.Argument(help="recipe.yaml ... [path=value .
 StepName = Annotated[Optional[str], typer.Option("--step", help="only the step of this name (see plan)")]
 
 
+class Interrupted(BaseException):
+    """SIGINT or SIGTERM while no step's ranks are there to answer it."""
+
+
 def main() -> None:
     """Entry point: user errors become one message and exit code 2."""
-    from megatron_adapt.launch import StepFailed, under_torchrun
+    from megatron_adapt.launch import SIGNALS, STOPPED, StepFailed, under_torchrun
 
     prefix = f"[rank {os.environ['RANK']}] " if under_torchrun() else ""
+    for number in SIGNALS:
+        signal.signal(number, _interrupt)
     try:
         app()
     except AdaptError as error:
@@ -44,13 +51,20 @@ def main() -> None:
     except StepFailed as error:
         print(f"{prefix}error: {error}", file=sys.stderr)
         sys.exit(1)
+    except Interrupted:
+        print(f"{prefix}stopped; the same command continues", file=sys.stderr)
+        sys.exit(STOPPED)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise Interrupted
 
 
 # --------------------------------------------------------------------------------------------------- whole recipes
 
 
 def _is_recipe(words: List[str]) -> bool:
-    return words[0].endswith((".yaml", ".yml"))
+    return any(word.endswith((".yaml", ".yml")) and "=" not in word for word in words)
 
 
 def _load(words: List[str], ranks: Optional[int] = None) -> "Plan":
@@ -84,16 +98,17 @@ def check(words: Words) -> None:
 @app.command()
 def plan(
     words: Words,
-    nodes: Annotated[int, typer.Option("--nnodes", help="nodes that share a step's ranks")] = 1,
+    nodes: Annotated[int, typer.Option("--nnodes", min=1, help="nodes that share a step's ranks")] = 1,
     nproc: Annotated[Optional[int], typer.Option("--nproc", help="ranks in all; default: as the recipe says")] = None,
 ) -> None:
     """Print the commands that remain, one a line, in order."""
-    from megatron_adapt import pipeline
+    from megatron_adapt import checks, pipeline
 
     plan = _load(words, nproc)
     if plan.recipe.parallel.world_size % nodes:
         raise ConfigError(f"{plan.recipe.parallel.world_size} ranks cannot be spread over --nnodes {nodes}.")
     extra = [] if nproc is None else [f"parallel.data={plan.recipe.parallel.data}"]
+    checks.check(plan)
     for step in pipeline.remaining(plan):
         print(pipeline.command(step, [*words, *extra], nodes))
 
@@ -118,15 +133,17 @@ def _run(
     plan = _load(words, nproc)
     checks.check(plan)
     view = pipeline.View()
+    undone = pipeline.remaining(plan)
     if name is not None:
         step = plan.step(name)
         if verb is not None and step.verb != verb:
             raise ConfigError(f"step '{name}' belongs to the verb '{step.verb}', not to '{verb}'.")
-        steps = [step] if step in pipeline.remaining(plan) else []
+        steps = [step] if step in undone else []
     else:
-        steps = pipeline.remaining(plan, None if verb is None else (verb,))
+        steps = [step for step in undone if verb in (None, step.verb)]
+    steps = pipeline.ready(steps, undone)
     if not steps:
-        view.finished(plan, verb)
+        view.finished(plan, verb, name)
         return
     use_torchrun = launcher == "torchrun" or (launcher == "auto" and pipeline.has_gpu())
     extra = [] if nproc is None else [f"parallel.data={plan.recipe.parallel.data}"]
@@ -135,7 +152,7 @@ def _run(
         # Under torchrun every code but 0 would look like a failure and kill the other ranks before they have saved.
         sys.exit(0 if launch.under_torchrun() else launch.STOPPED)
     if verb is None:
-        view.finished(plan, verb)
+        view.finished(plan)
 
 
 # ------------------------------------------------------------------------------------- verbs on plain paths, too
@@ -170,16 +187,21 @@ def _produce(output: Path, work: Callable[[Path, Any], Any]) -> None:
     _fresh(output)
     step = Step(name=output.name, verb=sys.argv[1], output=output, action=work, settings={"arguments": sys.argv[2:]})
     _alone(lambda reporter: perform(step, reporter))
+    print(f"wrote {output}")
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
 def preprocess(context: typer.Context) -> None:
     """Tokenize corpora: a recipe's, or files by Megatron's flags (--input ... --output-prefix ...; --help lists them)."""
     words = list(context.args)
-    if words and _is_recipe(words):
-        name = words[words.index("--step") + 1] if "--step" in words[:-1] else None
-        _run([word for word in words if word != "--step" and word != name], "preprocess", name)
-        return
+    if _is_recipe(words):
+        import argparse
+
+        parser = argparse.ArgumentParser(prog="megatron-adapt preprocess")
+        parser.add_argument("words", nargs="+", metavar="RECIPE [PATH=VALUE]", help="recipe.yaml ... [path=value ...]")
+        parser.add_argument("--step", help="only the step of this name (see plan)")
+        given = parser.parse_intermixed_args(words)
+        return _run(given.words, "preprocess", given.step)
     from megatron_adapt.data import command
 
     sys.exit(command.main(words, prog="megatron-adapt preprocess"))
@@ -255,7 +277,7 @@ def import_(words: Either, step: StepName = None) -> None:
 def train(words: Words, step: StepName = None, nproc: Annotated[Optional[int], typer.Option("--nproc")] = None) -> None:
     """Train a recipe's phases (those that remain, or --step)."""
     if not _is_recipe(words):
-        raise ConfigError("train takes a recipe (.yaml): what to train on, and how, is more than paths can say.")
+        raise ConfigError("train takes a recipe (.yaml): what to train on, and how, is more than plain paths can say.")
     _run(words, "train", step, nproc)
 
 
@@ -287,8 +309,8 @@ def evaluate(
     step: StepName = None,
     data: Annotated[Optional[List[Path]], typer.Option("--data", help="text to measure on (repeat the option)")] = None,
     text_key: Annotated[str, typer.Option(help="key of the text in JSON lines")] = "text",
-    max_bytes: Annotated[Optional[int], typer.Option(help="use only so much text of each file")] = None,
-    sequence_length: Annotated[Optional[int], typer.Option(help="window in tokens; default: the model's")] = None,
+    max_bytes: Annotated[Optional[int], typer.Option(min=1, help="use only so much text of each file")] = None,
+    sequence_length: Annotated[Optional[int], typer.Option(min=1, help="window in tokens; default: the model's")] = None,
 ) -> None:
     """Bits per byte: a recipe's stages, or `evaluate HF_DIR_OR_CHECKPOINT --data FILE`."""
     if _is_recipe(words):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import math
 import os
 import shutil
 import signal
@@ -18,12 +19,16 @@ import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, NoReturn, Sequence
 
+from megatron_adapt import errors
 from megatron_adapt.errors import AdaptError
 
 STOPPED = 75  # EX_TEMPFAIL: saved and stopped on request; the same command continues
-GRACE = 10.0  # seconds that the other ranks get after one has failed
+GRACE = 3.0  # seconds that the other ranks get after one has failed or left
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+PIPE_SIZE = 65_536  # bytes
+LONGEST_REPORT = PIPE_SIZE // 12 - 100  # characters, of which JSON makes up to 12 bytes each
 
 
 class StepFailed(Exception):
@@ -53,34 +58,45 @@ def fork(
 
     ``receive`` gets every JSON line that they write to the descriptor named by ``MEGATRON_ADAPT_MESSAGES``.
 
-    Raises the ranks' ``AdaptError``, or ``StepFailed`` with the traceback of the rank that failed first.
-    ``Outcome.stopped`` says that they saved and left after SIGINT / SIGTERM.
+    Raises the ranks' ``AdaptError``, or ``StepFailed`` with the signal or traceback of the rank that failed first.
+    ``Outcome.stopped`` says that SIGINT / SIGTERM came: the ranks saved and left, or were just done.
     """
     folder = Path(tempfile.mkdtemp(prefix="megatron-adapt-"))
     sys.stdout.flush()
     sys.stderr.flush()
-    children: dict[int, int] = {}
+    ranks: list[_Rank] = []
     reader, writer = os.pipe()
     os.set_inheritable(writer, True)
     os.set_blocking(reader, False)
     if receive is not None:
         os.environ["MEGATRON_ADAPT_MESSAGES"] = str(writer)
     messages = _Messages(reader, receive or (lambda message: None))
+    # A signal waits until both sides have their handlers: none is lost, and none strikes a child that is not one yet.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    parent = os.getpid()
     try:
-        for rank in range(world):
+        for number in range(world):
+            report = os.pipe()
             pid = os.fork()
             if pid == 0:
-                _child(rank, world, function, folder, threads or max(1, cores() // world))
-            children[pid] = rank
-        os.close(writer)
-        return _wait(children, folder, messages)
+                environment = {
+                    "RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(world),
+                    "MEGATRON_ADAPT_RENDEZVOUS": str(folder / "rendezvous"),
+                }  # fmt: skip
+                _child(function, environment, report[1], parent, threads or max(1, cores() // world), mask)
+            os.close(report[1])
+            os.set_blocking(report[0], False)
+            ranks.append(_Rank(number, pid, report[0]))
+        return _wait(ranks, messages, mask)
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         os.environ.pop("MEGATRON_ADAPT_MESSAGES", None)
-        os.close(reader)
-        for pid in children:
-            _kill(pid, signal.SIGKILL)
-        for pid in list(children):
-            os.waitpid(pid, 0)
+        for descriptor in (reader, writer, *(rank.report for rank in ranks)):
+            os.close(descriptor)
+        for rank in ranks:
+            rank.kill(signal.SIGKILL)
+        for rank in ranks:
+            rank.reap(wait=True)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -119,28 +135,74 @@ class _Messages:
                 self.receive(json.loads(line))
 
 
-def _child(rank: int, world: int, function: Callable[[], None], folder: Path, threads: int) -> None:
-    # Die with the parent, however it ends: no rank is ever left behind.
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MEGATRON_ADAPT_RENDEZVOUS=str(folder / "rendezvous")
-    )
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+@dataclass
+class _Rank:
+    """A forked process: its rank, the pipe on which it reports an error, its exit code (negative: a signal)."""
+
+    number: int
+    pid: int
+    report: int
+    code: int | None = None
+
+    def kill(self, number: int) -> None:
+        if self.code is None:  # until then the process exists, at least as a zombie: nobody else has its id
+            os.kill(self.pid, number)
+
+    def reap(self, wait: bool = False) -> bool:
+        """Whether it has ended by now."""
+        if self.code is None:
+            done, status = os.waitpid(self.pid, 0 if wait else os.WNOHANG)
+            self.code = os.waitstatus_to_exitcode(status) if done else None
+        return self.code is not None
+
+    def read_report(self) -> dict[str, Any] | None:
+        try:
+            return json.loads(os.read(self.report, PIPE_SIZE) or "null")
+        except BlockingIOError:  # it left without a word, but a child of its own lives
+            return None
+
+
+def _child(
+    function: Callable[[], None], environment: dict[str, str], report: int, parent: int, threads: int, mask: set
+) -> NoReturn:
+    """A rank's whole life."""
     code = 1
     try:
+        # Die with the parent, however it ends: no rank is ever left behind.
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+        if os.getppid() != parent:  # it ended before that
+            os._exit(code)
+        os.environ.update(environment)
+        for number in SIGNALS:
+            signal.signal(number, _leave)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(threads)
         code = run_rank(function)
     except AdaptError as error:
-        (folder / f"error.{rank}").write_text(f"{type(error).__name__}\n{error}")
         code = 2
+        _report(report, type(error).__name__, str(error))
     except BaseException:
-        (folder / f"traceback.{rank}").write_text(traceback.format_exc())
+        _report(report, "", traceback.format_exc())
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(code)
+
+
+def _leave(number: int, frame: object) -> None:
+    """Before training takes the signals over there is nothing to save. A terminal and the parent may both send one."""
+    for each in SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def _report(descriptor: int, kind: str, text: str) -> None:
+    """Through a pipe rather than a file: the error may be that the disk is full."""
+    message = {"when": time.monotonic(), "kind": kind, "text": text[-LONGEST_REPORT:]}
+    os.write(descriptor, json.dumps(message).encode())
 
 
 def run_rank(function: Callable[[], None]) -> int:
@@ -156,62 +218,52 @@ def run_rank(function: Callable[[], None]) -> int:
     return 0
 
 
-def _wait(children: dict[int, int], folder: Path, messages: _Messages) -> Outcome:
-    """Reap all children; on the first failure give the others a moment, then kill them and raise."""
+def _wait(ranks: list[_Rank], messages: _Messages, mask: set) -> Outcome:
+    """Reap all ranks. Once one has failed or left, the others have a moment to do so, too."""
     asked: list[int] = []
-    handlers = {number: signal.signal(number, lambda n, _: asked.append(n)) for number in (signal.SIGINT, signal.SIGTERM)}
-    failed: dict[int, int] = {}
-    stopped = False
-    deadline = None
+    forwarded = 0
+    handlers = {number: signal.signal(number, lambda n, _: asked.append(n)) for number in SIGNALS}
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    deadline = math.inf
     try:
-        while children:
-            while asked:
-                number = asked.pop()
-                for pid in children:
-                    _kill(pid, number)
-            for pid in list(children):
-                done, status = os.waitpid(pid, os.WNOHANG)
-                if done:
-                    rank = children.pop(pid)
-                    code = os.waitstatus_to_exitcode(status)
-                    stopped |= code == STOPPED
-                    if code not in (0, STOPPED):
-                        failed[rank] = code
-            if failed and deadline is None:
-                # Peers of a dead rank hang or fail in the next collective: their errors would only hide the cause.
-                deadline = time.monotonic() + (1.0 if any(code < 0 for code in failed.values()) else GRACE)
-                first = next(iter(failed))
-            if deadline is not None and (time.monotonic() > deadline or (folder / f"traceback.{first}").exists()):
-                break
+        while not all([rank.reap() for rank in ranks]) and time.monotonic() < deadline:
+            while forwarded < len(asked):
+                for rank in ranks:
+                    rank.kill(asked[forwarded])
+                forwarded += 1
+            # Peers of a dead rank hang or fail in their next collective.
+            if deadline == math.inf and any(rank.code for rank in ranks):
+                deadline = time.monotonic() + GRACE
             messages.poll()
             time.sleep(0.02)
     finally:
         messages.poll()
         for number, handler in handlers.items():
             signal.signal(number, handler)
+    # A rank that left on request before training began may have made its peers fail: nothing is wrong.
+    if any(rank.code == STOPPED for rank in ranks):
+        return Outcome(stopped=True)
+    failed = [rank for rank in ranks if rank.code]
     if failed:
-        _raise(first, failed[first], folder)
-    return Outcome(stopped)
+        _raise(failed)
+    return Outcome(stopped=bool(asked))
 
 
-def _raise(rank: int, code: int, folder: Path) -> None:
-    error = folder / f"error.{rank}"
-    if error.exists():
-        kind, message = error.read_text().split("\n", 1)
-        from megatron_adapt import errors
-
-        raise getattr(errors, kind, AdaptError)(message)
-    if code < 0:
-        raise StepFailed(
-            f"rank {rank} was killed by signal {-code} ({signal.Signals(-code).name}); finished checkpoints are intact, "
-            f"run the same command again to continue."
-        )
-    text = folder / f"traceback.{rank}"
-    raise StepFailed(f"rank {rank} failed:\n{text.read_text() if text.exists() else f'exit code {code}'}")
-
-
-def _kill(pid: int, number: int) -> None:
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        return
+def _raise(failed: list[_Rank]) -> None:
+    """Raise the cause: a rank that was killed, else the error that was reported first."""
+    for rank in failed:
+        if rank.code < 0:
+            raise StepFailed(
+                f"rank {rank.number} was killed by signal {-rank.code} ({signal.Signals(-rank.code).name}); finished "
+                f"checkpoints are intact, run the same command again to continue."
+            )
+    reports = []
+    for rank in failed:
+        report = rank.read_report()
+        if report is None:
+            raise StepFailed(f"rank {rank.number} ended with exit code {rank.code} and without a message.")
+        reports.append((report["when"], rank.number, report["kind"], report["text"]))
+    _, number, kind, text = min(reports)
+    if kind:
+        raise getattr(errors, kind, AdaptError)(text)
+    raise StepFailed(f"rank {number} failed:\n{text}")

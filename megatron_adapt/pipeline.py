@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Callable, Sequence
 
 from megatron_adapt import launch
+from megatron_adapt.errors import ConfigError
 from megatron_adapt.plan import Plan
 from megatron_adapt.steps import receipt
 from megatron_adapt.steps.receipt import Step
@@ -18,20 +19,52 @@ from megatron_adapt.steps.reporter import PipeReporter, Reporter
 ENGINE = ("import", "train", "export", "evaluate")
 
 
-def remaining(plan: Plan, verbs: Sequence[str] | None = None) -> list[Step]:
-    """The steps still to do, in order. A step after an undone one that it needs is undone as well.
+def remaining(plan: Plan) -> list[Step]:
+    """The steps still to do, in order.
 
-    Raises ``ConfigError`` for a signed step whose settings or inputs changed.
+    A signed step counts as done even where one before it has to be repeated, as long as that one is going to give the
+    same again. Raises ``ConfigError`` with all steps that are signed, or begun, for other settings or inputs.
     """
-    undone: set[Path] = set()
-    steps = []
+    known: dict[Path, str] = {}
+    undone, changed, reasons = [], [], []
     for step in plan.steps:
-        paths = {path for where in step.inputs.values() for path in (where if isinstance(where, tuple) else (where,))}
-        if paths & undone or not receipt.is_done(step):
-            undone.add(step.output)
-            if verbs is None or step.verb in verbs:
-                steps.append(step)
-    return steps
+        state = receipt.state(step, known)
+        known[step.output] = state.digest
+        if state.differences:
+            # What only follows from another change is not worth a word of its own.
+            own = [text for text, places in state.differences if not places.intersection(changed)]
+            if own:
+                reasons.append(f"step '{step.name}' was {state.word} with other settings or inputs: {'; '.join(own)}.")
+            changed.append(step.output)
+        if not state.done:
+            undone.append(step)
+    if changed:
+        raise ConfigError(f"{' '.join(reasons)} To redo it, delete these, or choose another output: {_listed(changed)}")
+    return undone
+
+
+def _listed(paths: Sequence[Path]) -> str:
+    return " ".join(shlex.quote(str(path)) for path in paths)
+
+
+def ready(steps: Sequence[Step], undone: Sequence[Step]) -> list[Step]:
+    """Those of some steps that can be done now, one after the other; ``ConfigError`` when none of them can.
+
+    The others take as input what another undone step is going to make.
+    """
+    found: list[Step] = []
+    waiting: dict[Path, Step] = {step.output: step for step in undone}
+    problems = []
+    for step in steps:
+        needed = [f"'{waiting[path].name}'" for path in step.places if path in waiting]
+        if needed:
+            problems.append(f"step '{step.name}' needs {' and '.join(needed)}, not done yet")
+        else:
+            found.append(step)
+            del waiting[step.output]
+    if problems and not found:
+        raise ConfigError(f"{problems[0]}: do that first, or everything with run (plan prints the order).")
+    return found
 
 
 def command(step: Step, recipe_arguments: Sequence[str], nodes: int = 1) -> str:
@@ -39,11 +72,11 @@ def command(step: Step, recipe_arguments: Sequence[str], nodes: int = 1) -> str:
     tail = [step.verb, *recipe_arguments, "--step", step.name]
     if step.ranks == 1:
         return shlex.join(["megatron-adapt", *tail])
-    # With several nodes the cluster's launcher starts this line once on each, with these variables set.
-    several = (
-        f" --nnodes {nodes} --node-rank $NODE_RANK --master-addr $MASTER_ADDR --master-port $MASTER_PORT" if nodes > 1 else ""
-    )
-    return f"torchrun --nproc-per-node {step.ranks // nodes}{several} -m {shlex.join(['megatron_adapt', *tail])}"
+    where = "--standalone"  # any free port
+    if nodes > 1:
+        # The cluster's launcher starts this line once on each node, with these variables set.
+        where = f"--nnodes {nodes} --node-rank $NODE_RANK --master-addr $MASTER_ADDR --master-port $MASTER_PORT"
+    return f"torchrun {where} --nproc-per-node {step.ranks // nodes} -m {shlex.join(['megatron_adapt', *tail])}"
 
 
 def interpreter_command(step: Step, recipe_arguments: Sequence[str]) -> list[str]:
@@ -62,6 +95,8 @@ def has_gpu() -> bool:
 def execute(step: Step, show: Callable[[dict], None]) -> launch.Outcome:
     """Do one step here: as this rank under torchrun, else as forked ranks of this machine."""
     if launch.under_torchrun():
+        if int(os.environ["WORLD_SIZE"]) != step.ranks:
+            raise ConfigError(f"step '{step.name}' runs as {step.ranks} processes, but {os.environ['WORLD_SIZE']} were started.")
         code = launch.run_rank(lambda: receipt.perform(step, Reporter(), os.environ["RANK"] == "0"))
         return launch.Outcome(stopped=code == launch.STOPPED)
 
@@ -77,7 +112,8 @@ def preload(steps: Sequence[Step]) -> None:
     if any(step.verb in ENGINE for step in steps) and not launch.under_torchrun():
         import megatron_adapt.engine.loop
         import megatron_adapt.steps.train  # noqa: F401
-        import transformers  # noqa: F401
+        import transformers.modeling_utils
+        from transformers import AutoModelForCausalLM  # noqa: F401
 
 
 def run(steps: Sequence[Step], view: View, torchrun: Callable[[Step], Sequence[str]] | None = None) -> launch.Outcome:
@@ -92,12 +128,15 @@ def run(steps: Sequence[Step], view: View, torchrun: Callable[[Step], Sequence[s
         began = time.perf_counter()
         if torchrun is not None and (step.ranks > 1 or step.verb in ENGINE):
             outcome = launch.child(torchrun(step))
+            done = receipt.state(step).done
         else:
             outcome = execute(step, view.message)
-        if outcome.stopped or (torchrun is not None and not receipt.is_done(step)):
-            view.stopped(step)
+            done = not outcome.stopped or receipt.state(step).done
+        if done:
+            view.done(step, time.perf_counter() - began)
+        if outcome.stopped or not done:
+            view.stopped(step, done)
             return launch.Outcome(stopped=True)
-        view.done(step, time.perf_counter() - began)
     return launch.Outcome()
 
 
@@ -106,16 +145,19 @@ class View:
 
     def __init__(self) -> None:
         from rich.console import Console
+        from rich.markup import escape
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        self.console = Console(highlight=False, soft_wrap=True)
+        is_first_rank = os.environ.get("RANK", "0") == "0"
+        self.console = Console(highlight=False, soft_wrap=True, quiet=not is_first_rank)
         columns = (TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self.escape = escape
         self.bar = Progress(*columns, console=self.console, transient=True, disable=not sys.stdout.isatty())
         self.task = None
 
     def begin(self, number: int, total: int, step: Step) -> None:
         ranks = f", {step.ranks} ranks" if step.ranks > 1 else ""
-        self.console.print(f"[bold cyan][{number}/{total}] {step.name}[/] ({step.verb}{ranks})")
+        self.console.print(f"[bold cyan][{number}/{total}] {self.escape(step.name)}[/] ({step.verb}{ranks})")
 
     def message(self, message: dict) -> None:
         if "log" in message:
@@ -135,12 +177,12 @@ class View:
 
     def done(self, step: Step, seconds: float) -> None:
         self._end()
-        self.console.print(f"      [green]done[/] in {seconds:.1f} s -> {step.output}")
+        self.console.print(f"      [green]done[/] in {seconds:.1f} s -> {self.escape(str(step.output))}")
 
-    def finished(self, plan: Plan, verb: str | None) -> None:
+    def finished(self, plan: Plan, verb: str | None = None, name: str | None = None) -> None:
         """Where everything lies."""
-        what = "everything" if verb is None else f"every '{verb}' step"
-        self.console.print(f"[bold green]{what} of '{plan.recipe.name}' is done.[/]")
+        what = f"step '{name}'" if name else f"every '{verb}' step" if verb else "everything"
+        self.console.print(f"{what} of '{plan.recipe.name}' is done.", style="bold green", markup=False)
         root = Path(plan.recipe.output)
         for title, path in (
             ("model (Hugging Face)", root / "model"),
@@ -149,8 +191,9 @@ class View:
             ("TensorBoard", root / "tensorboard"),
         ):
             if path.exists():
-                self.console.print(f"  {title:<22}{path}")
+                self.console.print(f"  {title:<22}{path}", markup=False)
 
-    def stopped(self, step: Step) -> None:
+    def stopped(self, step: Step, done: bool) -> None:
         self._end()
-        self.console.print(f"      [yellow]stopped[/]; {step.name} is saved, the same command continues it")
+        what = "done" if done else "saved" if (step.output / receipt.BEGUN).is_file() else "to be repeated"
+        self.console.print(f"      [yellow]stopped[/]; {self.escape(step.name)} is {what}, the same command continues")

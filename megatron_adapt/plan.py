@@ -92,6 +92,10 @@ class _Builder:
 
     def _add(self, **fields: Any) -> Path:
         step = Step(**fields)
+        for other in self.plan.steps:
+            if step.name == other.name or step.output == other.output:
+                names = sorted({Path(one.name).name for one in (step, other)} | {step.output.name, other.output.name})
+                raise ConfigError(f"a phase cannot be called {' or '.join(names)}: that is a step of its own; rename the phase.")
         self.plan.steps.append(step)
         return step.output
 

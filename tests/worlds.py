@@ -10,11 +10,13 @@ import json
 import pickle
 import random
 import tempfile
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Mapping
 
 import torch
+from torch.distributed.checkpoint import FileSystemReader, TensorStorageMetadata, load
 
 import megatron_adapt.engine  # noqa: F401
 from megatron_adapt import launch
@@ -58,7 +60,7 @@ def on_ranks(count: int, function: Callable[[], Any]) -> list[Any]:
             value = function()
             (Path(folder) / str(backend.rank())).write_bytes(pickle.dumps(value))
 
-        assert not launch.fork(count, keep).stopped
+        assert not launch.fork(count, keep, threads=1).stopped
         return [pickle.loads((Path(folder) / str(rank)).read_bytes()) for rank in range(count)]
 
 
@@ -109,7 +111,7 @@ class Outcome:
 
 
 class World:
-    """Everything is made on first use and kept for the session."""
+    """Tokenizer, corpora and models are made at once, checkpoints of the models on first use."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -124,15 +126,14 @@ class World:
             tokenizer = Tokenizer.load(self.tokenizer)
             for name, part in texts.items():
                 preprocess([write_jsonl(folder / f"{name}.jsonl", part)], tokenizer, folder / name, append_bos=True)
+            for name, changes in MODELS.items():
+                self._write_model(self.model(name), changes)
 
-        launch.fork(1, make)
+        launch.fork(1, make, threads=1)
 
     def model(self, name: str) -> Path:
-        """A Hugging Face directory of one of ``MODELS``."""
-        path = self.folder / f"hf-{name}"
-        if not path.exists():
-            launch.fork(1, lambda: self._write_model(path, MODELS[name]))
-        return path
+        """The Hugging Face directory of one of ``MODELS``."""
+        return self.folder / f"hf-{name}"
 
     def _write_model(self, path: Path, changes: Mapping[str, Any]) -> None:
         family = family_named("llama")
@@ -150,13 +151,13 @@ class World:
     def imported(self, name: str) -> Path:
         """A checkpoint of one of ``MODELS`` in float32."""
         path = self.folder / f"import-{name}"
-        if not path.exists():
+        if checkpoint.latest(path) is None:
 
             def work() -> None:
                 model, _ = hf_model(self.model(name))
                 checkpoint.save(path, model, None, checkpoint.Position(), self.model(name))
 
-            launch.fork(1, work)
+            launch.fork(1, work, threads=1)
         return path
 
     def initial(self, name: str) -> dict[str, torch.Tensor]:
@@ -204,17 +205,24 @@ def hf_model(path: Path, layout: Layout = Layout(), precision: str = "fp32") -> 
     return model, shape
 
 
+def stored(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of the newest checkpoint in ``folder``, unsharded, read by torch alone: no Megatron, no ranks."""
+    reader = FileSystemReader(checkpoint.resolve(folder).path)
+    entries = reader.read_metadata().state_dict_metadata.items()
+    state = {
+        name: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in entries
+        if isinstance(entry, TensorStorageMetadata)
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it says that there is one process
+        load(state, storage_reader=reader, no_dist=True)
+    return state
+
+
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """Every parameter of the newest checkpoint in ``folder``, unsharded, in float32, by canonical name."""
-
-    def read() -> dict[str, Any]:
-        backend.start(Layout(), SEED)
-        found = checkpoint.resolve(folder)
-        model = models.build(find_family(found.config).read_config(found.config), Layout(), "fp32")
-        checkpoint.load(found, model)
-        return {name: parameter.detach().numpy() for name, parameter in models.named_parameters(model)}
-
-    return {name: torch.from_numpy(value) for name, value in on_ranks(1, read)[0].items()}
+    """The model's part of ``stored``, by canonical name."""
+    return {name: tensor for name, tensor in stored(folder).items() if not name.startswith("optimizer.")}
 
 
 def changed(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]) -> set[str]:

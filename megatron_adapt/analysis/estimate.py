@@ -47,14 +47,17 @@ def memory_per_rank(shape: ModelShape, parallel: Parallel, phase: Phase, precisi
 
 
 def rows(
-    phases: list[tuple[str, Phase, ModelShape]], parallel: Parallel, precision: str, tokens: Mapping[str, int] | None
+    phases: list[tuple[str, Phase, ModelShape]], parallel: Parallel, precision: str, tokens: Mapping[str, Mapping[str, int]]
 ) -> list[dict[str, str]]:
-    """One row of readable numbers for each (branch, phase, shape)."""
+    """One row of readable numbers for each (branch, phase, shape).
+
+    ``tokens``: those of the corpora that are already tokenized, for the branch ``base`` and for all others (``adapted``).
+    """
     table = []
     for branch, phase, shape in phases:
         per_step = recipes.tokens_per_step(phase)
         try:
-            steps = recipes.steps(phase, tokens)
+            steps = recipes.steps(phase, tokens["base" if branch == "base" else "adapted"])
         except KeyError:
             steps = None  # epochs of a corpus that is not tokenized yet
         table.append(

@@ -62,7 +62,7 @@ def plot(curves: Sequence[Curve], measured: Sequence[Measured], corpora: Sequenc
                 axis.axvline(bound, color="0.85", linewidth=1, zorder=0)
         before = [stage.bits_per_byte[corpus] for stage in measured if stage.branch == "base" and corpus in stage.bits_per_byte]
         if before:
-            axis.axhline(before[0], color="0.5", linestyle=":", label="before (old vocabulary)")
+            axis.axhline(before[0], color="0.5", linestyle=":", label="before")
         axis.set_title(corpus)
         axis.set_xlabel("tokens trained")
         axis.set_ylabel("bits per byte, held out")
@@ -80,7 +80,8 @@ def _points(
     of_branch = [curve for curve in curves if curve.branch == branch]
     x, y, bounds, tokens = [], [], [], 0.0
     swapped = [stage for stage in stages if not stage.title.startswith("phase ")]
-    for stage in swapped[-1:]:
+    base = [stage for stage in measured if stage.branch == "base" and corpus in stage.bits_per_byte]
+    for stage in (swapped or base)[-1:]:
         x.append(0.0)
         y.append(stage.bits_per_byte[corpus])
     for curve in of_branch:

@@ -207,13 +207,15 @@ def layer_spec(config):
 
         layer, norm = specs.get_gpt_layer_with_transformer_engine_spec(), TENorm
     else:
-        from megatron_adapt.engine.layers import RMSNorm, SelfAttention
+        from megatron_adapt.engine.layers import RMSNorm, SelfAttention, SwiGLU
 
         layer, norm = specs.get_gpt_layer_local_spec(normalization="RMSNorm"), RMSNorm
         layer.submodules.input_layernorm = norm
         layer.submodules.pre_mlp_layernorm = norm
         layer.submodules.self_attention.module = SelfAttention
         layer.submodules.self_attention.submodules.core_attention = IdentityOp  # nothing is left for it to do
+        mlp = layer.submodules.mlp  # a partial() in later versions
+        (getattr(mlp, "submodules", None) or mlp.keywords["submodules"]).activation_func = SwiGLU
     return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=norm)
 
 
@@ -225,6 +227,8 @@ def config_fields() -> dict[str, Any]:
         "gradient_accumulation_fusion": False,
         "masked_softmax_fusion": False,
         "bias_activation_fusion": has_gpu(),
+        # The hook for a module as gated activation: our SwiGLU in place of Megatron's fused one, which needs a GPU.
+        "use_te_activation_func": not has_gpu(),
         "bias_dropout_fusion": has_gpu(),
         "apply_rope_fusion": fused,
         "persist_layer_norm": fused,

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from megatron_adapt.data.mixing import Blend, SampleOrder
 from megatron_adapt.data.preprocess import open_corpus
+from megatron_adapt.errors import ConfigError
 
 
 @dataclass
@@ -59,6 +60,11 @@ class Batches:
         self.consumed, self.drawn = consumed, drawn
         self.begin = {name: consumed.get(key, 0) - drawn.get(name, 0) for name, key in self.keys.items()}
         self.rank, self.size = data_rank, data_size
+        if batch_size % (micro_batch_size * data_size):
+            raise ConfigError(
+                f"batch_size {batch_size} is not divisible by micro_batch_size x data-parallel ranks = "
+                f"{micro_batch_size} x {data_size}."
+            )
         self.tokens: dict[str, np.ndarray] = {}
         self.order: dict[str, SampleOrder] = {}
         self.bytes_per_token: dict[str, float] = {}

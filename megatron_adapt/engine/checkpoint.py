@@ -14,6 +14,7 @@ import os
 import queue
 import re
 import shutil
+import textwrap
 import warnings
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,8 +22,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.checkpoint.api import CheckpointException  # no Exception but a BaseException
 
-from megatron.core import dist_checkpointing
+from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer.optimizer import MegatronOptimizer
@@ -31,6 +33,8 @@ from megatron_adapt.errors import CheckpointError
 from megatron_adapt.hf.directory import HFDirectory
 
 MARK = "checkpoint.json"
+FORMAT = 1
+PARTIAL = ".tmp"
 _METADATA = {
     # The only optimizer format that may be read back at another TP/PP; Megatron's default names one it has removed.
     "distrib_optim_sharding_type": "fully_reshardable",
@@ -68,7 +72,7 @@ class Checkpoint:
 
 
 def is_checkpoint(path: Path) -> bool:
-    return (Path(path) / MARK).is_file()
+    return (Path(path) / MARK).is_file() and Path(path).suffix != PARTIAL
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -80,6 +84,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
         mark = json.loads((path / MARK).read_text())
     except ValueError as error:
         raise CheckpointError(f"{path / MARK}: not JSON ({error}); use an earlier checkpoint.") from error
+    if not isinstance(mark, dict) or mark.get("format") != FORMAT:
+        raise CheckpointError(f"{path / MARK} does not say \"format\": {FORMAT}; another version of this program wrote it.")
     problems = []
     for name, size in mark["files"].items():
         file = path / name
@@ -131,31 +137,53 @@ def save(
     """Write ``folder/step_N`` (all ranks call this); ``model`` is the unwrapped one, ``hf`` holds config and tokenizer.
 
     The directory appears under its name only when complete. On an error (disk full, say) the unfinished one is removed,
-    earlier checkpoints stay as they were, and ``CheckpointError`` says so on every rank.
+    earlier checkpoints stay as they were, and every rank that notices raises ``CheckpointError``.
     """
     final = Path(folder) / f"step_{position.step:08d}"
-    partial = final.with_suffix(".tmp")
-    if backend.rank() == 0:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    dist.barrier()
+    partial = final.with_suffix(PARTIAL)
     try:
-        _write(partial, model, optimizer)
-    except Exception as error:  # Megatron wraps a full disk in several kinds of error, one per version
-        # No collective here: the other ranks may be waiting in another one. Whoever fails leaves, the launcher ends the rest.
         if backend.rank() == 0:
             shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        dist.barrier()
+        _write(partial, model, optimizer)
+        dist.barrier()
+        if backend.rank() == 0:
+            _finish(partial, final, position, hf)
+    except (Exception, CheckpointException) as error:  # Megatron wraps a full disk in several kinds, one per version
+        # A rank that fails alone leaves, and its launcher ends those that wait for it.
+        reason = _reason(error)
+        if backend.rank() == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+        free = shutil.disk_usage(final.parents[1]).free / 1e9  # torch words a full disk as "unexpected pos 704 vs 598"
         raise CheckpointError(
-            f"could not save {final}: {error}. Earlier checkpoints are intact; free some space and run again."
+            f"could not save {final} ({free:.3g} GB are free there): {reason}. Earlier checkpoints are intact; free some "
+            f"space and run again."
         ) from error
-    dist.barrier()
     if backend.rank() == 0:
-        _finish(partial, final, position, hf)
-        for old in _finished(folder)[:-keep_last]:
-            (old / MARK).unlink()  # first, so that a half-deleted one is never taken for a checkpoint
-            shutil.rmtree(old)
+        _prune(Path(folder), keep_last)
     dist.barrier()
     return final
+
+
+def _reason(error: BaseException) -> str:
+    """An error of torch or Megatron in one line."""
+    reasons = [[f"{type(error).__name__}: {error}"]]
+    if isinstance(error, CheckpointException):
+        # Raised on all ranks together; when writing failed, rank 0 alone knows why.
+        reasons = [[f"rank {rank}: {failure}" for rank, (failure, _) in error.failures.items()]]
+        dist.broadcast_object_list(reasons, src=0)
+    return textwrap.shorten("; ".join(reasons[0]), 500)
+
+
+def _prune(folder: Path, keep_last: int) -> None:
+    """Remove all but the last finished checkpoints, and what runs that were killed while saving have left."""
+    finished = _finished(folder)
+    for old in finished[:-keep_last]:
+        (old / MARK).unlink()  # first, so that a half-deleted one is never taken for a checkpoint
+    for path in folder.glob("step_*"):
+        if re.fullmatch(rf"step_\d+({re.escape(PARTIAL)})?", path.name) and path not in finished[-keep_last:]:
+            shutil.rmtree(path)
 
 
 def _write(partial: Path, model: GPTModel, optimizer: MegatronOptimizer | None) -> None:
@@ -175,7 +203,7 @@ def _finish(partial: Path, final: Path, position: Position, hf: Path) -> None:
     """On rank 0: add config and tokenizer, the mark with every file's size, flush, and give the directory its name."""
     HFDirectory.open(hf, weights=False).copy_metadata(partial / "hf")
     files = {str(p.relative_to(partial)): p.stat().st_size for p in sorted(partial.rglob("*")) if p.is_file()}
-    mark = {"format": 1, "position": asdict(position), "world": {"size": dist.get_world_size()}, "files": files}
+    mark = {"format": FORMAT, "position": asdict(position), "world": _world(), "files": files}
     with open(partial / MARK, "w") as file:
         json.dump(mark, file, indent=1)
         file.flush()
@@ -188,6 +216,14 @@ def _finish(partial: Path, final: Path, position: Position, hf: Path) -> None:
     os.close(directory)
 
 
+def _world() -> dict[str, int]:
+    return {
+        "size": dist.get_world_size(),
+        "tensor": parallel_state.get_tensor_model_parallel_world_size(),
+        "pipeline": parallel_state.get_pipeline_model_parallel_world_size(),
+    }
+
+
 def load(checkpoint: Checkpoint, model: GPTModel, optimizer: MegatronOptimizer | None = None) -> None:
     """Fill model and, when given, optimizer and random states from a checkpoint written in any layout."""
     state = _sharded_state(model, optimizer, loading=True)
@@ -195,31 +231,28 @@ def load(checkpoint: Checkpoint, model: GPTModel, optimizer: MegatronOptimizer |
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             loaded = dist_checkpointing.load(state, str(checkpoint.path))
-    except Exception as error:
-        raise CheckpointError(f"{checkpoint.path}: cannot be read ({type(error).__name__}: {error}).") from error
+    except (Exception, CheckpointException) as error:
+        raise CheckpointError(f"{checkpoint.path}: cannot be read ({_reason(error)}).") from error
     model.load_state_dict(loaded["model"])
     if optimizer is None:
         return
-    optimizer.load_state_dict(loaded["optimizer"])
-    _restore_step(optimizer, checkpoint.position.step)
+    _load_optimizer(optimizer, loaded["optimizer"], checkpoint.position.step)
     rng = checkpoint.path / "rng" / f"rank_{backend.rank():05d}.pt"
-    if checkpoint.world["size"] == dist.get_world_size() and rng.is_file():
+    if checkpoint.world == _world() and rng.is_file():
         backend.set_rng_state(torch.load(rng, weights_only=True))
 
 
-def _restore_step(optimizer: MegatronOptimizer, step: int) -> None:
-    """Adam's step count of every parameter.
+def _load_optimizer(optimizer: MegatronOptimizer, state: dict[str, Any], step: int) -> None:
+    """Fill the optimizer, with Adam's step count from us.
 
-    Megatron stores it once, from rank 0: on a pipeline whose first stage trains nothing it would be lost.
+    Megatron stores the count once, from rank 0: on a pipeline whose first stage trains nothing there is none.
     """
-    for base in getattr(optimizer, "chained_optimizers", [optimizer]):
-        if base.optimizer is None:
-            continue
-        for group in base.optimizer.param_groups:
-            if "step" in group:  # Transformer Engine's and Apex's FusedAdam count per group
-                group["step"] = step
-        for state in base.optimizer.state.values():
-            if "step" in state:
-                state["step"] = torch.full_like(state["step"], step)
-            elif "exp_avg" in state and not any("step" in group for group in base.optimizer.param_groups):
-                state["step"] = torch.tensor(float(step))
+    (base,) = getattr(optimizer, "chained_optimizers", [optimizer])
+    counts_per_parameter = isinstance(base.optimizer, torch.optim.Adam)  # AdamW is one
+    if counts_per_parameter:
+        moments = state.get("optimizer", state)["state"]  # one level down beside fp32 main weights
+        moments["common_step"] = torch.tensor(float(step))
+    optimizer.load_state_dict(state)
+    if not counts_per_parameter:  # Transformer Engine's and Apex's FusedAdam count per group
+        for group in base.param_groups:
+            group["step"] = step

@@ -194,7 +194,7 @@ class _Run:
         position.step += 1
         position.tokens += phase.batch_size * phase.sequence_length
         losses = self._losses(outputs)
-        if not updated or not math.isfinite(losses["loss"]):
+        if not (updated and math.isfinite(losses["loss"]) and math.isfinite(norm)):
             raise CheckpointError(
                 f"phase '{phase.name}' diverged at step {position.step}: loss {losses['loss']}, gradient norm {norm}. "
                 f"Lower optimizer.lr or lengthen schedule.warmup; checkpoints before this step are intact."

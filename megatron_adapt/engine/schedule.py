@@ -16,8 +16,8 @@ def factor(schedule: Schedule, step: int, total: int) -> float:
     """Multiplier of the peak learning rate for the 0-based ``step`` of ``total``.
 
     Warm-up is linear and reaches 1 at its last step (step ``w-1`` of ``w`` gets 1), so that the first step already
-    trains. The decay starts at 1 and would reach ``min_lr_ratio`` at step ``total``: no step is wasted at zero. WSD (Hu et al. 2024) = warm-up, constant, then
-    linear decay over its last ``decay`` steps.
+    trains. The decay starts at 1 and would reach ``min_lr_ratio`` at step ``total``: no step is wasted at zero. WSD
+    (Hu et al. 2024) = warm-up, constant, then linear decay over its last ``decay`` steps.
     """
     warmup = min(in_steps(schedule.warmup, total), total)
     if step < warmup:

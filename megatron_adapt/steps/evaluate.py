@@ -28,6 +28,9 @@ def run(
     is_hf = (model_path / "config.json").is_file()
     opened = HFDirectory.open(model_path) if is_hf else checkpoint.resolve(model_path)
     shape = find_family(opened.config).read_config(opened.config)
+    if shape.layout_problems(layout.tensor, layout.pipeline):
+        # The vocabulary before a swap, say. Every rank takes the whole model, and its share of the text.
+        layout = Layout()
     length = min(length or shape.max_position_embeddings, shape.max_position_embeddings)
     if layout.sequence:
         length -= length % layout.tensor

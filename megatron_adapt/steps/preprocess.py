@@ -7,6 +7,7 @@ from typing import Any
 
 from megatron_adapt.config import Corpus
 from megatron_adapt.data.preprocess import preprocess
+from megatron_adapt.errors import DataError
 from megatron_adapt.hf.tokenizer import Tokenizer
 from megatron_adapt.steps.reporter import Reporter
 
@@ -33,4 +34,9 @@ def run(corpus: Corpus, tokenizer_dir: Path, output: Path, reporter: Reporter) -
         f"{stats['documents']:,} documents, {stats['tokens']:,} tokens, {stats['bytes'] / stats['tokens']:.2f} bytes a token, "
         f"{stats['held_out_documents']:,} documents held out, {stats['skipped']:,} skipped"
     )
+    if corpus.held_out and not stats["held_out_documents"]:
+        raise DataError(
+            f"{corpus.path}: nothing to hold out (held_out {corpus.held_out:g}): a single document. Split it, give a "
+            f"held_out_path, or set held_out to 0."
+        )
     return stats

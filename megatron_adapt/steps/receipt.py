@@ -7,6 +7,8 @@ result of other settings, are both wrong.
 
 from __future__ import annotations
 
+import errno
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -16,7 +18,7 @@ import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Mapping
+from typing import Any, Callable, Iterator, Mapping
 
 from megatron_adapt.errors import ConfigError
 from megatron_adapt.steps.reporter import Reporter
@@ -25,6 +27,10 @@ NAME = "receipt.json"
 BEGUN = "begun.json"  # of a resumable step: it is continued with the same settings only
 _WHOLE = 256 * 2**20  # files up to this size are hashed whole, larger ones by size, head and tail
 _PART = 16 * 2**20
+# What is wrong with the place, not with the program.
+_OF_THE_PLACE = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -32,9 +38,10 @@ class Step:
     """One unit of work: directories in, one directory out.
 
     ``action(directory, reporter)`` writes into the directory and returns metrics. A ``resumable`` step works in
-    ``output`` itself and may be continued; any other works in a hidden directory beside it, which gets its name with
-    the receipt already inside: it is there whole or not at all. ``settings`` and the contents of ``inputs`` are all that the result depends on: parallel layout, logging and the
-    places of files are not part of them. ``ranks`` > 1: runs as that many processes.
+    ``output`` itself and may be continued from a folder in it; any other works in a hidden directory beside it, which
+    gets its name with the receipt already inside: it is there whole or not at all. ``settings`` and the contents of
+    ``inputs`` are all that the result depends on: parallel layout, logging and the places of files are not part of
+    them. ``ranks`` > 1: runs as that many processes.
     """
 
     name: str
@@ -46,52 +53,107 @@ class Step:
     ranks: int = 1
     resumable: bool = False
 
+    @property
+    def places(self) -> tuple[Path, ...]:
+        """Every path that the step takes as input."""
+        return tuple(path for where in self.inputs.values() for path in (where if isinstance(where, tuple) else (where,)))
+
 
 def perform(step: Step, reporter: Reporter, is_first_rank: bool = True) -> None:
-    """Do the step and sign it; called on all of its ranks.
+    """Do the step and sign it; called on all of its ranks. After an error nothing is left but what can be continued.
 
-    Raises ``ConfigError`` when something that no step has signed stands where the result should go.
+    Raises ``ConfigError`` when something that no step has signed stands where the result should go, or the place
+    cannot be written to.
     """
     began = time.monotonic()
     workplace = step.output if step.resumable else step.output.with_name(f".{step.output.name}.partial")
     if is_first_rank:
-        if not step.resumable:
-            if step.output.exists():
-                raise ConfigError(f"{step.output} exists, but no step has signed it ({NAME} is missing): move it away.")
-            shutil.rmtree(workplace, ignore_errors=True)
-        workplace.parent.mkdir(parents=True, exist_ok=True)
-        if step.resumable:
+        _refuse_occupied(step)
+    try:
+        if is_first_rank:
+            if not step.resumable:
+                shutil.rmtree(workplace, ignore_errors=True)
+            workplace.parent.mkdir(parents=True, exist_ok=True)
+            if step.resumable:
+                workplace.mkdir(exist_ok=True)
+                write_json(workplace / BEGUN, identity(step))
+        metrics = step.action(workplace, reporter)
+        if is_first_rank:
             workplace.mkdir(exist_ok=True)
-            write_json(workplace / BEGUN, _identity(step))
-    metrics = step.action(workplace, reporter)
-    if is_first_rank:
-        workplace.mkdir(exist_ok=True)
-        sign(step, workplace, metrics, time.monotonic() - began)
-        if not step.resumable:
-            os.replace(workplace, step.output)
+            sign(step, workplace, metrics, time.monotonic() - began)
+            if not step.resumable:
+                os.replace(workplace, step.output)
+    except BaseException as error:
+        if is_first_rank:
+            _discard(step, workplace)
+        if isinstance(error, OSError) and error.errno in _OF_THE_PLACE:
+            raise ConfigError(
+                f"step '{step.name}' cannot write {error.filename or step.output}: {error.strerror}. Make room or correct "
+                f"the permissions, or choose another output, and run again."
+            ) from error
+        raise
+
+
+def _refuse_occupied(step: Step) -> None:
+    here = step.output
+    is_mine = step.resumable and ((here / BEGUN).is_file() or not _is_occupied(here))
+    if not is_mine and here.exists():
+        raise ConfigError(f"{here} exists, but no step has signed it ({NAME} is missing): move it away.")
+
+
+def _is_occupied(folder: Path) -> bool:
+    return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+
+
+def _discard(step: Step, workplace: Path) -> None:
+    """Remove what an error left; not a resumable step with a finished part (any folder not called *.tmp) in it."""
+    if not step.resumable or not any(part.is_dir() and part.suffix != ".tmp" for part in workplace.glob("*")):
+        shutil.rmtree(workplace, ignore_errors=True)
 
 
 def read(folder: Path, name: str = NAME) -> dict[str, Any] | None:
+    """The receipt in a folder; None where there is none, ``ConfigError`` where somebody has damaged it."""
     path = Path(folder) / name
-    return json.loads(path.read_text()) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON ({error}): delete {folder} to repeat its step.") from None
 
 
-def is_done(step: Step) -> bool:
-    """Whether the step is signed for these settings and inputs; ``ConfigError`` when it is signed for others."""
+@dataclass(frozen=True)
+class State:
+    """A step's receipt against what the plan asks for.
+
+    ``digest`` is what others that take this step's output as input will sign, done or not. ``differences``: in words,
+    with the places whose content changed (none for a setting).
+    """
+
+    done: bool
+    word: str
+    digest: str
+    differences: tuple[tuple[str, frozenset[Path]], ...]
+
+
+def state(step: Step, known: Mapping[Path, str] | None = None) -> State:
+    """``known``: digests of outputs of earlier steps, which need not exist yet."""
+    now = identity(step, known)
     signed = read(step.output)
     begun = read(step.output, BEGUN) if step.resumable else None
-    for state, word in ((signed, "finished"), (begun, "begun")):
-        differences = _differences(state, _identity(step)) if state else []
-        if differences:
-            raise ConfigError(
-                f"step '{step.name}' was {word} with other settings or inputs: {'; '.join(differences)}. Delete {step.output} "
-                f"to redo it, or choose another output."
-            )
-    return signed is not None
+    found: tuple[tuple[str, frozenset[Path]], ...] = ()
+    word = "finished" if signed else "begun"
+    if signed or begun:
+        found = tuple(_differences(signed or begun, now, step))
+    return State(signed is not None, word, _signature(step.verb, now), found)
 
 
-def _identity(step: Step) -> dict[str, Any]:
-    return {"settings": _plain(step.settings), "inputs": digests(step)}
+def identity(step: Step, known: Mapping[Path, str] | None = None) -> dict[str, Any]:
+    """What the result depends on, as a receipt holds it."""
+    return {
+        "settings": _plain(step.settings),
+        "inputs": {label: _combined(where, known or {}) for label, where in step.inputs.items()},
+    }
 
 
 def sign(step: Step, folder: Path, metrics: Mapping[str, Any], seconds: float) -> None:
@@ -99,7 +161,7 @@ def sign(step: Step, folder: Path, metrics: Mapping[str, Any], seconds: float) -
     receipt = {
         "step": step.name,
         "verb": step.verb,
-        **_identity(step),
+        **identity(step),
         "metrics": _plain(metrics),
         "ranks": step.ranks,
         "seconds": round(seconds, 2),
@@ -130,14 +192,15 @@ def versions() -> dict[str, str]:
     return found
 
 
-def digests(step: Step) -> dict[str, str]:
-    return {label: _combined(where) for label, where in step.inputs.items()}
-
-
-def _combined(where: Path | tuple[Path, ...]) -> str:
+def _combined(where: Path | tuple[Path, ...], known: Mapping[Path, str]) -> str:
     if isinstance(where, tuple):
         return hashlib.sha256("".join(digest(path) for path in where).encode()).hexdigest()
-    return digest(where)
+    return known[where] if where in known else digest(where)
+
+
+def _signature(verb: str, identity: Mapping[str, Any]) -> str:
+    text = json.dumps([verb, identity["settings"], identity["inputs"]], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def digest(path: Path) -> str:
@@ -146,14 +209,18 @@ def digest(path: Path) -> str:
     if path.is_dir():
         signed = read(path)
         if signed is not None:
-            text = json.dumps([signed["verb"], signed["settings"], signed["inputs"]], sort_keys=True)
-        else:
-            files = sorted(file for file in path.rglob("*") if file.is_file())
-            text = "".join(f"{file.relative_to(path)} {digest(file)}\n" for file in files)
+            return _signature(signed["verb"], signed)
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        text = "".join(f"{file.relative_to(path)} {digest(file)}\n" for file in files)
         return hashlib.sha256(text.encode()).hexdigest()
     if not path.exists():
         return "absent"
-    size = path.stat().st_size
+    found = path.stat()
+    return _file_digest(path, found.st_size, found.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=None)
+def _file_digest(path: Path, size: int, _mtime_ns: int) -> str:
     state = hashlib.sha256(str(size).encode())
     with open(path, "rb") as file:
         if size <= _WHOLE:
@@ -171,16 +238,17 @@ def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value, default=str))
 
 
-def _differences(signed: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    found = []
+def _differences(
+    signed: Mapping[str, Any], now: Mapping[str, Any], step: Step
+) -> Iterator[tuple[str, frozenset[Path]]]:
     old, new = _flat(signed["settings"]), _flat(now["settings"])
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key):
-            found.append(f"{key} was {old.get(key, 'absent')}, is now {new.get(key, 'absent')}")
+            yield f"{key} was {old.get(key, 'absent')}, is now {new.get(key, 'absent')}", frozenset()
     for label in sorted(signed["inputs"].keys() | now["inputs"].keys()):
         if signed["inputs"].get(label) != now["inputs"].get(label):
-            found.append(f"the content of its input '{label}' changed")
-    return found
+            where = step.inputs.get(label, ())
+            yield f"the content of its input '{label}' changed", frozenset(where if isinstance(where, tuple) else (where,))
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -1,0 +1,269 @@
+"""The command line: what it refuses, with which words and exit codes, and what it prints without doing anything."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import sys
+from pathlib import Path
+from typing import Any, Callable, Iterator
+
+import pytest
+import tiny
+from commands import Result, entries
+from megatron_adapt import cli, launch, pipeline
+from megatron_adapt.launch import Outcome, StepFailed
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.chdir(tmp_path)
+    tiny.corpora(tmp_path)
+    handlers = {number: signal.getsignal(number) for number in launch.SIGNALS}
+    yield tmp_path
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run the command line in this process."""
+
+    def call(*words: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["megatron-adapt", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+            sys.exit(0)
+        printed = capfd.readouterr()
+        return Result(int(end.value.code or 0), printed.out, printed.err)
+
+    return call
+
+
+def written(**changes: Any) -> Path:
+    return tiny.write(Path("."), tiny.recipe(**changes))
+
+
+def untouched(run: Run, *words: object) -> Result:
+    """Run something that must not write anything."""
+    before = entries(Path("."))
+    result = run(*words)
+    assert entries(Path(".")) == before
+    return result
+
+
+# ---------------------------------------------------------------------------------------------- help, check, plan
+
+
+def test_help(run: Run) -> None:
+    result = run("--help")
+    assert result.code == 0
+    for verb in ("check", "plan", "run", "preprocess", "tokenizer", "swap", "import", "train", "export", "evaluate", "report"):
+        assert re.search(rf"^\W*{verb} ", result.out, re.MULTILINE), verb
+        shown = run(verb, "--help")
+        assert shown.code == 0 and verb in shown.out
+    assert "--append-eod" in run("preprocess", "--help").out
+
+
+def test_check_prints_the_recipe_and_what_follows(run: Run) -> None:
+    result = untouched(run, "check", written(), "phases.full.data.english=null").succeeded()
+    assert "weight_decay: 0.1" in result.out  # a default
+    lines = result.out.splitlines()
+    assert lines[-1] == "18 steps, 2 ranks, output in out"
+    assert lines[-2].startswith(
+        "copy/full: parameters 41,120, steps 8, tokens 1,024, batch 4 x 32 = 128 tokens, split 1 data ranks x 2 "
+        "micro-batches of 2, memory per rank ~0.00 GB"
+    ), lines[-2]
+    assert [line.split(":")[0] for line in lines[-4:-1]] == ["base/pretrain", "copy/embeddings", "copy/full"]
+
+
+def test_check_knows_epochs_once_the_corpus_is_tokenized(run: Run) -> None:
+    recipe = written()
+    epochs = ("phases.full.epochs=2", "model.from_scratch.phases.pretrain.epochs=1")
+    lines = untouched(run, "check", recipe, *epochs).succeeded().out.splitlines()
+    assert "steps 2 epochs, tokens known after preprocessing" in lines[-2]
+    assert "steps 1 epochs, tokens known after preprocessing" in lines[-4]
+    for folder, tokens in (("target/german", 900), ("target/english", 380), ("base/english", 1280)):
+        path = Path("out/data") / folder
+        path.mkdir(parents=True)
+        (path / "receipt.json").write_text(json.dumps({"metrics": {"tokens": tokens}}))
+    lines = untouched(run, "check", recipe, *epochs).succeeded().out.splitlines()
+    assert "steps 20, tokens 2,560" in lines[-2]
+    assert "steps 10, tokens 1,280" in lines[-4]
+
+
+def test_plan_prints_one_command_a_line(run: Run) -> None:
+    lines = untouched(run, "plan", written(), "name=a b").succeeded().out.splitlines()
+    assert len(lines) == 19
+    assert lines[0] == "megatron-adapt tokenizer recipe.yaml 'name=a b' --step tokenizers/base"
+    assert lines[7].startswith("torchrun --standalone --nproc-per-node 2 -m megatron_adapt train recipe.yaml 'name=a b' --step ")
+
+
+def test_plan_for_more_ranks(run: Run) -> None:
+    lines = run("plan", written(), "--nproc", 4, "--nnodes", 2).succeeded().out.splitlines()
+    assert "--nnodes 2 " in lines[7] and "--nproc-per-node 2 " in lines[7] and " parallel.data=2 --step " in lines[7]
+
+
+def test_several_files_and_overrides(run: Run) -> None:
+    other = tiny.write(Path("."), {"name": "other", "phases": [tiny.phase("only", 3)]}, "other.yml")
+    result = run("check", written(), other, "phases.only.steps=5", "seed=9").succeeded()
+    assert "name: other" in result.out and "seed: 9" in result.out and "copy/only: parameters 41,120, steps 5" in result.out
+
+
+# ------------------------------------------------------------------------------------------------ recipes it refuses
+
+
+@pytest.mark.parametrize("verb", ["check", "plan", "run", "train", "report"])
+def test_all_problems_of_a_recipe_at_once(run: Run, verb: str) -> None:
+    tree = tiny.recipe(output=None)
+    tree["phases"][1]["optimizer"] = {"lrr": 1}
+    result = untouched(run, verb, tiny.write(Path("."), tree))
+    result.refused("phases[1].optimizer.lrr: unknown key. Did you mean 'lr'?", "output: missing; directory for everything")
+    assert re.search(r"recipe.yaml:\d+: phases\[1\]", result.err)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("parallel.tensor=3", "4 attention heads cannot be divided by parallel.tensor=3"),
+        ("model.from_scratch.tokenizer.train.vocab_size=401", "401 vocabulary rows cannot be divided by parallel.tensor=2"),
+        ("vocabulary.tokenizer.train.vocab_size=401", "(vocabulary.pad_to_multiple grows a new vocabulary)"),
+        ("parallel.pipeline=3", "2 layers cannot be divided by parallel.pipeline=3"),
+        ("phases.full.sequence_length=65", "phase 'full': sequence_length 65 exceeds the model's max_position_embeddings 64"),
+        ("evaluation.sequence_length=65", "evaluation.sequence_length 65 exceeds the model's max_position_embeddings 64"),
+        ("phases.full.train=layers[2:4]", "phase 'full': train: layers[2:4] selects none of the model's 2 layers"),
+        ("model.from_scratch.config.architectures=[GPT2LMHeadModel]", "(GPT2LMHeadModel) is not supported. Supported: Llama"),
+        ("model.source=nowhere", "no model at nowhere: not a directory"),
+        ("data.german.path=nowhere.jsonl", "the corpus nowhere.jsonl does not exist"),
+        ("vocabulary.tokenizer.path=nowhere", "no tokenizer at nowhere"),
+        ("vocabulary.method=coppy", "Did you mean 'copy'?"),
+        ("phases.full.name=imported", "a phase cannot be called import or imported"),
+    ],
+)
+def test_what_does_not_fit_the_model(run: Run, override: str, words: str) -> None:
+    for verb in ("check", "plan", "run"):
+        untouched(run, verb, written(), override).refused(words)
+
+
+def test_a_new_vocabulary_may_be_padded(run: Run) -> None:
+    override = ("vocabulary.tokenizer.train.vocab_size=401", "vocabulary.pad_to_multiple=8")
+    assert "copy/full: parameters 41,632" in run("check", written(), *override).succeeded().out
+
+
+def test_a_tokenizer_with_more_ids_than_the_model_has_rows(run: Run) -> None:
+    source = Path("model")
+    source.mkdir()
+    config = {**tiny.CONFIG, "vocab_size": 3, "rms_norm_eps": 1e-5, "model_type": "llama"}
+    (source / "config.json").write_text(json.dumps(config))
+    (source / "model.safetensors").write_text("")
+    tokenizer = {"model": {"type": "WordLevel", "vocab": {word: n for n, word in enumerate("abcde")}, "unk_token": "a"}}
+    (source / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": [], **tokenizer}))
+    result = untouched(run, "run", written(), "model.source=model")
+    result.refused("model: the tokenizer has ids up to 4, but the model only 3 rows", "Without a row: 'd', 'e'")
+
+
+# ---------------------------------------------------------------------------------------------- arguments it refuses
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("run recipe.yaml --nproc 3", "--nproc 3 is no multiple of parallel.tensor x parallel.pipeline = 2: start a multiple"),
+        ("run recipe.yaml --nproc 0", "parallel.data: must be at least 1, got 0"),
+        ("plan recipe.yaml --nnodes 3", "2 ranks cannot be spread over --nnodes 3"),
+        ("run recipe.yaml --launcher slurm", "--launcher slurm: choose auto, fork or torchrun"),
+        ("run nowhere.yaml", "nowhere.yaml: no such file"),
+        ("run seed=1", "No recipe is given"),
+        ("train recipe.yaml --step copy/swap", "step 'copy/swap' belongs to the verb 'swap', not to 'train'"),
+        ("train recipe.yaml --step copy/ful", "no step 'copy/ful' in this recipe; there are: tokenizers/base, "),
+        ("train recipe.yaml --step copy/full", "step 'copy/full' needs 'copy/embeddings' and 'data/target/german' and 'data/target/english', not done yet"),
+        ("train recipe.yaml", "step 'base/pretrain' needs 'base/import' and 'data/base/english', not done yet: do that first"),
+        ("preprocess recipe.yaml --step=data/base/english", "step 'data/base/english' needs 'tokenizers/base'"),
+        ("preprocess --step data/base/english seed=1 recipe.yaml", "step 'data/base/english' needs 'tokenizers/base'"),
+        ("train out", "train takes a recipe (.yaml)"),
+        ("import model", "expected a recipe (.yaml), or 2 paths: HF_DIR OUT; got model"),
+        ("export a b c", "expected a recipe (.yaml), or 2 paths: CHECKPOINT OUT; got a b c"),
+        ("evaluate a b", "expected a recipe (.yaml), or 1 paths: HF_DIR_OR_CHECKPOINT; got a b"),
+        ("evaluate a", "evaluate HF_DIR_OR_CHECKPOINT needs --data FILE"),
+        ("export a b --dtype float16", "--dtype float16: choose keep, float32 or bfloat16"),
+        ("swap a b", "swap HF_DIR OUT needs --tokenizer DIR"),
+        ("swap a b --tokenizer t --method coppy", "no vocabulary method 'coppy'; there are: copy, mean, random. Did you mean 'copy'?"),
+        ("swap a de.jsonl --tokenizer t", "de.jsonl exists already; choose another output or remove it"),
+        ("tokenizer train OUT", "expected a recipe (.yaml), or: tokenizer train --input FILE... --vocab-size N OUT"),
+        ("tokenizer OUT --input de.jsonl --vocab-size 300", "expected a recipe (.yaml), or: tokenizer train"),
+        ("tokenizer train --input en.jsonl de.jsonl --vocab-size 300", "de.jsonl exists already; choose another output"),
+    ],
+)
+def test_wrong_arguments(run: Run, command: str, words: str) -> None:
+    written()
+    untouched(run, *command.split()).refused(words)
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["plan recipe.yaml --nnodes 0", "evaluate model --data x --sequence-length 0", "evaluate model --data x --max-bytes 0", "launch", ""],
+)
+def test_wrong_options(run: Run, command: str) -> None:
+    """These are told by the parser, with the usage."""
+    written()
+    result = untouched(run, *command.split())
+    assert result.code == 2 and "Traceback" not in result.err + result.out
+
+
+# -------------------------------------------------------------------------------------------------- ends and signals
+
+
+def test_a_defect_is_another_exit_code(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> Outcome:
+        raise StepFailed("rank 1 was killed by signal 9 (SIGKILL)")
+
+    monkeypatch.setattr(pipeline, "run", fail)
+    result = run("run", written())
+    assert (result.code, result.err) == (1, "error: rank 1 was killed by signal 9 (SIGKILL)\n")
+
+
+def test_stopped_on_request(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "run", lambda *_: Outcome(stopped=True))
+    assert run("run", written()).code == 75
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run("run", written()).code == 0  # or torchrun would kill the other ranks before they have saved
+
+
+@pytest.mark.parametrize("number", launch.SIGNALS)
+def test_a_signal_between_steps(run: Run, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    monkeypatch.setattr(pipeline, "run", lambda *_: os.kill(os.getpid(), number))
+    result = run("run", written())
+    assert (result.code, result.err) == (75, "stopped; the same command continues\n")
+
+
+def test_under_torchrun_a_message_names_its_rank(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run("run", "nowhere.yaml").err == "[rank 1] error: nowhere.yaml: no such file\n"
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_torchrun_starts_the_ranks_where_there_is_a_gpu(run: Run, monkeypatch: pytest.MonkeyPatch, gpu: bool) -> None:
+    used: list[Any] = []
+
+    def keep(steps: Any, view: Any, torchrun: Any) -> Outcome:
+        used.append(torchrun and torchrun(steps[7])[-4:])
+        return Outcome()
+
+    monkeypatch.setattr(pipeline, "run", keep)
+    monkeypatch.setattr(pipeline, "has_gpu", lambda: gpu)
+    run("run", written(), "--nproc", 4)
+    run("run", written(), "--launcher", "torchrun")
+    run("run", written(), "--launcher", "fork")
+    run("tokenizer", written())
+    assert used == [
+        ["recipe.yaml", "parallel.data=2", "--step", "base/pretrain"] if gpu else None,
+        ["train", "recipe.yaml", "--step", "base/pretrain"],
+        None,
+        None,
+    ]  # fmt: skip

@@ -1,0 +1,77 @@
+"""Derived numbers against counts by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import tiny
+from megatron_adapt.analysis import estimate
+from megatron_adapt.config import Parallel, Phase
+from megatron_adapt.families import family_named
+from megatron_adapt.families.family import ModelShape
+
+VOCABULARY = 400
+H, F, Q, K = 32, 48, 32, 16  # hidden, feed-forward, rows of queries, rows of keys
+EMBEDDING = VOCABULARY * H
+SPLIT = (Q + 2 * K) * H + H * Q + 3 * F * H  # matrices of a layer
+NORMS = 2 * H  # of a layer
+LAYER = SPLIT + NORMS
+
+
+def shape(**changes: Any) -> ModelShape:
+    family = family_named("llama")
+    return family.read_config(family.complete_config({**tiny.CONFIG, **changes}, VOCABULARY, None, None))
+
+
+def phase(**changes: Any) -> Phase:
+    return Phase(**{**tiny.phase("full", 8), **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "parallel", "expected"),
+    [
+        ({}, {}, 2 * EMBEDDING + 2 * LAYER + H),
+        ({"tie_word_embeddings": True}, {}, EMBEDDING + 2 * LAYER + H),
+        ({}, {"tensor": 2}, EMBEDDING + SPLIT + 2 * NORMS + H),
+        ({}, {"pipeline": 2}, EMBEDDING + LAYER + H),
+        ({"tie_word_embeddings": True}, {"pipeline": 2}, EMBEDDING + LAYER + H),  # both stages hold the shared matrix
+        ({}, {"tensor": 2, "pipeline": 2}, EMBEDDING // 2 + SPLIT // 2 + NORMS + H),
+        ({}, {"data": 4}, 2 * EMBEDDING + 2 * LAYER + H),
+    ],
+)
+def test_parameters_of_the_largest_rank(changes: dict, parallel: dict, expected: int) -> None:
+    assert estimate.parameters_per_rank(shape(**changes), Parallel(**parallel)) == expected
+
+
+def test_memory() -> None:
+    whole, settings = shape(), phase(micro_batch_size=2)
+    positions = 32 * 2
+    logits = positions * VOCABULARY * 8
+    parameters = whole.num_parameters()
+    assert estimate.memory_per_rank(whole, Parallel(), settings, "bf16") == 18 * parameters + positions * H * 34 * 2 + logits
+    assert estimate.memory_per_rank(whole, Parallel(), settings, "fp32") == 16 * parameters + positions * H * 68 * 2 + logits
+
+
+def test_what_saves_memory() -> None:
+    layouts = [{}, {"tensor": 2}, {"tensor": 2, "sequence": True}, {"tensor": 2, "sequence": True, "pipeline": 2}]
+    sizes = [estimate.memory_per_rank(shape(), Parallel(**layout), phase(), "bf16") for layout in layouts]
+    assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == len(sizes)
+    # A pipeline keeps the activations of as many micro-batches as it has stages, if there are as many.
+    deep = Parallel(pipeline=2)
+    one, many = (estimate.memory_per_rank(shape(), deep, phase(batch_size=size), "bf16") for size in (2, 8))
+    assert many - one == 32 * 2 * H * 34
+
+
+def test_rows() -> None:
+    steps, tokens, epochs = phase(), phase(name="long", steps=None, tokens=1000), phase(name="again", steps=None, epochs=3)
+    table = estimate.rows(
+        [("base", epochs, shape()), ("copy", steps, shape()), ("copy", tokens, shape()), ("copy", epochs, shape())],
+        Parallel(data=2), "bf16", {"base": {"german": 256}, "adapted": {}},
+    )  # fmt: skip
+    assert [row["phase"] for row in table] == ["base/again", "copy/full", "copy/long", "copy/again"]
+    assert [row["steps"] for row in table] == ["6", "8", "8", "3 epochs"]
+    assert [row["tokens"] for row in table] == ["768", "1,024", "1,024", "known after preprocessing"]
+    assert table[1]["batch"] == "4 x 32 = 128 tokens"
+    assert table[1]["split"] == "2 data ranks x 1 micro-batches of 2"
+    assert table[1]["parameters"] == f"{shape().num_parameters():,}"

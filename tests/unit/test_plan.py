@@ -1,0 +1,198 @@
+"""A recipe as a list of steps: which there are, in what order, and what their results depend on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from megatron_adapt import checks, plan, recipe
+from megatron_adapt.errors import ConfigError, DataError
+from megatron_adapt.plan import Plan
+from megatron_adapt.steps import receipt
+from megatron_adapt.vocab import methods
+
+from harness import ROOT
+
+SCRATCH = [
+    "tokenizers/base", "tokenizers/target", "data/base/english", "data/target/english", "data/target/german",
+    "base/initial", "base/import", "base/pretrain", "base/export", "evaluation/base", "copy/swap",
+    "evaluation/copy-swapped", "copy/import", "copy/embeddings", "evaluation/copy-embeddings", "copy/full",
+    "evaluation/copy-full", "export", "report",
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for name in ("en", "de"):
+        Path(f"{name}.jsonl").write_text('{"text": "a"}\n')
+    return tmp_path
+
+
+def build(*overrides: str, **changes: Any) -> Plan:
+    return plan.build(recipe.load([tiny.write(Path("."), tiny.recipe(**changes))], overrides, methods=methods.names()))
+
+
+def names(built: Plan) -> list[str]:
+    return [step.name for step in built.steps]
+
+
+def assert_in_order(built: Plan) -> None:
+    """Nothing is used before it is made, every name and place is used once, everything lies below the output."""
+    made: set[Path] = set()
+    outputs = {step.output for step in built.steps}
+    for step in built.steps:
+        assert set(step.places) & outputs <= made, step.name
+        assert Path("out") in step.output.parents
+        made.add(step.output)
+    assert len(made) == len(built.steps) == len(set(names(built)))
+
+
+def test_from_scratch_with_a_swap() -> None:
+    built = build()
+    assert names(built) == SCRATCH
+    assert_in_order(built)
+    assert [(stage.branch, stage.title) for stage in built.stages] == [
+        ("base", "before"), ("copy", "vocabulary swapped"), ("copy", "phase embeddings"), ("copy", "phase full"),
+    ]  # fmt: skip
+    assert {step.verb for step in built.steps if step.ranks == 2} == {"train", "evaluate"}
+    assert {step.verb for step in built.steps if step.resumable} == {"train"}
+    assert built.step("copy/full").output == Path("out/copy/full")
+    assert built.step("export").output == Path("out/model")
+
+
+def test_methods_are_compared_in_branches_of_their_own() -> None:
+    built = build("vocabulary.compare=[random, mean]")
+    extra = [
+        f"{name}"
+        for method in ("random", "mean")
+        for name in (
+            f"{method}/swap", f"evaluation/{method}-swapped", f"{method}/import", f"{method}/embeddings",
+            f"evaluation/{method}-embeddings", f"{method}/full", f"evaluation/{method}-full",
+        )
+    ]  # fmt: skip
+    assert names(built) == SCRATCH[:-1] + extra + ["report"]
+    assert_in_order(built)
+
+
+def test_domain_adaptation_keeps_the_vocabulary() -> None:
+    built = build(model={"source": "base"}, vocabulary=None)
+    assert names(built) == [
+        "data/base/english", "data/base/german", "evaluation/base", "adapted/import", "adapted/embeddings",
+        "evaluation/adapted-embeddings", "adapted/full", "evaluation/adapted-full", "export", "report",
+    ]  # fmt: skip
+    assert_in_order(built)
+
+
+def test_a_pretrained_model_and_a_given_tokenizer() -> None:
+    built = build("model.source=base", "vocabulary.tokenizer.path=tok", "evaluation.corpora=[german]", "phases.full.data.english=null")
+    assert names(built)[:4] == ["data/target/german", "evaluation/base", "copy/swap", "evaluation/copy-swapped"]
+    assert_in_order(built)
+
+
+def test_from_scratch_without_vocabulary() -> None:
+    scratch = {key: value for key, value in tiny.recipe()["model"]["from_scratch"].items() if key != "phases"}
+    built = build("evaluation.corpora=[]", model={"from_scratch": scratch}, vocabulary=None)
+    assert names(built) == [
+        "tokenizers/base", "data/base/english", "data/base/german", "base/initial", "adapted/import",
+        "adapted/embeddings", "adapted/full", "export", "report",
+    ]  # fmt: skip
+    assert_in_order(built)
+
+
+def test_unused_corpora_are_not_tokenized() -> None:
+    built = build("data.other.path=nowhere.txt", "evaluation.corpora=[german]", "phases.full.data.english=null")
+    assert not [name for name in names(built) if "other" in name or name == "data/target/english"]
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "parallel.tensor=1", "parallel.data=2", "parallel.sequence=true", "phases.full.micro_batch_size=1",
+        "phases.full.log_every=1", "phases.full.save_every=1", "phases.full.keep_last=3", "phases.full.evaluate_every=5",
+        "output=elsewhere", "name=another", "data.german.path=copy.jsonl",
+    ],
+)  # fmt: skip
+def test_what_no_result_depends_on(override: str) -> None:
+    Path("copy.jsonl").write_text(Path("de.jsonl").read_text())
+
+    def digests(*overrides: str) -> list[str]:
+        known: dict[Path, str] = {}
+        for step in build(*overrides).steps:
+            known[step.output] = receipt.state(step, known).digest
+        return list(known.values())
+
+    assert digests(override) == digests()
+
+
+@pytest.mark.parametrize(
+    ("override", "first"),
+    [
+        ("seed=5", "base/initial"),
+        ("precision=bf16", "base/pretrain"),
+        ("phases.embeddings.optimizer.lr=1", "copy/embeddings"),
+        ("phases.full.steps=9", "copy/full"),
+        ("phases.full.batch_size=8", "copy/full"),
+        ("vocabulary.method=mean", "mean/swap"),
+        ("vocabulary.pad_to_multiple=8", "copy/swap"),
+        ("data.german.held_out=0.1", "tokenizers/target"),
+        ("data.german.max_documents=5", "tokenizers/target"),
+        ("data.german.path=other.jsonl", "tokenizers/target"),
+        ("vocabulary.tokenizer.train.vocab_size=500", "tokenizers/target"),
+        ("evaluation.max_bytes=1K", "evaluation/base"),
+        ("export.dtype=bfloat16", "export"),
+    ],
+)
+def test_what_results_depend_on(override: str, first: str) -> None:
+    Path("other.jsonl").write_text('{"text": "b"}\n')
+    before: dict[Path, str] = {}
+    for step in build().steps:
+        before[step.output] = receipt.state(step, before).digest
+    after: dict[Path, str] = {}
+    changed = []
+    for step in build(override).steps:
+        after[step.output] = receipt.state(step, after).digest
+        if before.get(step.output) != after[step.output]:
+            changed.append(step.name)
+    assert changed[0] == first
+    assert changed[-1] == "report" or first == "export"
+
+
+@pytest.mark.parametrize("name", ["import", "imported", "swap"])
+def test_a_phase_cannot_take_the_name_of_a_step(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"a phase cannot be called .*{name}.*: that is a step of its own; rename the phase"):
+        build(f"phases.full.name={name}")
+
+
+@pytest.mark.parametrize("name", ["initial", "import", "imported", "export", "model"])
+def test_nor_can_a_phase_of_the_base(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"a phase cannot be called .*{name}.*: that is a step of its own; rename the phase"):
+        build(f"model.from_scratch.phases.pretrain.name={name}")
+
+
+def test_an_unknown_step() -> None:
+    with pytest.raises(ConfigError, match="no step 'copy/ful' in this recipe; there are: tokenizers/base, .*, copy/full, .*, report"):
+        build().step("copy/ful")
+
+
+def test_a_corpus_that_does_not_exist() -> None:
+    with pytest.raises(DataError, match="the corpus nowhere.jsonl does not exist"):
+        build("data.german.path=nowhere.jsonl")
+
+
+EXAMPLES = sorted((ROOT / "examples").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", EXAMPLES, ids=[str(file.relative_to(ROOT)) for file in EXAMPLES])
+def test_every_example_can_be_planned(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    built = plan.build(recipe.load([file], methods=methods.names()))
+    assert checks.check(built) and list(checks.summary(built))
+    (tmp_path / "dumped.yaml").write_text(recipe.dump(built.recipe), encoding="utf-8")
+    assert recipe.load([tmp_path / "dumped.yaml"], methods=methods.names()) == built.recipe
+
+
+def test_there_are_examples() -> None:
+    assert ROOT / "examples" / "quickstart" / "recipe.yaml" in EXAMPLES
