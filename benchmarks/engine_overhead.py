@@ -1,26 +1,26 @@
-"""Tokens per second of the engine's optimizer step against a plain transformers + AdamW loop, in one process.
+"""Tokens per second of the engine's optimizer step against a plain transformers + AdamW loop.
 
-    python benchmarks/engine_overhead.py [--size 260k|20m] [--steps 30] [--peer-fused]
+    python benchmarks/engine_overhead.py [--size 260k|20m] [--length 512 --batch 8 --micro-batch 8] [--peer-fused]
 
-Claim: the engine, with everything a real run does around a step (data, schedule, metrics file, agreement on signals),
-is at least as fast as the loop one writes by hand, and computes the same losses. Both train the same random Llama on the
-same batches in float32 with gradients clipped to 1; engine step and peer step alternate, so that whatever else the
-machine does hits both alike. Exits with 1 when the ratio is below 1 or the losses differ.
+Claim: the engine, with everything a real run does around a step (data, schedule, metrics file, agreement on signals), is
+at least as fast as the loop one writes by hand, and computes the same losses. Both train the same random Llama on the same
+batches in float32 with gradients clipped to 1, each in a process of its own. They take turns, step by step, so that
+whatever else the machine does hits both alike. Exits with 1 when the ratio is below 1 or the losses differ.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from megatron_adapt import launch
-
 WARM_UP = 5
-AGREEMENT = 1e-5  # relative, float32, after `steps` optimizer steps
+AGREEMENT = 1e-5  # relative, float32, over all steps
 
 
 def main() -> None:
@@ -30,58 +30,103 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=512, help="tokens per sequence")
     parser.add_argument("--batch", type=int, default=8, help="sequences per step")
     parser.add_argument("--micro-batch", type=int, default=8, help="sequences per forward pass")
-    parser.add_argument("--threads", type=int, default=launch.cores(), help="threads of torch")
+    parser.add_argument("--threads", type=int, default=None, help="threads of torch; default: one per core")
     parser.add_argument("--peer-fused", action="store_true", help="give the peer torch's fused AdamW, not its default")
+    parser.add_argument("--side", choices=("engine", "peer"), help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.side:
+        return run_side(arguments)
     with tempfile.TemporaryDirectory() as folder:
-        launch.fork(1, lambda: measure(arguments, Path(folder)))
+        sys.exit(compare(arguments, folder))
 
 
-def measure(arguments: argparse.Namespace, folder: Path) -> None:
-    # Imported in the forked process: torch's threads do not survive a fork.
+def compare(arguments: argparse.Namespace, folder: str) -> int:
+    """Let both sides take turns, print what they needed; the exit code."""
+    sides, results = {}, {}
+    for name in ("engine", "peer"):  # the engine's side makes model and corpus, so it has to have started first
+        command = [sys.executable, __file__, *sys.argv[1:], "--side", name, "--folder", folder]
+        sides[name] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        results[name] = [read(sides[name])]  # each takes its first step unasked
+    for _ in range(1, arguments.steps + WARM_UP):
+        for name, side in sides.items():
+            side.stdin.write("step\n")
+            side.stdin.flush()
+            results[name].append(read(side))
+    for side in sides.values():
+        side.stdin.close()
+        side.wait()
+    tokens = arguments.batch * arguments.length
+    seconds = {name: [step["seconds"] for step in steps[WARM_UP:]] for name, steps in results.items()}
+    for name, values in seconds.items():
+        low, median, high = statistics.quantiles(values)
+        print(
+            f"{name:8} {tokens / median:8,.0f} tokens/s   median {median:.4f} s of {len(values)} steps of {tokens:,} tokens, "
+            f"quartiles {low:.4f} to {high:.4f}"
+        )
+    ratio = statistics.median(seconds["peer"]) / statistics.median(seconds["engine"])
+    pairs = statistics.median(peer / ours for ours, peer in zip(*seconds.values()))
+    losses = [(ours["loss"], peer["loss"]) for ours, peer in zip(*results.values())]
+    difference = max(abs(ours / peer - 1) for ours, peer in losses)
+    print(f"engine / peer {ratio:.2f}x tokens/s (median over neighbouring steps {pairs:.2f}x)")
+    print(f"losses {losses[0][0]:.6f} -> {losses[-1][0]:.6f}, largest relative difference {difference:.1e}")
+    return 0 if ratio >= 1 and difference < AGREEMENT else 1
+
+
+def read(side: subprocess.Popen) -> dict:
+    """The next message of a side, which may print other things as well."""
+    for line in side.stdout:
+        if line.startswith("{"):
+            return json.loads(line)
+    raise SystemExit(f"a side ended early with exit code {side.wait()}")
+
+
+def send(seconds: float, loss: float) -> None:
+    print(json.dumps({"seconds": seconds, "loss": loss}), flush=True)
+
+
+def run_side(arguments: argparse.Namespace) -> None:
     import torch
     import workload
 
-    from megatron_adapt.engine import backend, loop, metrics
+    from megatron_adapt import launch
+    from megatron_adapt.engine import backend
 
-    torch.set_num_threads(arguments.threads)
-    steps = arguments.steps + WARM_UP
+    torch.set_num_threads(arguments.threads or launch.cores())
+    steps, folder = arguments.steps + WARM_UP, arguments.folder
     phase = workload.phase(steps, arguments.length, arguments.batch, arguments.micro_batch)
-    tokens = phase.batch_size * phase.sequence_length
-    hf = workload.write_model(folder / "hf", workload.SIZES[arguments.size])
-    corpus = workload.write_corpus(folder, hf, tokens * (steps + 1))
+    hf, corpus = folder / "hf", folder / "corpus"
+    if arguments.side == "peer":
+        peer = workload.TransformersLoop(hf, phase.optimizer, fused=arguments.peer_fused or None)
+        batches = workload.batches(phase, hf, corpus)
+        for number in range(steps):
+            if number:
+                sys.stdin.readline()
+            began = time.perf_counter()
+            loss = peer.step(next(batches))
+            send(time.perf_counter() - began, loss)
+        return
+    workload.write_model(hf, workload.SIZES[arguments.size])
+    workload.write_corpus(folder, hf, phase.batch_size * phase.sequence_length * (steps + 1))
     backend.start(workload.Layout(), workload.SEED)
     start = workload.import_model(folder / "start", hf, "fp32")
-    peer = workload.TransformersLoop(hf, phase.optimizer, fused=arguments.peer_fused or None)
-    stream = workload.batches(phase, hf, corpus)
-    ours, theirs, peer_losses = [], [], []
-    clock = time.perf_counter()
+    run_engine(workload.job(phase, "fp32", start, folder / "out", corpus))
 
-    def peer_step(_: str) -> None:
-        # The engine logs after every step. Its time is all that passes between two of these calls.
-        nonlocal clock
-        ours.append(time.perf_counter() - clock)
+
+def run_engine(job) -> None:
+    from megatron_adapt.engine import loop, metrics
+
+    began = time.perf_counter()
+
+    def turn(_: str) -> None:
+        # The engine logs after every step: its time is all that passes from one of these calls to the next.
+        nonlocal began
+        seconds = time.perf_counter() - began
+        send(seconds, metrics.read_lines(job.output / "metrics.jsonl")[-1]["loss"])
+        sys.stdin.readline()
         began = time.perf_counter()
-        peer_losses.append(peer.step(next(stream)))
-        clock = time.perf_counter()
-        theirs.append(clock - began)
 
-    loop.train(workload.job(phase, "fp32", start, folder / "out", corpus), log=peer_step)
-    losses = [line["loss"] for line in metrics.read_lines(folder / "out" / "metrics.jsonl")]
-    difference = max(abs(a / b - 1) for a, b in zip(losses, peer_losses))
-    ratios = [b / a for a, b in zip(ours[WARM_UP:], theirs[WARM_UP:])]
-    print(f"{sum(p.numel() for p in peer.model.parameters()):,} parameters, {tokens:,} tokens a step, {backend.name()}")
-    for name, seconds in (("this engine", ours), ("transformers + AdamW" + " (fused)" * arguments.peer_fused, theirs)):
-        seconds = seconds[WARM_UP:]
-        print(
-            f"{name:30} {tokens / statistics.median(seconds):10,.0f} tokens/s   median {statistics.median(seconds):.4f} s "
-            f"of {len(seconds)} steps, quartiles {' to '.join(f'{q:.4f}' for q in statistics.quantiles(seconds)[::2])}"
-        )
-    ratio = statistics.median(theirs[WARM_UP:]) / statistics.median(ours[WARM_UP:])
-    print(f"ratio {ratio:.2f}x (median of the ratios of neighbouring steps {statistics.median(ratios):.2f}x)")
-    print(f"losses {losses[0]:.6f} -> {losses[-1]:.6f}, largest relative difference over {steps} steps {difference:.1e}")
-    if ratio < 1 or not difference < AGREEMENT:
-        sys.exit(1)
+    loop.train(job, log=turn)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,9 @@ the ranks will need, and never runs a tensor operation itself: threads do not su
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import gc
 import json
 import math
 import os
@@ -101,19 +103,55 @@ def fork(
 
 
 def child(command: Sequence[str]) -> Outcome:
-    """Run a command in the foreground and pass SIGINT / SIGTERM on to it; raises ``StepFailed`` when it fails."""
-    process = subprocess.Popen(command)
-    signals = (signal.SIGINT, signal.SIGTERM)
-    # A terminal sends SIGINT to the whole foreground group: the command has it already.
-    handlers = [signal.signal(signals[0], signal.SIG_IGN), signal.signal(signals[1], lambda n, _: process.send_signal(n))]
+    """Run a command in a session of its own and wait for it; raises ``StepFailed`` when it fails.
+
+    SIGINT and SIGTERM go to its children, where it has some: torchrun itself would give its ranks 30 seconds and call
+    their leaving a failure, but when they save and leave by themselves it ends well. It ends when this process dies.
+    """
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    parent = os.getpid()
+
+    def prepare() -> None:
+        _die_with(parent, signal.SIGTERM)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+    asked: list[int] = []
+
+    def forward(number: int, frame: object) -> None:
+        asked.append(number)
+        for pid in _children(process.pid) or [process.pid]:
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                os.kill(pid, number)
+
+    environment = {**os.environ, "MEGATRON_ADAPT_NESTED": "1"}
+    process = subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=prepare)
+    handlers = {number: signal.signal(number, forward) for number in SIGNALS}
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     try:
         code = process.wait()
     finally:
-        for number, handler in zip(signals, handlers):
+        for number, handler in handlers.items():
             signal.signal(number, handler)
-    if code not in (0, STOPPED):
+    if code not in (0, STOPPED) and not asked:
         raise StepFailed(f"{' '.join(command)} ended with exit code {code}")
-    return Outcome(stopped=code == STOPPED)
+    return Outcome(stopped=code == STOPPED or bool(asked))
+
+
+def _children(pid: int) -> list[int]:
+    """The process ids of a process's children."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # another process that has just ended
+            if int(file.read_text().rpartition(")")[2].split()[1]) == pid:
+                found.append(int(file.parent.name))
+    return found
+
+
+def _die_with(parent: int, number: int) -> None:
+    """Have the kernel send this process a signal when its parent ends, however it does."""
+    ctypes.CDLL(None).prctl(1, number)
+    if os.getppid() != parent:  # it ended before that
+        os._exit(1)
 
 
 class _Messages:
@@ -168,14 +206,12 @@ def _child(
     """A rank's whole life."""
     code = 1
     try:
-        # Die with the parent, however it ends: no rank is ever left behind.
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-        if os.getppid() != parent:  # it ended before that
-            os._exit(code)
+        _die_with(parent, signal.SIGKILL)  # no rank is ever left behind
         os.environ.update(environment)
         for number in SIGNALS:
             signal.signal(number, _leave)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        gc.freeze()  # what the parent made is no garbage of ours; looking through it would copy its memory
         if "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(threads)
         code = run_rank(function)

@@ -157,7 +157,11 @@ class View:
 
     def begin(self, number: int, total: int, step: Step) -> None:
         ranks = f", {step.ranks} ranks" if step.ranks > 1 else ""
-        self.console.print(f"[bold cyan][{number}/{total}] {self.escape(step.name)}[/] ({step.verb}{ranks})")
+        self._heading(f"[bold cyan][{number}/{total}] {self.escape(step.name)}[/] ({step.verb}{ranks})")
+
+    def _heading(self, text: str) -> None:
+        if "MEGATRON_ADAPT_NESTED" not in os.environ:  # else the process that started this one has said it
+            self.console.print(text)
 
     def message(self, message: dict) -> None:
         if "log" in message:
@@ -177,7 +181,7 @@ class View:
 
     def done(self, step: Step, seconds: float) -> None:
         self._end()
-        self.console.print(f"      [green]done[/] in {seconds:.1f} s -> {self.escape(str(step.output))}")
+        self._heading(f"      [green]done[/] in {seconds:.1f} s -> {self.escape(str(step.output))}")
 
     def finished(self, plan: Plan, verb: str | None = None, name: str | None = None) -> None:
         """Where everything lies."""
@@ -195,5 +199,10 @@ class View:
 
     def stopped(self, step: Step, done: bool) -> None:
         self._end()
-        what = "done" if done else "saved" if (step.output / receipt.BEGUN).is_file() else "to be repeated"
-        self.console.print(f"      [yellow]stopped[/]; {self.escape(step.name)} is {what}, the same command continues")
+        if done:
+            what = "is done, the same command goes on"
+        elif (step.output / receipt.BEGUN).is_file():
+            what = "continues from its last checkpoint with the same command"
+        else:
+            what = "begins again with the same command"
+        self._heading(f"      [yellow]stopped[/]; {self.escape(step.name)} {what}")

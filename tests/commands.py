@@ -13,10 +13,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Sequence
-
-import pytest
-import torch
+from typing import Any, Callable
 
 from harness import ROOT
 
@@ -96,6 +93,8 @@ def is_alive(pid: int) -> bool:
 def preload() -> None:
     """What the verbs import, so that no command has to."""
     import matplotlib.pyplot  # noqa: F401
+    import torch
+
     import megatron_adapt.steps.export_hf
     import megatron_adapt.steps.import_hf
     import megatron_adapt.steps.train  # noqa: F401
@@ -193,10 +192,3 @@ class Shop:
 def entries(folder: Path) -> set[str]:
     """Every path below a folder, hidden ones included."""
     return {str(path.relative_to(folder)) for path in folder.rglob("*")}
-
-
-def lines(text: str) -> list[str]:
-    return [line for line in text.splitlines() if line.strip()]
-
-
-__all__ = ["Result", "Running", "Shop", "entries", "is_alive", "lines", "wait_for", "pytest", "Sequence"]

@@ -15,7 +15,7 @@ CONFIG = {
 CORPUS_BYTES = 60_000
 
 
-def phase(name: str, steps: int, **changes: Any) -> dict[str, Any]:
+def phase(name: str, steps: int | None, **changes: Any) -> dict[str, Any]:
     settings = {
         "name": name, "data": {"german": 1}, "steps": steps, "sequence_length": 32, "batch_size": 4,
         "micro_batch_size": 2, "optimizer": {"lr": 3e-3}, "log_every": 3,

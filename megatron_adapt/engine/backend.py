@@ -89,6 +89,7 @@ def install_cpu_patches() -> None:
     torch.cuda.current_device = lambda: cpu
     torch.cuda.set_device = lambda device: None
     torch.cuda.synchronize = lambda device=None: None
+    torch.cuda.current_stream = lambda device=None: None  # 0.19 asks for it and uses it for CUDA graphs only
     for module in (torch.cuda, torch.cuda.random):
         module.manual_seed = lambda seed: torch.manual_seed(seed) and None
         module.get_rng_state = lambda device="cuda": torch.get_rng_state()

@@ -92,7 +92,8 @@ class _Run:
             raise CheckpointError(f"{job.output} holds checkpoints of phase '{self.position.phase}', not of '{self.phase.name}'.")
         family = find_family(self.source.config)
         self.shape: ModelShape = family.read_config(self.source.config)
-        self.tokenizer = Tokenizer.load(self.source.hf)
+        self.hf = self.source.hf
+        self.tokenizer = Tokenizer.load(self.hf)
         self.bare = models.build(self.shape, job.layout, job.precision)
         patterns = [self.phase.train] if isinstance(self.phase.train, str) else list(self.phase.train)
         self.trainable = models.freeze(self.bare, patterns)
@@ -168,9 +169,11 @@ class _Run:
         return evaluate.bits_per_byte(self.model, text, self.job.layout)["bits_per_byte"]
 
     def _save(self) -> Path:
-        return checkpoint.save(
-            self.job.output, self.bare, self.optimizer, self.position, self.source.hf, keep_last=self.phase.keep_last
+        path = checkpoint.save(
+            self.job.output, self.bare, self.optimizer, self.position, self.hf, keep_last=self.phase.keep_last
         )
+        self.hf = path / "hf"  # saving removes old checkpoints, also the one that this run was continued from
+        return path
 
     def _step(self) -> dict[str, Any]:
         """One optimizer step; its metrics, the same on every rank."""

@@ -125,7 +125,7 @@ def test_a_run_that_is_asked_to_stop_stops(capfd: pytest.CaptureFixture[str]) ->
     built = three()
     built.steps[1] = step("b", "a", action=lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert run(built).stopped
-    assert "stopped; b is to be repeated, the same command continues" in capfd.readouterr().out
+    assert "stopped; b begins again with the same command" in capfd.readouterr().out
     assert sorted(path.name for path in Path(".").iterdir() if path.is_dir()) == ["a"]
     built.steps[1] = step("b", "a")
     assert not run(built).stopped
@@ -143,7 +143,7 @@ def test_a_step_that_was_just_done_is_the_last_one(capfd: pytest.CaptureFixture[
 
     built.steps[0] = step("a", action=ask)
     assert run(built).stopped
-    assert "stopped; a is done, the same command continues" in capfd.readouterr().out
+    assert "stopped; a is done, the same command goes on" in capfd.readouterr().out
     assert names(pipeline.remaining(built)) == ["b", "c", "d"]
 
 
