@@ -171,7 +171,7 @@ def _alone(work: Callable[[Any], Any]) -> None:
 
 def _paths(words: List[str], names: str) -> List[Path]:
     if len(words) != len(names.split()):
-        raise ConfigError(f"expected a recipe (.yaml), or {len(names.split())} paths: {names}; got {' '.join(words)}")
+        raise ConfigError(f"expected a recipe (.yaml), or the paths {names}; got {' '.join(words)}.")
     return [Path(word) for word in words]
 
 
@@ -226,8 +226,8 @@ def tokenizer(
 
     # `--input A B OUT` arrives as input [A] and words [train, B, OUT].
     *more, output = words[1:]
-    corpus = Corpus(path=[*input, *more], text_key=text_key)
-    _produce(Path(output), lambda folder, reporter: work.run([corpus], vocab_size, kind, folder))
+    corpus = Corpus.model_construct(path=[*input, *more], text_key=text_key)
+    _produce(Path(output), lambda folder, reporter: work.run([corpus], vocab_size, kind, folder, reporter))
 
 
 @app.command()

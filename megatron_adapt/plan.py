@@ -111,9 +111,7 @@ class _Builder:
         def action(output: Path, reporter: Reporter) -> dict[str, Any]:
             from megatron_adapt.steps import tokenizer
 
-            stats = tokenizer.run(corpora, training.vocab_size, training.type, output, training.max_bytes)
-            reporter.log(f"{training.vocab_size:,} pieces ({training.type})")
-            return stats
+            return tokenizer.run(corpora, training.vocab_size, training.type, output, reporter, training.max_bytes)
 
         return self._add(
             name=f"tokenizers/{kind}",

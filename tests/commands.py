@@ -31,7 +31,7 @@ class Result:
     def refused(self, *words: str) -> None:
         """It ended as bad input has to: exit code 2, one message with these words, no traceback."""
         assert self.code == 2, (self.code, self.out, self.err)
-        assert self.err.startswith("error: ") and self.err.count("error:") == 1, self.err
+        assert self.err.startswith("error: ") and self.err.count("\nerror:") == 0, self.err
         assert "Traceback" not in self.out + self.err
         for word in words:
             assert word in self.err, (word, self.err)
@@ -190,5 +190,5 @@ class Shop:
 
 
 def entries(folder: Path) -> set[str]:
-    """Every path below a folder, hidden ones included."""
-    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+    """Every file below a folder, hidden ones included."""
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}

@@ -27,7 +27,8 @@ def run(
     """Per corpus ``{bits_per_byte, nats_per_token, tokens, bytes, unknown_tokens}``; windows of ``length`` tokens."""
     is_hf = (model_path / "config.json").is_file()
     opened = HFDirectory.open(model_path) if is_hf else checkpoint.resolve(model_path)
-    shape = find_family(opened.config).read_config(opened.config)
+    where = str((model_path if is_hf else opened.hf) / "config.json")
+    shape = find_family(opened.config, where).read_config(opened.config, where)
     if shape.layout_problems(layout.tensor, layout.pipeline):
         # The vocabulary before a swap, say. Every rank takes the whole model, and its share of the text.
         layout = Layout()

@@ -26,8 +26,8 @@ def run(
     import torch
 
     opened = checkpoint.resolve(source)
-    family = find_family(opened.config)
-    shape = family.read_config(opened.config)
+    where = str(opened.hf / "config.json")
+    shape = find_family(opened.config, where).read_config(opened.config, where)
     if dtype == "keep":
         dtype = opened.config.get("dtype") or opened.config.get("torch_dtype") or "float32"
     with backend.session(Layout(), seed=0):

@@ -10,6 +10,7 @@ from typing import Any, Iterator, Sequence
 from megatron_adapt.config import Corpus
 from megatron_adapt.data.corpus import read_documents
 from megatron_adapt.data.held_out import divert
+from megatron_adapt.steps.reporter import Reporter
 
 
 class _Discard:
@@ -36,7 +37,11 @@ def training_texts(corpora: Sequence[Corpus], max_bytes: int | None = None) -> I
             yield text
 
 
-def run(corpora: Sequence[Corpus], vocab_size: int, kind: str, output: Path, max_bytes: int | None = None) -> dict[str, Any]:
+def run(
+    corpora: Sequence[Corpus], vocab_size: int, kind: str, output: Path, reporter: Reporter, max_bytes: int | None = None
+) -> dict[str, Any]:
     from megatron_adapt.vocab.train import train_tokenizer
 
-    return train_tokenizer(training_texts(corpora, max_bytes), vocab_size, output, kind)
+    stats = train_tokenizer(training_texts(corpora, max_bytes), vocab_size, output, kind)
+    reporter.log(f"{vocab_size:,} pieces ({kind}), {stats['bytes_per_token']:.2f} bytes a token")
+    return stats

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
 import tiny
 from commands import Running, Shop, is_alive, wait_for
+from harness import ROOT
 
 STEPS = 240
 SAVE_EVERY = 40
@@ -110,6 +112,19 @@ def test_whatever_happens_the_model_is_the_same(domain: Shop, calm: Path) -> Non
         assert (output / "model" / name).read_bytes() == (calm / "model" / name).read_bytes(), name
     assert metrics(output) == metrics(calm)
     assert checkpoints(output) == checkpoints(calm) == [STEPS]
+
+
+def test_ranks_under_torchrun_save_before_they_leave(domain: Shop, calm: Path) -> None:
+    """As on a machine with a GPU, where they are not forked."""
+    shutil.copytree(calm, domain / "torchrun", ignore=shutil.ignore_patterns("long", "model", "report"))
+    running = domain.start("run", "domain.yaml", "output=torchrun", "--launcher", "torchrun", environment={"PYTHONPATH": str(ROOT)})
+    until(domain / "torchrun", running, 2)
+    running.kill(signal.SIGTERM)
+    result = running.wait()
+    assert result.code == 75 and "Traceback" not in result.err, (result.out, result.err)
+    assert checkpoints(domain / "torchrun") == [step(domain / "torchrun")]
+    assert result.out.count("adapted/long (train, 2 ranks)") == 1
+    assert "stopped; adapted/long continues from its last checkpoint with the same command" in result.out
 
 
 def test_a_step_that_cannot_be_continued_is_repeated(domain: Shop, calm: Path) -> None:

@@ -278,3 +278,45 @@ def test_a_command_in_the_foreground():
     assert launch.child([*python, f"raise SystemExit({launch.STOPPED})"]) == launch.Outcome(stopped=True)
     with pytest.raises(StepFailed, match="ended with exit code 3"):
         launch.child([*python, "raise SystemExit(3)"])
+
+
+LIKE_TORCHRUN = """
+import os, signal, subprocess, sys
+rank = "import os, signal, sys; print(os.getpid(), flush=True); sys.exit(signal.sigwait([15, 2]) and 0)"
+signal.pthread_sigmask(signal.SIG_BLOCK, [2, 15])
+process = subprocess.Popen([sys.executable, "-c", rank], stdout=open(sys.argv[1], "w"))
+signal.pthread_sigmask(signal.SIG_SETMASK, [])
+sys.exit(process.wait())
+"""
+
+
+@pytest.mark.parametrize("number", launch.SIGNALS)
+def test_a_signal_goes_to_the_ranks_of_a_command(tmp_path: Path, number: int):
+    """torchrun would make a failure of it; its ranks leave with 0."""
+    parent = os.getpid()
+    asker = os.fork()
+    if asker == 0:
+        wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
+        os.kill(parent, number)
+        os._exit(0)
+    assert launch.child([sys.executable, "-c", LIKE_TORCHRUN, str(tmp_path / "pid")]) == launch.Outcome(stopped=True)
+    os.waitpid(asker, 0)
+    assert is_gone(int((tmp_path / "pid").read_text()))
+
+
+def test_a_signal_to_a_command_without_ranks(tmp_path: Path):
+    parent = os.getpid()
+    script = f"import os, time; os.kill({parent}, {signal.SIGTERM}); time.sleep({FOREVER})"
+    assert launch.child([sys.executable, "-c", script]) == launch.Outcome(stopped=True)
+
+
+def test_a_command_ends_with_its_launcher(tmp_path: Path):
+    pid = os.fork()
+    if pid == 0:
+        script = f"import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep({FOREVER})"
+        launch.child([sys.executable, "-c", script, str(tmp_path / "pid")])
+        os._exit(0)
+    command = int(wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text()))
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    wait_for(lambda: is_gone(command))

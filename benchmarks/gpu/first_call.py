@@ -1,0 +1,117 @@
+"""What to run first on a machine with an NVIDIA GPU: checks of the GPU path, then its speed.
+
+    python benchmarks/gpu/first_call.py --output FOLDER [--only NAME ...]
+    python benchmarks/gpu/first_call.py --output FOLDER --cpu-dry-run
+
+Every section is a process of its own with a time limit, so that one that fails, hangs or breaks the GPU's context does not
+stop the next. FOLDER gets NAME.log and NAME.json of each and results.json of all. Exits with 1 when a section failed.
+`--cpu-dry-run` runs all but the Transformer Engine sections on a CPU, with tiny sizes: it proves the script, nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+import traceback
+from pathlib import Path
+
+# name -> (function in sections.py or throughput.py, arguments, needs Transformer Engine, seconds allowed)
+SECTIONS = {
+    "versions": ("sections", "versions", {}, False, 60),
+    "te_layer": ("sections", "te_layer", {}, True, 90),
+    "te_parameters": ("sections", "te_parameters", {}, True, 90),
+    "train_fp32": ("sections", "train_fp32", {}, False, 120),
+    "train_bf16": ("sections", "train_bf16", {}, False, 180),
+    "parity_fp32": ("sections", "parity_fp32", {}, False, 90),
+    "parity_bf16": ("sections", "parity_bf16", {}, False, 120),
+    "resume_plain": ("sections", "resume", {"spec": "plain"}, False, 150),
+    "resume_te": ("sections", "resume", {"spec": "te"}, True, 150),
+    "across_specs": ("sections", "across_specs", {}, True, 120),
+    "speed_te": ("throughput", "engine", {"spec": "te"}, True, 240),
+    "speed_plain": ("throughput", "engine", {"spec": "plain"}, False, 240),
+    "speed_transformers": ("throughput", "transformers", {"precision": "bf16"}, False, 240),
+    "speed_transformers_pure_bf16": ("throughput", "transformers", {"precision": "pure-bf16"}, False, 240),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--output", type=Path, required=True, help="folder for logs and JSON")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="NAME", help="some sections")
+    parser.add_argument("--cpu-dry-run", action="store_true", help="prove the script on a CPU, with tiny sizes")
+    parser.add_argument("--section", choices=SECTIONS, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.section:
+        sys.exit(run_section(arguments))
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    results = {}
+    for name in arguments.only:
+        if arguments.cpu_dry_run and SECTIONS[name][3]:
+            results[name] = {"status": "skipped: needs Transformer Engine"}
+        else:
+            results[name] = start(name, arguments)
+        print(f"{name:28} {summary(results[name])}", flush=True)
+        (arguments.output / "results.json").write_text(json.dumps(results, indent=1))
+    compare_speeds(results)
+    failed = [name for name, result in results.items() if result["status"] == "failed"]
+    print(f"{len(failed)} of {len(results)} sections failed{': ' if failed else ''}{', '.join(failed)}; see {arguments.output}")
+    sys.exit(bool(failed))
+
+
+def start(name: str, arguments: argparse.Namespace) -> dict:
+    """Run one section in a process of its own; its result."""
+    log, result = arguments.output / f"{name}.log", arguments.output / f"{name}.json"
+    result.unlink(missing_ok=True)
+    command = [sys.executable, __file__, "--section", name, "--output", str(arguments.output)]
+    command += ["--cpu-dry-run"] * arguments.cpu_dry_run
+    # Sums in a fixed order wherever that can be had: the section on resuming compares bits.
+    environment = os.environ | {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+    if name.startswith("resume"):
+        environment["NVTE_ALLOW_NONDETERMINISTIC_ALGO"] = "0"
+    began = time.perf_counter()
+    with log.open("w") as file:
+        try:
+            subprocess.run(command, stdout=file, stderr=file, timeout=SECTIONS[name][4], env=environment)
+            problem = "died without a result"
+        except subprocess.TimeoutExpired:
+            problem = f"took longer than {SECTIONS[name][4]} s"
+    found = json.loads(result.read_text()) if result.exists() else {"status": "failed", "error": f"{problem}; see {log}"}
+    return found | {"seconds": round(time.perf_counter() - began, 1)}
+
+
+def run_section(arguments: argparse.Namespace) -> int:
+    """In the section's own process: call its function and write NAME.json, whatever happens."""
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # workload.py
+    module, function, options, _, _ = SECTIONS[arguments.section]
+    try:
+        found = getattr(__import__(module), function)(tiny=arguments.cpu_dry_run, **options)
+        result = {"status": "ok", **found}
+    except BaseException as error:  # SystemExit as well: the point is to report it
+        traceback.print_exc()
+        result = {"status": "failed", "error": f"{type(error).__name__}: {error}"[:2000]}
+    (arguments.output / f"{arguments.section}.json").write_text(json.dumps(result, indent=1))
+    return int(result["status"] == "failed")
+
+
+def summary(result: dict) -> str:
+    def short(value: object) -> str:
+        return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+    return ", ".join(f"{short(v)}" if k == "status" else f"{k} {short(v)}" for k, v in result.items())[:600]
+
+
+def compare_speeds(results: dict[str, dict]) -> None:
+    """Print the engine's tokens/s over each transformers loop's, where both ran."""
+    for ours in ("speed_te", "speed_plain"):
+        for peer in ("speed_transformers", "speed_transformers_pure_bf16"):
+            a, b = (results.get(name, {}).get("tokens_per_second") for name in (ours, peer))
+            if a and b:
+                print(f"{ours} / {peer}: {a / b:.2f}x")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,238 @@
+"""The checks of first_call.py. Each returns numbers to report and raises when the GPU path is not right.
+
+``tiny`` means a dry run on a CPU: smaller sizes, and Transformer Engine's part left out.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import signal
+import tempfile
+from pathlib import Path
+
+import torch
+import workload
+
+from megatron_adapt.engine import backend, checkpoint, evaluate, loop, metrics, model as models, verify
+from megatron_adapt.engine.backend import Layout
+from megatron_adapt.engine.convert import to_hf
+from megatron_adapt.families.llama import FAMILY
+from megatron_adapt.hf.directory import HFDirectory, read_json
+
+CPU_SIZES = workload.llama(512, 64, 172, 2, 4, 2)
+GPU_SIZES = workload.llama(2048, 512, 1408, 6, 8, 2, tied=False)  # heads of 64, as Transformer Engine's kernels like them
+
+
+def versions(tiny: bool) -> dict:
+    packages = ("torch", "transformer-engine", "megatron-core", "transformers", "triton", "flash-attn", "numpy", "safetensors")
+    found: dict[str, object] = {"python": platform.python_version(), "device": backend.name()}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = None
+    if backend.has_gpu():
+        found |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
+        found |= {"capability": torch.cuda.get_device_capability(), "memory_gb": torch.cuda.mem_get_info()[1] / 1e9}
+    found["transformer_engine_works"] = backend.has_transformer_engine()
+    if not tiny:
+        assert backend.has_gpu(), "torch sees no GPU"
+        assert backend.has_transformer_engine(), "transformer_engine.pytorch cannot be imported"
+    return found
+
+
+def te_layer(tiny: bool) -> dict:
+    """One Transformer Engine layer, forward and backward, outside Megatron: is the installation sound?"""
+    import transformer_engine.pytorch as te
+
+    layer = te.TransformerLayer(
+        512, 1408, 8, num_gqa_groups=2, hidden_dropout=0.0, attention_dropout=0.0, normalization="RMSNorm", activation="swiglu",
+        bias=False, self_attn_mask_type="causal", params_dtype=torch.bfloat16, device="cuda",
+    )  # fmt: skip
+    x = torch.randn(256, 4, 512, dtype=torch.bfloat16, device="cuda", requires_grad=True)
+    out = layer(x)
+    out.float().square().mean().backward()
+    gradients = [x.grad] + [p.grad for p in layer.parameters()]
+    assert out.isfinite().all() and all(g is not None and g.isfinite().all() for g in gradients), "not finite"
+    return {"output_std": out.float().std().item(), "gradient_norm": x.grad.float().norm().item()}
+
+
+def use(spec: str) -> None:
+    """Choose Transformer Engine's layers and optimizer ("te"), or what a GPU without it would use ("plain")."""
+    import megatron.core.optimizer as optimizers
+
+    assert spec == "plain" or backend.has_transformer_engine(), "Transformer Engine is not there"
+    if spec == "plain":
+        backend.has_transformer_engine = lambda: False
+        optimizers.USING_PYTORCH_OPTIMIZER = True
+    else:
+        backend.has_transformer_engine = lambda: True
+        optimizers.USING_PYTORCH_OPTIMIZER = False
+
+
+def specs() -> list[str]:
+    return ["te", "plain"] if backend.has_transformer_engine() else ["plain"]
+
+
+class Setup:
+    """A tiny model, its corpus and a phase, in a temporary folder, with the backend started."""
+
+    def __init__(self, tiny: bool, steps: int, **changes: object) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="first_call_"))
+        self.hf = workload.write_model(self.folder / "hf", CPU_SIZES if tiny else GPU_SIZES)
+        self.shape = FAMILY.read_config(read_json(self.hf / "config.json"))
+        length, batch = (64, 4) if tiny else (512, 8)
+        self.phase = workload.phase(steps, length, batch, batch // 2, **changes)
+        self.corpus = workload.write_corpus(self.folder, self.hf, length * batch * (steps + 2))
+        backend.start(Layout(), workload.SEED)
+
+    def train(self, precision: str, name: str, log=lambda line: None) -> list[float]:
+        """Losses of the engine's loop, from the same weights every time; continues a run that was stopped."""
+        output, start = self.folder / name, self.folder / f"{name}_start"
+        if not start.exists():
+            workload.import_model(start, self.hf, precision)
+        backend.start(Layout(), workload.SEED)
+        loop.train(workload.job(self.phase, precision, start, output, self.corpus), log=log)
+        return [line["loss"] for line in metrics.read_lines(output / "metrics.jsonl")]
+
+    def peer(self, precision: str) -> list[float]:
+        peer = workload.TransformersLoop(self.hf, self.phase.optimizer, precision)
+        stream = workload.batches(self.phase, self.hf, self.corpus)
+        return [peer.step(next(stream)) for _ in range(self.phase.steps)]
+
+    def tokens(self) -> torch.Tensor:
+        return next(workload.batches(self.phase, self.hf, self.corpus))[0][:, :-1].to(backend.device())
+
+    def model(self, precision: str):
+        from megatron_adapt.engine.convert import load_hf
+
+        model = models.build(self.shape, Layout(), precision)
+        load_hf(model, HFDirectory.open(self.hf), self.shape)
+        return model.eval()
+
+    def transformers_logits(self, dtype: torch.dtype) -> torch.Tensor:
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_pretrained(self.hf, dtype=dtype).to(backend.device()).eval()
+        with torch.no_grad():
+            return model(self.tokens()).logits.float().cpu()
+
+
+def largest(ours: list[float], theirs: list[float]) -> float:
+    assert len(ours) == len(theirs), (len(ours), len(theirs))
+    return max(abs(a / b - 1) for a, b in zip(ours, theirs))
+
+
+def te_parameters(tiny: bool) -> dict:
+    """The model of Transformer Engine's layers has exactly our canonical parameters, on the GPU, marked as Megatron needs."""
+    use("te")
+    setup = Setup(tiny, 1)
+    model = setup.model("bf16")
+    found = {name: tuple(parameter.shape) for name, parameter in models.named_parameters(model)}
+    expected = {name: tuple(size) for name, size in setup.shape.parameter_shapes().items()}
+    assert found == expected, f"only here {found.items() - expected.items()}, missing {expected.items() - found.items()}"
+    for name, parameter in models.named_parameters(model):
+        sharded = parameter.dim() > 1
+        assert parameter.device.type == "cuda" and parameter.dtype == torch.bfloat16, (name, parameter.device, parameter.dtype)
+        assert bool(getattr(parameter, "tensor_model_parallel", False)) == sharded, f"{name}: tensor_model_parallel is wrong"
+    tensors = verify.weights(model, setup.shape, HFDirectory.open(setup.hf)) if False else len(dict(to_hf(model, setup.shape, read_json(setup.hf / "config.json"))))
+    return {"parameters": len(found), "hf_tensors": tensors}
+
+
+def train_fp32(tiny: bool) -> dict:
+    """Plain layers, float32: the losses of a transformers loop."""
+    setup = Setup(tiny, 10)
+    use("plain")
+    difference = largest(setup.train("fp32", "plain"), setup.peer("fp32"))
+    assert difference < 1e-4, f"losses differ from transformers' by {difference:.1e} (allowed 1e-4)"
+    return {"difference_to_transformers": difference}
+
+
+def train_bf16(tiny: bool) -> dict:
+    """Both layer specs, bfloat16, against a transformers loop under autocast."""
+    setup = Setup(tiny, 20)
+    peer = setup.peer("bf16")
+    found: dict[str, float] = {"first_loss": peer[0], "last_loss": peer[-1]}
+    for spec in specs():
+        use(spec)
+        found[f"{spec}_difference_to_transformers"] = largest(setup.train("bf16", spec), peer)
+    worst = max(value for name, value in found.items() if "difference" in name)
+    assert worst < 1e-2, f"bf16 losses differ by {worst:.1e} (allowed 1e-2): {found}"
+    return found
+
+
+def parity_fp32(tiny: bool) -> dict:
+    setup = Setup(tiny, 1)
+    use("plain")
+    ours, theirs = evaluate.logits(setup.model("fp32"), setup.tokens()), setup.transformers_logits(torch.float32)
+    difference = (ours - theirs).abs().max().item()
+    assert difference <= verify.TOLERANCE, f"logits differ by {difference:.1e} (allowed {verify.TOLERANCE})"
+    return {"max_abs_difference": difference, "positions": ours[..., 0].numel()}
+
+
+def parity_bf16(tiny: bool) -> dict:
+    """In bfloat16 nothing is exact: ours may be off from float32 by half as much again as transformers' own bfloat16."""
+    setup = Setup(tiny, 1)
+    exact = setup.transformers_logits(torch.float32)
+    theirs = (setup.transformers_logits(torch.bfloat16) - exact).square().mean().sqrt().item()
+    found = {"transformers_rms_error": theirs, "logits_rms": exact.square().mean().sqrt().item()}
+    for spec in specs():
+        use(spec)
+        ours = evaluate.logits(setup.model("bf16"), setup.tokens())
+        found[f"{spec}_rms_error"] = (ours - exact).square().mean().sqrt().item()
+        found[f"{spec}_top1_agreement"] = (ours.argmax(-1) == exact.argmax(-1)).float().mean().item()
+        assert found[f"{spec}_rms_error"] <= 1.5 * theirs, f"{spec} layers are less exact than transformers: {found}"
+    return found
+
+
+def resume(tiny: bool, spec: str) -> dict:
+    """A run that is stopped by SIGTERM half-way and continued = an uninterrupted one, as exactly as the kernels repeat."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    setup = Setup(tiny, 8)
+    use(spec)
+    once, again = setup.train("bf16", "once"), setup.train("bf16", "again")
+    lines = []
+
+    def stop_half_way(line: str) -> None:
+        lines.append(line)
+        if len(lines) == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    try:
+        setup.train("bf16", "stopped", log=stop_half_way)
+        raise AssertionError("the run ignored SIGTERM")
+    except loop.Stopped as stopped:
+        assert stopped.path.is_dir() and len(lines) == 4, (stopped, lines)
+    continued = setup.train("bf16", "stopped")
+    repeats = once == again and same_weights(setup, "once", "again")
+    exact = once == continued and same_weights(setup, "once", "stopped")
+    difference = largest(continued, once)
+    assert exact or (not repeats and difference < 1e-3), f"resumed run differs by {difference:.1e}; kernels repeat: {repeats}"
+    return {"resumed_equals_uninterrupted": exact, "kernels_repeat_exactly": repeats, "difference": difference}
+
+
+def same_weights(setup: Setup, *names: str) -> bool:
+    states = []
+    for name in names:
+        model = models.build(setup.shape, Layout(), "bf16")
+        checkpoint.load(checkpoint.resolve(setup.folder / name), model)
+        states.append([parameter.detach().clone() for parameter in model.parameters()])
+    return all(torch.equal(a, b) for a, b in zip(*states))
+
+
+def across_specs(tiny: bool) -> dict:
+    """A checkpoint of plain layers (as a CPU writes them) loads into Transformer Engine's, and the other way round."""
+    setup = Setup(tiny, 1)
+    logits = {}
+    for spec, other in (("plain", "te"), ("te", "plain")):
+        use(spec)
+        saved = workload.import_model(setup.folder / spec, setup.hf, "bf16")
+        use(other)
+        model = models.build(setup.shape, Layout(), "bf16")
+        checkpoint.load(checkpoint.resolve(saved), model)
+        logits[spec] = evaluate.logits(model.eval(), setup.tokens())
+    difference = (logits["plain"] - logits["te"]).square().mean().sqrt().item()
+    assert difference < 0.05 * logits["te"].square().mean().sqrt().item(), f"logits differ by {difference:.2g} (rms)"
+    return {"rms_difference": difference}
