@@ -2,10 +2,10 @@
 
     python benchmarks/engine_overhead.py [--size 260k|20m] [--length 512 --batch 8 --micro-batch 8] [--peer-fused]
 
-Claim: the engine, with everything a real run does around a step (data, schedule, metrics file, agreement on signals), is
-at least as fast as the loop one writes by hand, and computes the same losses. Both train the same random Llama on the same
-batches in float32 with gradients clipped to 1, each in a process of its own. They take turns, step by step, so that
-whatever else the machine does hits both alike. Exits with 1 when the ratio is below 1 or the losses differ.
+Claim: the engine, with everything a real run does around a step (data, schedule, metrics file, agreement on signals),
+is at least as fast as the loop one writes by hand, and computes the same losses. Both train the same random Llama on
+the same batches in float32 with gradients clipped to 1, each in a process of its own. They take turns, step by step, so
+that whatever else the machine does hits both alike. Exits with 1 when the ratio is below 1 or the losses differ.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ def compare(arguments: argparse.Namespace, folder: str) -> int:
     for name, values in seconds.items():
         low, median, high = statistics.quantiles(values)
         print(
-            f"{name:8} {tokens / median:8,.0f} tokens/s   median {median:.4f} s of {len(values)} steps of {tokens:,} tokens, "
-            f"quartiles {low:.4f} to {high:.4f}"
+            f"{name:8} {tokens / median:8,.0f} tokens/s   median {median:.4f} s of {len(values)} steps "
+            f"of {tokens:,} tokens, quartiles {low:.4f} to {high:.4f}"
         )
     ratio = statistics.median(seconds["peer"]) / statistics.median(seconds["engine"])
     pairs = statistics.median(peer / ours for ours, peer in zip(*seconds.values()))

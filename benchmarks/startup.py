@@ -2,9 +2,9 @@
 
     python benchmarks/startup.py [--runs 5]
 
-Claim: `megatron-adapt --help` answers within 0.5 s and `megatron-adapt check examples/quickstart/recipe.yaml` within 1 s,
-wall clock, median of 5 with a warm file cache. Peer: `python -c 'import torch'`, which anything that touches a model has to
-pay first. The commands take turns. Exits with 1 when a limit is exceeded.
+Claim: `megatron-adapt --help` answers within 0.5 s and `megatron-adapt check examples/quickstart/recipe.yaml` within
+1 s, wall clock, median of 5 with a warm file cache. Peer: `python -c 'import torch'`, which anything that touches a
+model has to pay first. The commands take turns. Exits with 1 when a limit is exceeded.
 """
 
 from __future__ import annotations
@@ -29,9 +29,8 @@ COMMANDS = {  # shown as -> what runs, seconds allowed
 def seconds(arguments: list[str]) -> float:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     began = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
+    output = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, **output)
     elapsed = time.perf_counter() - began
     if done.returncode:
         raise SystemExit(f"python {' '.join(arguments)} failed with exit code {done.returncode}:\n{done.stderr}")
@@ -50,8 +49,9 @@ def main() -> None:
     slow = False
     for name, (_, limit) in COMMANDS.items():
         slow |= limit is not None and medians[name] > limit
-        allowed = "" if limit is None else f", at most {limit} s, {medians[PEER] / medians[name]:.1f}x faster than the peer"
-        print(f"{name:28} {medians[name]:.2f} s (best {min(measured[name][1:]):.2f} s){allowed}")
+        faster = medians[PEER] / medians[name]
+        allowed = "" if limit is None else f", at most {limit} s; {faster:.1f}x faster than the peer"
+        print(f"{name:26} {medians[name]:.2f} s (best {min(measured[name][1:]):.2f} s){allowed}")
     sys.exit(int(slow))
 
 

@@ -1,7 +1,7 @@
-"""What the benchmarks share: a random Llama and a corpus made on the spot, and the plain transformers loop to compare with.
+"""What the benchmarks share: a random Llama and a corpus made on the spot, and the plain transformers loop as peer.
 
-Nothing is downloaded. The tokenizer has one token per number ("17" is token 17 + the special tokens), so a corpus of any
-vocabulary can be written as text and goes through the project's own preprocessing.
+Nothing is downloaded. The tokenizer has one token per number, so a corpus of any vocabulary can be written as text and
+goes through the project's own preprocessing.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ SPECIAL = ["<s>", "</s>", "<unk>"]
 SEED = 1234
 
 
-def llama(vocabulary: int, hidden: int, ffn: int, layers: int, heads: int, groups: int, tied: bool = True) -> dict[str, Any]:
+def llama(
+    vocabulary: int, hidden: int, ffn: int, layers: int, heads: int, groups: int, tied: bool = True
+) -> dict[str, Any]:
     """Keys of config.json, as a recipe's ``model.from_scratch.config`` gives them, and ``vocab_size``."""
     return {
         "vocab_size": vocabulary, "hidden_size": hidden, "intermediate_size": ffn, "num_hidden_layers": layers,
@@ -48,8 +50,8 @@ SIZES = {
 }
 
 
-def write_model(folder: Path, sizes: dict[str, Any]) -> Path:
-    """A Hugging Face directory with random float32 weights and the tokenizer of numbers."""
+def write_model(folder: Path, sizes: dict[str, Any], dtype: str = "float32") -> Path:
+    """A Hugging Face directory with random weights and the tokenizer of numbers."""
     folder.mkdir(parents=True)
     vocabulary = sizes["vocab_size"]
     words = SPECIAL + [str(number) for number in range(vocabulary - len(SPECIAL))]
@@ -68,13 +70,13 @@ def write_model(folder: Path, sizes: dict[str, Any]) -> Path:
         "model": {"type": "WordLevel", "vocab": {word: i for i, word in enumerate(words)}, "unk_token": "<unk>"},
     }  # fmt: skip
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "tokenizer_class": "PreTrainedTokenizerFast"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(names))
-    given = {key: value for key, value in sizes.items() if key != "vocab_size"}
+    names = dict(zip(("bos_token", "eos_token", "unk_token"), SPECIAL))
+    (folder / "tokenizer_config.json").write_text(json.dumps(names | {"tokenizer_class": "PreTrainedTokenizerFast"}))
+    given = {key: value for key, value in sizes.items() if key != "vocab_size"} | {"dtype": dtype}
     config = FAMILY.complete_config(given, vocabulary, bos=0, eos=1)
     (folder / "config.json").write_text(json.dumps(config, indent=1))
     with WeightWriter(folder) as writer:
-        for name, tensor in initial_tensors(FAMILY, FAMILY.read_config(config), SEED):
+        for name, tensor in initial_tensors(FAMILY, FAMILY.read_config(config), SEED, dtype):
             writer.add(name, tensor)
     return folder
 
@@ -143,8 +145,8 @@ def batches(phase: Phase, hf: Path, corpus: Path) -> Iterator[Tensor]:
 class TransformersLoop:
     """The loop that one writes by hand: transformers' model, torch's AdamW, clipping; no decay of norms.
 
-    ``precision``: "fp32"; "bf16" for float32 weights under autocast, which is the engine's arithmetic; or "pure-bf16" for
-    weights and optimizer state in bfloat16, which is cheaper and loses small updates.
+    ``precision``: "fp32"; "bf16" for float32 weights under autocast, which is the engine's arithmetic; or "pure-bf16"
+    for weights and optimizer state in bfloat16, which is cheaper and loses small updates.
     """
 
     def __init__(self, hf: Path, settings: Optimizer, precision: str = "fp32", fused: bool | None = None) -> None:

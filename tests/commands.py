@@ -6,6 +6,7 @@ installed script. ``fresh`` starts a real interpreter instead.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -101,6 +102,7 @@ def preload() -> None:
     from transformers import AutoModelForCausalLM, LlamaForCausalLM  # noqa: F401
 
     torch.set_num_threads(1)  # threads do not survive a fork
+    gc.freeze()  # looking through all this for garbage would copy its memory in every child
 
 
 def in_child(function: Callable[[], Any]) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import pickle
 import random
+import shutil
 import tempfile
 import warnings
 from dataclasses import dataclass
@@ -50,6 +51,16 @@ MODELS: dict[str, dict[str, Any]] = {
     "bf16": {"dtype": "bfloat16"},
 }
 SEED = 7
+# A phase that is interrupted and continued, and where.
+STEPS = {"steps": 6, "save_every": 2, "keep_last": 9}
+LAYOUTS = {
+    "one": (Layout(), 1),
+    "TP2": (Layout(tensor=2), 2),
+    "PP2": (Layout(pipeline=2), 2),
+    "DP2": (Layout(), 2),
+    "TP2xPP2": (Layout(tensor=2, pipeline=2), 4),
+    "TP2+SP": (Layout(tensor=2, sequence=True), 2),
+}
 
 
 def on_ranks(count: int, function: Callable[[], Any]) -> list[Any]:
@@ -67,11 +78,15 @@ def on_ranks(count: int, function: Callable[[], Any]) -> list[Any]:
 def sentences(seed: int, count: int) -> list[str]:
     """Documents of a made-up language with some regularity: a model learns something from a few steps."""
     draw = random.Random(seed)
-    words = ["".join(draw.choice("bdklmnrst") + draw.choice("aeiouä") for _ in range(draw.randint(1, 3))) for _ in range(60)]
-    return [
-        " ".join(" ".join(draw.choices(words, k=draw.randint(3, 9))).capitalize() + "." for _ in range(draw.randint(1, 5)))
-        for _ in range(count)
-    ]
+
+    def word() -> str:
+        return "".join(draw.choice("bdklmnrst") + draw.choice("aeiouä") for _ in range(draw.randint(1, 3)))
+
+    def sentence() -> str:
+        return " ".join(draw.choices(words, k=draw.randint(3, 9))).capitalize() + "."
+
+    words = [word() for _ in range(60)]
+    return [" ".join(sentence() for _ in range(draw.randint(1, 5))) for _ in range(count)]
 
 
 def write_jsonl(path: Path, texts: list[str]) -> Path:
@@ -182,7 +197,7 @@ class World:
         precision: str = "fp32",
         **changes: Any,
     ) -> Outcome:
-        """Run or continue ``phase(**changes)`` from a checkpoint or a model's name; 0 ranks = as few as the layout has."""
+        """Run or continue ``phase(**changes)`` from a checkpoint or a model's name; 0 ranks: as few as possible."""
         source = self.imported(start) if isinstance(start, str) else start
         job = self.job(folder, layout, phase(**changes), source, precision)
         outcome = launch.fork(ranks or layout.model_ranks, lambda: run_job(job), threads=1)
@@ -230,3 +245,17 @@ def changed(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor
     assert set(before) == set(after)
     return {name for name in before if not torch.equal(before[name], after[name])}
 
+
+def interrupted_after(step: int, run: Outcome, folder: Path) -> Path:
+    """A folder as a run leaves it that died after ``step`` was saved and the next step was logged."""
+    folder.mkdir()
+    for number in range(2, step + 1, 2):
+        shutil.copytree(run.folder / f"step_{number:08d}", folder / f"step_{number:08d}")
+    lines = (run.folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_text("".join(lines[: step + 1]) + lines[0][:20])
+    return folder
+
+
+def assert_identical(run: Outcome, reference: Outcome) -> None:
+    assert run.metrics == reference.metrics
+    assert changed(stored(reference.folder), stored(run.folder)) == set()  # Adam's moments included

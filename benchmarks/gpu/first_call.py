@@ -1,11 +1,11 @@
 """What to run first on a machine with an NVIDIA GPU: checks of the GPU path, then its speed.
 
-    python benchmarks/gpu/first_call.py --output FOLDER [--only NAME ...]
+    python benchmarks/gpu/first_call.py --output FOLDER [--part checks|speed] [--only NAME ...]
     python benchmarks/gpu/first_call.py --output FOLDER --cpu-dry-run
 
-Every section is a process of its own with a time limit, so that one that fails, hangs or breaks the GPU's context does not
-stop the next. FOLDER gets NAME.log and NAME.json of each and results.json of all. Exits with 1 when a section failed.
-`--cpu-dry-run` runs all but the Transformer Engine sections on a CPU, with tiny sizes: it proves the script, nothing else.
+Every section is a process of its own with a time limit, so that one that fails, hangs or breaks the GPU's context does
+not stop the next. FOLDER gets NAME.log and NAME.json of each and results.json of all. Exits with 1 when a section
+failed. `--cpu-dry-run` runs all but the Transformer Engine sections on a CPU, with tiny sizes: it proves the script.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from pathlib import Path
@@ -41,32 +42,45 @@ SECTIONS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--output", type=Path, required=True, help="folder for logs and JSON")
-    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="NAME", help="some sections")
+    parser.add_argument("--part", choices=("checks", "speed"), help="the checks or the measurements alone")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, metavar="NAME", help="these sections alone")
     parser.add_argument("--cpu-dry-run", action="store_true", help="prove the script on a CPU, with tiny sizes")
     parser.add_argument("--section", choices=SECTIONS, help=argparse.SUPPRESS)
+    parser.add_argument("--scratch", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.section:
         sys.exit(run_section(arguments))
     arguments.output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="first_call_") as scratch:
+        arguments.scratch = Path(scratch)
+        results = run_all(arguments)
+    compare_speeds(results)
+    failed = [name for name, result in results.items() if result["status"] == "failed"]
+    print(f"{len(failed)} of {len(results)} sections failed ({', '.join(failed) or 'none'}); see {arguments.output}")
+    sys.exit(bool(failed))
+
+
+def run_all(arguments: argparse.Namespace) -> dict[str, dict]:
+    speed = [name for name in SECTIONS if name.startswith("speed")]
+    parts = {"speed": speed, "checks": [name for name in SECTIONS if name not in speed], None: SECTIONS}
+    names = arguments.only or parts[arguments.part]
     results = {}
-    for name in arguments.only:
+    for name in names:
         if arguments.cpu_dry_run and SECTIONS[name][3]:
             results[name] = {"status": "skipped: needs Transformer Engine"}
         else:
             results[name] = start(name, arguments)
         print(f"{name:28} {summary(results[name])}", flush=True)
         (arguments.output / "results.json").write_text(json.dumps(results, indent=1))
-    compare_speeds(results)
-    failed = [name for name, result in results.items() if result["status"] == "failed"]
-    print(f"{len(failed)} of {len(results)} sections failed{': ' if failed else ''}{', '.join(failed)}; see {arguments.output}")
-    sys.exit(bool(failed))
+    return results
 
 
 def start(name: str, arguments: argparse.Namespace) -> dict:
     """Run one section in a process of its own; its result."""
     log, result = arguments.output / f"{name}.log", arguments.output / f"{name}.json"
     result.unlink(missing_ok=True)
-    command = [sys.executable, __file__, "--section", name, "--output", str(arguments.output)]
+    command = [sys.executable, __file__, "--section", name]
+    command += ["--output", str(arguments.output), "--scratch", str(arguments.scratch)]
     command += ["--cpu-dry-run"] * arguments.cpu_dry_run
     # Sums in a fixed order wherever that can be had: the section on resuming compares bits.
     environment = os.environ | {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
@@ -79,7 +93,8 @@ def start(name: str, arguments: argparse.Namespace) -> dict:
             problem = "died without a result"
         except subprocess.TimeoutExpired:
             problem = f"took longer than {SECTIONS[name][4]} s"
-    found = json.loads(result.read_text()) if result.exists() else {"status": "failed", "error": f"{problem}; see {log}"}
+    failed = {"status": "failed", "error": f"{problem}; see {log}"}
+    found = json.loads(result.read_text()) if result.exists() else failed
     return found | {"seconds": round(time.perf_counter() - began, 1)}
 
 
@@ -88,7 +103,7 @@ def run_section(arguments: argparse.Namespace) -> int:
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # workload.py
     module, function, options, _, _ = SECTIONS[arguments.section]
     try:
-        found = getattr(__import__(module), function)(tiny=arguments.cpu_dry_run, **options)
+        found = getattr(__import__(module), function)(tiny=arguments.cpu_dry_run, scratch=arguments.scratch, **options)
         result = {"status": "ok", **found}
     except BaseException as error:  # SystemExit as well: the point is to report it
         traceback.print_exc()

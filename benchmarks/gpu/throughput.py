@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 import workload
 
+from megatron_adapt.config import Phase
 from megatron_adapt.engine import backend, loop, metrics
 from megatron_adapt.engine.backend import Layout
 from megatron_adapt.families.llama import FAMILY
@@ -47,7 +48,7 @@ def matmul_peak(tiny: bool) -> float:
 
 
 def report(tiny: bool, hf: Path, seconds: list[float], losses: list[float]) -> dict:
-    sizes_, length, batch, _ = sizes(tiny)
+    _, length, batch, _ = sizes(tiny)
     shape = FAMILY.read_config(read_json(hf / "config.json"))
     median = statistics.median(seconds[WARM_UP:])
     memory = backend.peak_memory() / 1e9
@@ -66,42 +67,46 @@ def report(tiny: bool, hf: Path, seconds: list[float], losses: list[float]) -> d
     }
 
 
-def prepare(tiny: bool) -> tuple[Path, Path, Path, object]:
-    """Folder, model, corpus and phase of a measurement; starts the backend."""
+def prepare(tiny: bool, scratch: Path) -> tuple[Path, Path, Phase]:
+    """Model, corpus and phase of the measurements, made by the first of them; starts the backend."""
     model, length, batch, micro_batch = sizes(tiny)
-    folder = Path(tempfile.mkdtemp(prefix="throughput_"))
-    hf = workload.write_model(folder / "hf", model)
     phase = workload.phase(WARM_UP + STEPS + 1, length, batch, micro_batch)
-    corpus = workload.write_corpus(folder, hf, length * batch * (phase.steps + 1))
+    shared = scratch / "speed"
+    if not shared.exists():
+        partial = Path(tempfile.mkdtemp(dir=scratch))
+        workload.write_model(partial / "hf", model, "bfloat16")
+        workload.write_corpus(partial, partial / "hf", length * batch * (phase.steps + 1))
+        partial.rename(shared)
     backend.start(Layout(), workload.SEED)
-    return folder, hf, corpus, phase
+    return shared / "hf", shared / "corpus", phase
 
 
-def engine(tiny: bool, spec: str) -> dict:
+def engine(tiny: bool, scratch: Path, spec: str) -> dict:
     """The engine's own loop; a step is all that passes between two of its log lines."""
     from sections import use
 
     use(spec)
-    folder, hf, corpus, phase = prepare(tiny)
-    start = workload.import_model(folder / "start", hf, "bf16")
-    moments = []
+    hf, corpus, phase = prepare(tiny, scratch)
+    start = workload.import_model(scratch / f"{spec}_start", hf, "bf16")
+    output = scratch / f"{spec}_output"
+    moments = [time.perf_counter()]
 
     def turn(_: str) -> None:
         moments.append(time.perf_counter())
-        if len(moments) == WARM_UP + STEPS:
+        if len(moments) > WARM_UP + STEPS:
             raise Enough
 
     try:
-        loop.train(workload.job(phase, "bf16", start, folder / "out", corpus), log=turn)
+        loop.train(workload.job(phase, "bf16", start, output, corpus), log=turn)
     except Enough:
-        losses = [line["loss"] for line in metrics.read_lines(folder / "out" / "metrics.jsonl")]
-    seconds = [moments[0] - moments[0]] + [b - a for a, b in zip(moments, moments[1:])]
+        losses = [line["loss"] for line in metrics.read_lines(output / "metrics.jsonl")]
+    seconds = [after - before for before, after in zip(moments, moments[1:])]
     return report(tiny, hf, seconds, losses)
 
 
-def transformers(tiny: bool, precision: str) -> dict:
-    """The loop written by hand, with torch's fused AdamW. "bf16" is the engine's arithmetic: float32 weights, autocast."""
-    _, hf, corpus, phase = prepare(tiny)
+def transformers(tiny: bool, scratch: Path, precision: str) -> dict:
+    """The loop written by hand, with torch's fused AdamW. "bf16" is the engine's arithmetic: autocast."""
+    hf, corpus, phase = prepare(tiny, scratch)
     peer = workload.TransformersLoop(hf, phase.optimizer, precision, fused=True)
     stream = workload.batches(phase, hf, corpus)
     seconds, losses = [], []

@@ -85,7 +85,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
     except ValueError as error:
         raise CheckpointError(f"{path / MARK}: not JSON ({error}); use an earlier checkpoint.") from error
     if not isinstance(mark, dict) or mark.get("format") != FORMAT:
-        raise CheckpointError(f"{path / MARK} does not say \"format\": {FORMAT}; another version of this program wrote it.")
+        raise CheckpointError(
+            f'{path / MARK} does not say "format": {FORMAT}; another version of this program wrote it.'
+        )
     problems = []
     for name, size in mark["files"].items():
         file = path / name
@@ -157,8 +159,8 @@ def save(
             shutil.rmtree(partial, ignore_errors=True)
         free = shutil.disk_usage(final.parents[1]).free / 1e9  # torch words a full disk as "unexpected pos 704 vs 598"
         raise CheckpointError(
-            f"could not save {final} ({free:.3g} GB are free there): {reason}. Earlier checkpoints are intact; free some "
-            f"space and run again."
+            f"could not save {final} ({free:.3g} GB are free there): {reason}. Earlier checkpoints are intact; free "
+            f"some space and run again."
         ) from error
     if backend.rank() == 0:
         _prune(Path(folder), keep_last)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
-import shutil
 import signal
 import time
-from functools import lru_cache
 from pathlib import Path
-from typing import Callable
 
 import numpy as np
 import pytest
 import torch
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
-from worlds import Layout, Outcome, World, changed, hf_model, on_ranks, phase, run_job, stored, tensors
+from worlds import (
+    LAYOUTS, STEPS, Layout, Outcome, World, assert_identical, hf_model, interrupted_after, on_ranks, phase, run_job,
+    tensors,
+)  # fmt: skip
 
 from megatron_adapt import launch
 from megatron_adapt.engine import backend, checkpoint, loop, model as models, optimizer as optimizers
@@ -24,42 +23,6 @@ from megatron_adapt.errors import CheckpointError
 from megatron_adapt.families import find_family
 
 RELATIVE = 1e-5  # of losses in another layout (float32; sums are taken in another order)
-STEPS = {"steps": 6, "save_every": 2, "keep_last": 9}
-LAYOUTS = {
-    "one": (Layout(), 1),
-    "TP2": (Layout(tensor=2), 2),
-    "PP2": (Layout(pipeline=2), 2),
-    "DP2": (Layout(), 2),
-    "TP2xPP2": (Layout(tensor=2, pipeline=2), 4),
-    "TP2+SP": (Layout(tensor=2, sequence=True), 2),
-}
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(world: World, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Outcome]:
-    """Six steps with checkpoints after 2, 4 and 6, trained once for each layout and precision."""
-
-    @lru_cache
-    def train(layout: str = "one", precision: str = "fp32", train: str = "all") -> Outcome:
-        folder = tmp_path_factory.mktemp("uninterrupted")
-        return world.train(folder, *LAYOUTS[layout], precision=precision, train=train, **STEPS)
-
-    return train
-
-
-def interrupted_after(step: int, run: Outcome, folder: Path) -> Path:
-    """A folder as a run leaves it that died after ``step`` was saved and the next step was logged."""
-    folder.mkdir()
-    for number in range(2, step + 1, 2):
-        shutil.copytree(run.folder / f"step_{number:08d}", folder / f"step_{number:08d}")
-    lines = (run.folder / "metrics.jsonl").read_text().splitlines(keepends=True)
-    (folder / "metrics.jsonl").write_text("".join(lines[: step + 1]) + lines[0][:20])
-    return folder
-
-
-def assert_identical(run: Outcome, reference: Outcome) -> None:
-    assert run.metrics == reference.metrics
-    assert changed(stored(reference.folder), stored(run.folder)) == set()  # Adam's moments included
 
 
 # ------------------------------------------------------------------------------------------- the same layout: every bit
@@ -221,133 +184,10 @@ def test_the_launcher_forwards_a_signal(world: World, uninterrupted, tmp_path: P
 
 def test_a_killed_rank_ends_the_run_which_then_continues(world: World, uninterrupted, tmp_path: Path):
     began = time.monotonic()
-    with pytest.raises(launch.StepFailed, match=r"rank 1 was killed by signal 9 \(SIGKILL\).*run the same command again"):
+    killed = r"rank 1 was killed by signal 9 \(SIGKILL\).*run the same command again"
+    with pytest.raises(launch.StepFailed, match=killed):
         stopped_at(world, tmp_path / "run", "TP2", rank=1, number=signal.SIGKILL, step=5)
     assert time.monotonic() - began < 30
     assert checkpoint.resolve(tmp_path / "run").position.step == 4
     assert_identical(world.train(tmp_path / "run", *LAYOUTS["TP2"], **STEPS), uninterrupted("TP2"))
     assert not list((tmp_path / "run").glob("*.tmp"))
-
-
-# ------------------------------------------------------------------------------------------ checkpoints that are unusable
-
-
-def test_only_the_last_checkpoints_are_kept(world: World, tmp_path: Path):
-    run = world.train(tmp_path, steps=5, save_every=1, keep_last=2)
-    assert sorted(os.listdir(run.folder)) == ["metrics.jsonl", "step_00000004", "step_00000005"]
-
-
-def test_resumed_where_saving_removes_what_it_was_resumed_from(world: World, uninterrupted, tmp_path: Path):
-    reference = uninterrupted()
-    folder = interrupted_after(2, reference, tmp_path / "run")
-    assert_identical(world.train(folder, **{**STEPS, "keep_last": 1}), reference)
-    assert sorted(os.listdir(folder)) == ["metrics.jsonl", "step_00000006"]
-
-
-def test_a_directory_without_its_mark_is_never_loaded(world: World, uninterrupted, tmp_path: Path):
-    reference = uninterrupted()
-    folder = interrupted_after(4, reference, tmp_path / "run")
-    (folder / "step_00000004" / checkpoint.MARK).unlink()
-    shutil.copytree(folder / "step_00000002", folder / "step_00000005.tmp")
-    assert checkpoint.resolve(folder).position.step == 2
-    assert_identical(world.train(folder, **STEPS), reference)
-    assert sorted(os.listdir(folder)) == ["metrics.jsonl", "step_00000002", "step_00000004", "step_00000006"]
-    for unfinished in (tmp_path, shutil.copytree(reference.folder / "step_00000006", tmp_path / "step_00000006.tmp")):
-        with pytest.raises(CheckpointError, match="no finished checkpoint here"):
-            checkpoint.open_checkpoint(unfinished)
-    with pytest.raises(CheckpointError, match="neither a checkpoint nor a folder with finished checkpoints"):
-        checkpoint.resolve(tmp_path)
-
-
-@pytest.mark.parametrize(
-    "damage, message",
-    [
-        (lambda path: os.truncate(path, path.stat().st_size - 1), r"__0_0.distcp has \d+ bytes instead of \d+"),
-        (Path.unlink, "__0_0.distcp is missing"),
-        (lambda path: (path.parent / "hf" / "config.json").unlink(), "hf/config.json is missing"),
-        (lambda path: (path.parent / checkpoint.MARK).write_text("{"), "not JSON"),
-        (lambda path: (path.parent / checkpoint.MARK).write_text('{"format": 2}'), '"format": 1; another version'),
-    ],
-    ids=["truncated", "missing", "no config", "torn mark", "another format"],
-)
-def test_a_damaged_checkpoint_is_refused(world: World, uninterrupted, tmp_path: Path, damage, message):
-    folder = interrupted_after(2, uninterrupted(), tmp_path / "run")
-    damage(folder / "step_00000002" / "__0_0.distcp")
-    with pytest.raises(CheckpointError, match=message) as caught:
-        world.train(folder, **STEPS)
-    assert "step_00000002" in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_damage_that_keeps_the_size_is_refused(world: World, uninterrupted, tmp_path: Path):
-    folder = interrupted_after(2, uninterrupted(), tmp_path / "run")
-    metadata = folder / "step_00000002" / ".metadata"
-    metadata.write_bytes(bytes(metadata.stat().st_size))
-    with pytest.raises(CheckpointError, match=r"step_00000002: cannot be read \("):
-        world.train(folder, **STEPS)
-
-
-def test_a_checkpoint_of_another_phase_is_refused(world: World, uninterrupted, tmp_path: Path):
-    folder = interrupted_after(2, uninterrupted(), tmp_path / "run")
-    with pytest.raises(CheckpointError, match="run holds checkpoints of phase 'full', not of 'other'"):
-        world.train(folder, name="other", **STEPS)
-
-
-def test_a_diverged_phase_stops_with_the_last_checkpoint_intact(world: World, tmp_path: Path):
-    with pytest.raises(CheckpointError, match=r"phase 'full' diverged at step \d: loss .*Lower optimizer.lr") as caught:
-        world.train(tmp_path, steps=6, save_every=1, optimizer={"lr": 1e30}, schedule={"type": "constant"})
-    last = checkpoint.resolve(tmp_path).position.step
-    assert last > 0 and f"at step {last + 1}:" in str(caught.value)
-    assert all(tensor.isfinite().all() for tensor in tensors(tmp_path).values())
-
-
-# ---------------------------------------------------------------------------------------------------------- a full disk
-
-
-def train_with(world: World, folder: Path, layout: str, hook: Callable[[], None]) -> None:
-    """Train ``STEPS``; after step 3 every rank calls ``hook``."""
-    job = world.job(folder, LAYOUTS[layout][0], phase(**STEPS), world.imported("untied"))
-
-    def work() -> None:
-        with backend.session(job.layout, job.seed):
-            loop.train(job, progress=lambda done, total: hook() if done == 3 else None)
-
-    launch.fork(LAYOUTS[layout][1], work, threads=1)
-
-
-FULL = r"could not save .*step_00000004 \(\S+ GB are free there\): .*(File too large|unexpected pos|OSError).*are intact"
-
-
-@pytest.mark.parametrize("layout, full", [("one", (0,)), ("TP2", (0, 1)), ("TP2", (1,))], ids=str)
-def test_disk_full_while_saving(world: World, uninterrupted, tmp_path: Path, layout, full):
-    """Ranks in ``full`` cannot write more than 8 kB to a file."""
-
-    def limit() -> None:
-        import resource
-
-        if backend.rank() in full:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
-
-    with pytest.raises(CheckpointError, match=FULL):
-        train_with(world, tmp_path / "run", layout, limit)
-    assert [path.name for path in checkpoint._finished(tmp_path / "run")] == ["step_00000002"]
-    assert_identical(world.train(tmp_path / "run", *LAYOUTS[layout], **STEPS), uninterrupted(layout))
-
-
-def test_disk_full_in_the_last_moment(world: World, uninterrupted, tmp_path: Path):
-    def fail() -> None:
-        def no_space(self: object, target: Path) -> None:
-            raise OSError(28, "No space left on device", str(target))
-
-        checkpoint.HFDirectory.copy_metadata = no_space
-
-    with pytest.raises(CheckpointError, match="could not save .*No space left on device.*are intact"):
-        train_with(world, tmp_path / "run", "TP2", fail)
-    assert sorted(os.listdir(tmp_path / "run")) == ["metrics.jsonl", "step_00000002"]
-    assert_identical(world.train(tmp_path / "run", *LAYOUTS["TP2"], **STEPS), uninterrupted("TP2"))
-
-
-def test_metrics_survive_a_torn_line(world: World, uninterrupted, tmp_path: Path):
-    folder = interrupted_after(2, uninterrupted(), tmp_path / "run")
-    (folder / "metrics.jsonl").write_text('{"step": 1, "loss"')
-    steps = [line["step"] for line in world.train(folder, **STEPS).metrics]
-    assert steps == [3, 4, 5, 6] and json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])

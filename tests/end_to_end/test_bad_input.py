@@ -151,7 +151,7 @@ def test_a_corpus_too_small_for_its_tokenizer(bad: Shop) -> None:
     train = ("tokenizer", "train", "--input", "small.txt", "--vocab-size", "5000", "refused")
     leaves_nothing(bad, *train).refused("corpus")
     leaves_nothing(bad, "tokenizer", "train", "--input", "de.jsonl", "--vocab-size", "400", "--text-key", "", "refused").refused(
-        "de.jsonl:1: no key ''; the keys are 'text'"
+        "de.jsonl:1: no key ''; the keys are 'id', 'text'"
     )
     leaves_nothing(bad, *train[:-1], "--type", "wordpiece", "refused").refused("unknown kind of tokenizer 'wordpiece'")
 
