@@ -58,17 +58,19 @@ def compare(arguments: argparse.Namespace, folder: str) -> int:
         side.wait()
     tokens = arguments.batch * arguments.length
     seconds = {name: [step["seconds"] for step in steps[WARM_UP:]] for name, steps in results.items()}
+    processor = {name: statistics.median(step["processor"] for step in results[name][WARM_UP:]) for name in results}
     for name, values in seconds.items():
         low, median, high = statistics.quantiles(values)
         print(
             f"{name:8} {tokens / median:8,.0f} tokens/s   median {median:.4f} s of {len(values)} steps "
-            f"of {tokens:,} tokens, quartiles {low:.4f} to {high:.4f}"
+            f"of {tokens:,} tokens, quartiles {low:.4f} to {high:.4f}, processor time {processor[name]:.4f} s"
         )
     ratio = statistics.median(seconds["peer"]) / statistics.median(seconds["engine"])
     pairs = statistics.median(peer / ours for ours, peer in zip(*seconds.values()))
     losses = [(ours["loss"], peer["loss"]) for ours, peer in zip(*results.values())]
     difference = max(abs(ours / peer - 1) for ours, peer in losses)
-    print(f"engine / peer {ratio:.2f}x tokens/s (median over neighbouring steps {pairs:.2f}x)")
+    used = processor["peer"] / processor["engine"]
+    print(f"engine / peer {ratio:.2f}x tokens/s ({pairs:.2f}x over neighbouring steps, {used:.2f}x by processor time)")
     print(f"losses {losses[0][0]:.6f} -> {losses[-1][0]:.6f}, largest relative difference {difference:.1e}")
     return 0 if ratio >= 1 and difference < AGREEMENT else 1
 
@@ -81,8 +83,13 @@ def read(side: subprocess.Popen) -> dict:
     raise SystemExit(f"a side ended early with exit code {side.wait()}")
 
 
-def send(seconds: float, loss: float) -> None:
-    print(json.dumps({"seconds": seconds, "loss": loss}), flush=True)
+def clocks() -> tuple[float, float]:
+    return time.perf_counter(), time.process_time()
+
+
+def send(began: tuple[float, float], loss: float) -> None:
+    seconds, processor = (now - then for now, then in zip(clocks(), began))
+    print(json.dumps({"seconds": seconds, "processor": processor, "loss": loss}), flush=True)
 
 
 def run_side(arguments: argparse.Namespace) -> None:
@@ -102,9 +109,9 @@ def run_side(arguments: argparse.Namespace) -> None:
         for number in range(steps):
             if number:
                 sys.stdin.readline()
-            began = time.perf_counter()
+            began = clocks()
             loss = peer.step(next(batches))
-            send(time.perf_counter() - began, loss)
+            send(began, loss)
         return
     workload.write_model(hf, workload.SIZES[arguments.size])
     workload.write_corpus(folder, hf, phase.batch_size * phase.sequence_length * (steps + 1))
@@ -116,15 +123,14 @@ def run_side(arguments: argparse.Namespace) -> None:
 def run_engine(job) -> None:
     from megatron_adapt.engine import loop, metrics
 
-    began = time.perf_counter()
+    began = clocks()
 
     def turn(_: str) -> None:
         # The engine logs after every step: its time is all that passes from one of these calls to the next.
         nonlocal began
-        seconds = time.perf_counter() - began
-        send(seconds, metrics.read_lines(job.output / "metrics.jsonl")[-1]["loss"])
+        send(began, metrics.read_lines(job.output / "metrics.jsonl")[-1]["loss"])
         sys.stdin.readline()
-        began = time.perf_counter()
+        began = clocks()
 
     loop.train(job, log=turn)
 

@@ -145,7 +145,14 @@ def _run(
     if not steps:
         view.finished(plan, verb, name)
         return
-    use_torchrun = launcher == "torchrun" or (launcher == "auto" and pipeline.has_gpu())
+    gpus = pipeline.gpus() if launcher == "auto" else 0
+    if 0 < gpus < plan.recipe.parallel.world_size:
+        raise ConfigError(
+            f"the recipe asks for {plan.recipe.parallel.world_size} ranks, and this machine has {gpus} GPU(s): lower parallel.tensor, "
+            f"parallel.pipeline or parallel.data (parallel.tensor=1 on the command line), or hide the GPUs and say "
+            f"--launcher fork to use the CPU."
+        )
+    use_torchrun = launcher == "torchrun" or gpus > 0
     extra = [] if nproc is None else [f"parallel.data={plan.recipe.parallel.data}"]
     outcome = pipeline.run(steps, view, (lambda step: pipeline.interpreter_command(step, [*words, *extra])) if use_torchrun else None)
     if outcome.stopped:

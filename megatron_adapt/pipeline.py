@@ -87,9 +87,9 @@ def interpreter_command(step: Step, recipe_arguments: Sequence[str]) -> list[str
     return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(step.ranks), *tail]
 
 
-def has_gpu() -> bool:
-    """Without torch, and without touching the driver: this process is going to fork."""
-    return os.path.exists("/dev/nvidiactl") or os.path.exists("/dev/nvidia0")
+def gpus() -> int:
+    """How many there are, without torch, and without touching the driver: this process is going to fork."""
+    return sum(path.name.removeprefix("nvidia").isdigit() for path in Path("/dev").glob("nvidia*"))
 
 
 def execute(step: Step, show: Callable[[dict], None]) -> launch.Outcome:

@@ -122,7 +122,10 @@ def latest(folder: Path) -> Checkpoint | None:
 
 
 def _sharded_state(model: GPTModel, optimizer: MegatronOptimizer | None, loading: bool) -> dict[str, Any]:
-    state = {"model": model.sharded_state_dict(metadata=_METADATA)}
+    # Layers of Transformer Engine and of Megatron each add states for FP8, empty without it and of different names.
+    # Left out, a checkpoint of either kind loads into both.
+    sharded = model.sharded_state_dict(metadata=_METADATA)
+    state = {"model": {name: value for name, value in sharded.items() if not name.endswith("_extra_state")}}
     if optimizer is not None:
         state["optimizer"] = optimizer.sharded_state_dict(state["model"], is_loading=loading, metadata=_METADATA)
     return state
@@ -235,7 +238,8 @@ def load(checkpoint: Checkpoint, model: GPTModel, optimizer: MegatronOptimizer |
             loaded = dist_checkpointing.load(state, str(checkpoint.path))
     except (Exception, CheckpointException) as error:
         raise CheckpointError(f"{checkpoint.path}: cannot be read ({_reason(error)}).") from error
-    model.load_state_dict(loaded["model"])
+    missing, unexpected = model.load_state_dict(loaded["model"], strict=False)
+    assert not unexpected and all(name.endswith("_extra_state") for name in missing), (missing, unexpected)
     if optimizer is None:
         return
     _load_optimizer(optimizer, loaded["optimizer"], checkpoint.position.step)

@@ -125,8 +125,9 @@ def make_model(folder: Path) -> None:
     """A tiny Llama with a tokenizer of its own."""
     from megatron_adapt.config import Corpus
     from megatron_adapt.steps import initialize, tokenizer
+    from megatron_adapt.steps.reporter import Reporter
 
-    tokenizer.run([Corpus(path="en.jsonl")], 400, "bpe", Path("tokenizer"))
+    tokenizer.run([Corpus(path="en.jsonl")], 400, "bpe", Path("tokenizer"), Reporter())
     initialize.run(MODEL, Path("tokenizer"), folder, seed=1)
 
 

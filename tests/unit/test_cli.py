@@ -247,8 +247,8 @@ def test_under_torchrun_a_message_names_its_rank(run: Run, monkeypatch: pytest.M
     assert run("run", "nowhere.yaml").err == "[rank 1] error: nowhere.yaml: no such file\n"
 
 
-@pytest.mark.parametrize("gpu", [False, True])
-def test_torchrun_starts_the_ranks_where_there_is_a_gpu(run: Run, monkeypatch: pytest.MonkeyPatch, gpu: bool) -> None:
+@pytest.mark.parametrize("gpus", [0, 4])
+def test_torchrun_starts_the_ranks_where_there_is_a_gpu(run: Run, monkeypatch: pytest.MonkeyPatch, gpus: int) -> None:
     used: list[Any] = []
 
     def keep(steps: Any, view: Any, torchrun: Any) -> Outcome:
@@ -256,14 +256,19 @@ def test_torchrun_starts_the_ranks_where_there_is_a_gpu(run: Run, monkeypatch: p
         return Outcome()
 
     monkeypatch.setattr(pipeline, "run", keep)
-    monkeypatch.setattr(pipeline, "has_gpu", lambda: gpu)
+    monkeypatch.setattr(pipeline, "gpus", lambda: gpus)
     run("run", written(), "--nproc", 4)
     run("run", written(), "--launcher", "torchrun")
     run("run", written(), "--launcher", "fork")
     run("tokenizer", written())
     assert used == [
-        ["recipe.yaml", "parallel.data=2", "--step", "base/pretrain"] if gpu else None,
+        ["recipe.yaml", "parallel.data=2", "--step", "base/pretrain"] if gpus else None,
         ["train", "recipe.yaml", "--step", "base/pretrain"],
         None,
         None,
     ]  # fmt: skip
+
+
+def test_fewer_gpus_than_ranks(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "gpus", lambda: 1)
+    untouched(run, "run", written()).refused("the recipe asks for 2 ranks, and this machine has 1 GPU(s): lower parallel.tensor")
