@@ -87,8 +87,8 @@ def clocks() -> tuple[float, float]:
     return time.perf_counter(), time.process_time()
 
 
-def send(began: tuple[float, float], loss: float) -> None:
-    seconds, processor = (now - then for now, then in zip(clocks(), began))
+def send(began: tuple[float, float], ended: tuple[float, float], loss: float) -> None:
+    seconds, processor = (after - before for before, after in zip(began, ended))
     print(json.dumps({"seconds": seconds, "processor": processor, "loss": loss}), flush=True)
 
 
@@ -111,7 +111,7 @@ def run_side(arguments: argparse.Namespace) -> None:
                 sys.stdin.readline()
             began = clocks()
             loss = peer.step(next(batches))
-            send(began, loss)
+            send(began, clocks(), loss)
         return
     workload.write_model(hf, workload.SIZES[arguments.size])
     workload.write_corpus(folder, hf, phase.batch_size * phase.sequence_length * (steps + 1))
@@ -128,7 +128,8 @@ def run_engine(job) -> None:
     def turn(_: str) -> None:
         # The engine logs after every step: its time is all that passes from one of these calls to the next.
         nonlocal began
-        send(began, metrics.read_lines(job.output / "metrics.jsonl")[-1]["loss"])
+        ended = clocks()
+        send(began, ended, metrics.read_lines(job.output / "metrics.jsonl")[-1]["loss"])
         sys.stdin.readline()
         began = clocks()
 

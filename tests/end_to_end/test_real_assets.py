@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from harness import ROOT, assets
 
-STEPS = ("phases.embeddings.steps=30", "phases.full.steps=150", "phases.full.schedule.decay=0.5")
+STEPS = ("phases.embeddings.steps=40", "phases.full.steps=260", "phases.full.schedule.decay=0.5")
 
 
 @pytest.fixture(scope="module")
