@@ -18,7 +18,9 @@ from typing import Any, Callable
 
 from harness import ROOT
 
-TIMEOUT = 120  # seconds, for any one command
+from megatron_adapt import launch
+
+TIMEOUT = 300  # seconds, for any one command on however busy a machine
 
 
 @dataclass
@@ -109,11 +111,13 @@ def in_child(function: Callable[[], Any]) -> int:
     """Fork; the process id of a child that calls ``function`` and ends with its exit code."""
     sys.stdout.flush()
     sys.stderr.flush()
+    parent = os.getpid()
     pid = os.fork()
     if pid:
         return pid
     code = 1
     try:
+        launch._die_with(parent, signal.SIGKILL)  # however the tests end
         function()
         code = 0
     except SystemExit as end:

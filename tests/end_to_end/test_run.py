@@ -6,7 +6,6 @@ import gzip
 import json
 import shlex
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -120,9 +119,7 @@ def test_nothing_temporary_is_left(shop: Shop, first_run: Result) -> None:
 def test_a_second_run_does_nothing(shop: Shop, first_run: Result) -> None:
     before = stamps(shop / "out")
     script = "import sys; from megatron_adapt.cli import app; app(standalone_mode=False); print('torch' in sys.modules)"
-    began = time.monotonic()
     result = shop.fresh("python", "-c", script, "run", "recipe.yaml").succeeded()
-    assert time.monotonic() - began < 30  # seconds, on however busy a machine
     assert result.out.startswith("everything of 'tiny' is done.") and result.out.endswith("False\n")
     assert stamps(shop / "out") == before
 
