@@ -7,8 +7,8 @@ setup(
     ext_modules=[
         Pybind11Extension(
             "megatron_adapt._C",
-            ["csrc/indexed_dataset.cpp", "csrc/bindings.cpp"],
-            depends=["csrc/indexed_dataset.h"],
+            ["csrc/indexed_dataset.cpp", "csrc/merge.cpp", "csrc/bindings.cpp"],
+            depends=["csrc/indexed_dataset.h", "csrc/merge.h"],
             cxx_std=17,
         )
     ]

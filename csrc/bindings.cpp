@@ -2,10 +2,12 @@
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <cerrno>
 
 #include "indexed_dataset.h"
+#include "merge.h"
 
 namespace py = pybind11;
 using megatron_adapt::FileError;
@@ -40,6 +42,17 @@ void add(IndexedWriter& writer, const py::array& ids, const Lengths& lengths) {
   if (!added) throw py::type_error("ids must be integers in native byte order");
 }
 
+std::pair<std::uint64_t, std::uint64_t> merge_indexed(const std::vector<std::string>& prefixes,
+                                                      const std::string& output) {
+  const py::gil_scoped_release released;
+  const auto pause = [] {
+    const py::gil_scoped_acquire acquired;
+    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+  };
+  const megatron_adapt::Merged merged = megatron_adapt::merge_indexed(prefixes, output, pause);
+  return {merged.documents, merged.tokens};
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, module) {
@@ -69,4 +82,7 @@ PYBIND11_MODULE(_C, module) {
       .def_property_readonly("num_documents", &IndexedWriter::num_documents)
       .def_property_readonly("num_tokens", &IndexedWriter::num_tokens)
       .def_property_readonly("is_uint16", &IndexedWriter::is_uint16);
+
+  module.def("merge_indexed", &merge_indexed, py::arg("prefixes"), py::arg("output_prefix"),
+             "Merge datasets in constant memory; returns (documents, tokens). See csrc/merge.h.");
 }

@@ -111,6 +111,19 @@ void TemporaryFile::append_as(const In* values, std::size_t count) {
   }
 }
 
+void TemporaryFile::append_file(int descriptor, const std::string& path, std::uint64_t bytes) {
+  while (bytes > 0) {
+    if (used_ == buffer_.size()) flush();
+    const std::size_t room = buffer_.size() - used_;
+    const ssize_t count = ::read(descriptor, buffer_.data() + used_, std::min<std::uint64_t>(room, bytes));
+    if (count < 0 && errno == EINTR) continue;
+    if (count < 0) throw FileError(errno, path);
+    if (count == 0) throw ValueError(path + " is shorter than its index describes");
+    used_ += static_cast<std::size_t>(count);
+    bytes -= static_cast<std::uint64_t>(count);
+  }
+}
+
 void TemporaryFile::sync() {
   flush();
   // EINVAL: a pipe or a device, which has nothing to sync.
@@ -127,6 +140,15 @@ void TemporaryFile::discard() noexcept {
   if (descriptor_ < 0) return;
   if (::getpid() == owner_) ::unlink(path_.c_str());
   ::close(std::exchange(descriptor_, -1));
+}
+
+void publish(const std::string& prefix, TemporaryFile& data, TemporaryFile& index) {
+  const std::string index_path = prefix + ".idx";
+  // No reader may ever find a former index beside the new data.
+  if (::unlink(index_path.c_str()) != 0 && errno != ENOENT) throw FileError(errno, index_path);
+  data.rename_to(prefix + ".bin");
+  index.rename_to(index_path);
+  sync_directory(directory_of(prefix));
 }
 
 // ---------------------------------------------------------------------------------------------- IndexedWriter
@@ -241,12 +263,7 @@ void IndexedWriter::finish() {
   require(state_ == State::open || state_ == State::synced);
   if (state_ == State::open) write_and_sync();
   state_ = State::failed;  // until the end of this call
-  const std::string index_path = prefix_ + ".idx";
-  // No reader may ever find a former index beside the new data.
-  if (::unlink(index_path.c_str()) != 0 && errno != ENOENT) throw FileError(errno, index_path);
-  data_.rename_to(prefix_ + ".bin");
-  index_.rename_to(index_path);
-  sync_directory(directory_of(prefix_));
+  publish(prefix_, data_, index_);
   state_ = State::closed;
 }
 

@@ -45,6 +45,8 @@ class TemporaryFile {
   // Appends `count` values converted to Out (through the buffer, without a second copy).
   template <typename Out, typename In>
   void append_as(const In* values, std::size_t count);
+  // Appends the next `bytes` of an open file, which `path` names in errors.
+  void append_file(int descriptor, const std::string& path, std::uint64_t bytes);
   // Everything is on the disk when this returns.
   void sync();
   void rename_to(const std::string& path);
@@ -61,6 +63,9 @@ class TemporaryFile {
   std::vector<char> buffer_;
   std::size_t used_ = 0;
 };
+
+// Gives two synced files the names PREFIX.bin and PREFIX.idx, the index last.
+void publish(const std::string& prefix, TemporaryFile& data, TemporaryFile& index);
 
 // Writes one corpus. Not usable after an exception that is not a ValueError, nor after `finish` or `abandon`.
 class IndexedWriter {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ class IndexedWriter:
         self.prefix = Path(prefix)
         self.vocab_size = vocab_size
         self._is_finished = False
-        with _WriteErrors(self.prefix):
+        with WriteErrors(self.prefix):
             self._writer = _C.IndexedWriter(os.fsencode(self.prefix), vocab_size)
 
     def add(self, ids: np.ndarray, lengths: np.ndarray) -> None:
@@ -50,7 +51,7 @@ class IndexedWriter:
         if lengths.size and lengths.dtype.kind not in "iu":
             raise TypeError(f"lengths must be integers, not {lengths.dtype}")
         ids = np.require(ids, ids.dtype.newbyteorder("="), requirements=["C", "A"])
-        with _WriteErrors(self.prefix):
+        with WriteErrors(self.prefix):
             self._writer.add(ids, np.ascontiguousarray(lengths, dtype=np.int64))
 
     def add_document(self, ids: np.ndarray) -> None:
@@ -59,12 +60,12 @@ class IndexedWriter:
 
     def sync(self) -> None:
         """Complete both files on disk under their temporary names; a full disk shows here at the latest."""
-        with _WriteErrors(self.prefix):
+        with WriteErrors(self.prefix):
             self._writer.sync()
 
     def finish(self) -> None:
         """Put the two files in place, the index last; syncs them before if :meth:`sync` has not."""
-        with _WriteErrors(self.prefix):
+        with WriteErrors(self.prefix):
             self._writer.finish()
         self._is_finished = True
 
@@ -95,7 +96,7 @@ class IndexedWriter:
             self.abandon()
 
 
-class _WriteErrors:
+class WriteErrors:
     """Turns what the compiled writer raises into DataErrors."""
 
     def __init__(self, prefix: Path) -> None:
@@ -110,7 +111,8 @@ class _WriteErrors:
             raise DataError(message) from error
         if isinstance(error, OSError):
             path = os.fsdecode(error.filename)
-            raise DataError(f"cannot write {path}: {error.strerror}; {self.prefix} was not completed") from error
+            is_output = path.startswith(str(self.prefix)) or path == str(self.prefix.parent)
+            raise DataError(f"cannot {'write' if is_output else 'read'} {path}: {error.strerror}; {self.prefix} was not completed") from error
         if isinstance(error, ValueError):
             raise DataError(f"{self.prefix}: {error}") from error
 
@@ -120,7 +122,7 @@ class IndexedReader:
 
     Attributes:
         tokens: [num_tokens] every id of the corpus, documents in order (memory-mapped, read-only).
-        sizes: [num_documents] number of tokens of each document.
+        num_tokens, num_documents, num_sequences: a document is one sequence or, rarely, several.
         dtype: type of the stored ids.
 
     Raises:
@@ -145,12 +147,26 @@ class IndexedReader:
                 f"tokens of {self.dtype.itemsize} bytes): it is truncated or belongs to another index; {_REMEDY}"
             )
         self.num_documents = boundaries - 1
-        # Megatron's --split-sentences writes several sequences for one document.
-        starts = pointers if one_each else np.append(pointers, expected)[documents[:-1]]
-        self._starts = starts
-        self.sizes = sizes if one_each else np.diff(np.append(starts, expected)) // self.dtype.itemsize
+        self.num_sequences = sequences
+        self._sequence_sizes, self._pointers = sizes, pointers
+        self._documents = None if one_each else documents
         # An empty file cannot be mapped.
         self.tokens = np.memmap(data_path, dtype=self.dtype, mode="r") if found else np.empty(0, dtype=self.dtype)
+
+    @cached_property
+    def sizes(self) -> np.ndarray:
+        """[num_documents] int32 (int64 where documents have several sequences): number of tokens of each."""
+        if self._documents is None:
+            return self._sequence_sizes
+        return np.diff(np.append(self._starts, self.num_tokens * self.dtype.itemsize)) // self.dtype.itemsize
+
+    @cached_property
+    def _starts(self) -> np.ndarray:
+        """[num_documents] int64: the byte of the .bin file at which each document begins."""
+        # Megatron's --split-sentences writes several sequences for one document.
+        if self._documents is None:
+            return self._pointers
+        return np.append(self._pointers, self.num_tokens * self.dtype.itemsize)[self._documents[:-1]]
 
     def __len__(self) -> int:
         return self.num_documents

@@ -1,0 +1,148 @@
+"""Several tokenized corpora -> one, documents in order, in constant memory."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from megatron_adapt.data.held_out import writing
+from megatron_adapt.data.indexed import IndexedReader, WriteErrors
+from megatron_adapt.errors import AdaptError, ConfigError, DataError
+
+# Of a description (PREFIX.json): these add up; held-out text stays with the inputs.
+_COUNTS = ("documents", "tokens", "bytes", "skipped", "empty", "replaced_surrogates", "unknown_tokens")
+_HELD_OUT = {"held_out": None, "held_out_documents": 0, "held_out_bytes": 0}
+_REQUIRED = {"documents", "tokens", "bytes", "tokenizer_digest", "tokenizer_path"}
+
+
+def find_prefixes(folder: str | Path) -> list[Path]:
+    """Every corpus in a folder, by its prefix, in the order of their names (as strings: ``part_10`` before ``part_2``).
+
+    Raises:
+        ConfigError: no folder, no corpus in it, or only one file of a pair; all of these at once.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is not a folder of corpora (PREFIX.bin and PREFIX.idx)")
+    found: dict[str, set[str]] = {}
+    for file in folder.iterdir():
+        if file.suffix in (".bin", ".idx"):
+            found.setdefault(file.name[:-4], set()).add(file.suffix)
+    single = [f"{name}{suffix}" for name, suffixes in sorted(found.items()) if len(suffixes) < 2 for suffix in suffixes]
+    if single:
+        raise ConfigError(f"{folder}: {', '.join(single)} without the other file of the pair .bin and .idx")
+    if not found:
+        raise ConfigError(f"{folder} holds no corpus (no PREFIX.bin and PREFIX.idx)")
+    return [folder / name for name in sorted(found)]
+
+
+def merge(prefixes: Sequence[str | Path], output_prefix: str | Path) -> tuple[dict[str, Any], list[Path]]:
+    """Write OUTPUT.bin and OUTPUT.idx, byte for byte what Megatron's ``IndexedDatasetBuilder.add_index`` makes.
+
+    All inputs are validated before anything is written; memory does not grow with the corpora. Where every input has a
+    description, OUTPUT.json is written last: counts add up, what is the same in all is kept, held-out text is left out.
+
+    Args:
+        prefixes: corpora whose ids have one type and, where they are described, come from one tokenizer.
+
+    Returns:
+        {"documents", "tokens", ...}: the description, or these two numbers alone without one; and the descriptions
+        (PREFIX.json) that are missing where there is none.
+
+    Raises:
+        ConfigError: nothing to merge, or the output would overwrite an input.
+        DataError: everything that is wrong with the inputs, or the output cannot be written.
+    """
+    inputs = [Path(prefix) for prefix in prefixes]
+    output = Path(output_prefix)
+    if not inputs:
+        raise ConfigError("there is nothing to merge: name at least one corpus")
+    if output.resolve() in {path.resolve() for path in inputs}:
+        raise ConfigError(f"{output} is an input and would be overwritten; choose another output prefix")
+    described = [path for path in inputs if Path(f"{path}.json").exists()]
+    missing = [Path(f"{path}.json") for path in inputs if path not in described]
+    _check(inputs)
+    merged = None if missing else _description(inputs)
+    with writing(output.parent):
+        output.parent.mkdir(parents=True, exist_ok=True)
+    documents, tokens = merge_indexed(inputs, output)
+    description = Path(f"{output}.json")
+    with writing(description):
+        # Until here a former description names other counts than the new index, so nobody takes it for this one's.
+        if merged is None:
+            description.unlink(missing_ok=True)
+        else:
+            _replace(description, merged)
+    return merged or {"documents": documents, "tokens": tokens}, missing
+
+
+def merge_indexed(prefixes: Sequence[Path], output: Path) -> tuple[int, int]:
+    """The two files alone, of corpora that are known to be whole; returns (documents, tokens).
+
+    Raises:
+        DataError: the types of ids differ, a file changes meanwhile, the output cannot be written.
+    """
+    from megatron_adapt import _C
+
+    with WriteErrors(output):
+        return _C.merge_indexed([os.fsencode(prefix) for prefix in prefixes], os.fsencode(output))
+
+
+def _check(prefixes: Sequence[Path]) -> None:
+    """Every corpus opens, and they have one type of ids; DataError with all that is wrong."""
+    problems: list[str] = []
+    kinds: dict[str, Path] = {}
+    for prefix in prefixes:
+        try:
+            kinds.setdefault(IndexedReader(prefix).dtype.name, prefix)
+        except AdaptError as error:
+            problems.append(str(error))
+    if len(kinds) > 1:
+        listed = ", ".join(f"{prefix} has {name}" for name, prefix in kinds.items())
+        problems.append(f"ids of different types cannot be merged: {listed}; preprocess all with the same vocabulary")
+    if problems:
+        raise DataError(";\n".join(problems))
+
+
+def _description(prefixes: Sequence[Path]) -> dict[str, Any]:
+    """One description of all."""
+    read: dict[Path, dict[str, Any]] = {}
+    problems = []
+    for prefix in prefixes:
+        path = Path(f"{prefix}.json")
+        try:
+            stats = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(stats, dict) or not _REQUIRED <= stats.keys():
+                raise ValueError
+            read[prefix] = stats
+        except OSError as error:
+            problems.append(f"cannot read {path}: {error.strerror}")
+        except ValueError:
+            problems.append(f"{path} is not a description of a corpus; preprocess {prefix} again")
+    tokenizers = {stats["tokenizer_digest"]: prefix for prefix, stats in reversed(read.items())}
+    if len(tokenizers) > 1:
+        listed = ", ".join(f"{prefix} with {read[prefix]['tokenizer_path']}" for prefix in reversed(tokenizers.values()))
+        problems.append(f"corpora of different tokenizers cannot be merged: {listed}; preprocess all with the same one")
+    if problems:
+        raise DataError(";\n".join(problems))
+    first, *others = read.values()
+    same = {key: value for key, value in first.items() if all(other.get(key) == value for other in others)}
+    # In the order of the first: the keys that add up or are the same everywhere.
+    counts = {key: sum(stats.get(key, 0) for stats in read.values()) for key in _COUNTS}
+    values = {**same, "tokenizer_path": first["tokenizer_path"], **_HELD_OUT, **counts}
+    return {key: values[key] for key in first if key in values}
+
+
+def _replace(path: Path, value: dict[str, Any]) -> None:
+    temporary = Path(f"{path}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as stream:
+            stream.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
