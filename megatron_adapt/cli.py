@@ -7,6 +7,7 @@ paths (``megatron-adapt swap HF_DIR OUT --tokenizer DIR``). Exit codes: 0 done, 
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -212,6 +213,24 @@ def preprocess(context: typer.Context) -> None:
     from megatron_adapt.data import command
 
     sys.exit(command.main(words, prog="megatron-adapt preprocess"))
+
+
+@app.command()
+def inspect(
+    prefix: Annotated[str, typer.Argument(help="a tokenized corpus: PREFIX.bin and PREFIX.idx", metavar="PREFIX")],
+    document: Annotated[Optional[int], typer.Option(help="show the text of this document, from 0 (-1: the last)")] = None,
+    tokenizer: Annotated[Optional[Path], typer.Option(help="its tokenizer; default: what PREFIX.json names")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Show what a tokenized corpus holds: type, counts, lengths of its documents, the text of one."""
+    from megatron_adapt.data import inspection
+
+    facts = inspection.describe(prefix)
+    shown = None if document is None else inspection.read_document(prefix, document, tokenizer)
+    if as_json:
+        print(json.dumps(facts if shown is None else facts | {"document": shown}, indent=2, ensure_ascii=False))
+    else:
+        inspection.show(facts, shown)
 
 
 @app.command()

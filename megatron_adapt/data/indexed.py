@@ -14,6 +14,7 @@ from megatron_adapt.errors import DataError
 
 # Megatron Core's type codes; its float codes 6 and 7 cannot be token ids.
 _DTYPES = {1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 8: np.uint16}
+VERSION = 1  # of the format, the only one there is
 _MAGIC = b"MMIDIDX\x00\x00"
 _HEADER = struct.Struct("<9sQBQQ")  # magic, version, type code, sequences, document boundaries
 _CHUNK = 1 << 20  # index entries checked at a time
@@ -199,8 +200,8 @@ def _read_header(path: Path) -> tuple[np.dtype, int, int]:
     if len(header) < _HEADER.size:
         raise DataError(f"{path} is truncated: it has {found} bytes and its header alone {_HEADER.size}; {_REMEDY}")
     _, version, code, sequences, boundaries = _HEADER.unpack(header)
-    if version != 1:
-        raise DataError(f"{path} has format version {version}; only version 1 is known")
+    if version != VERSION:
+        raise DataError(f"{path} has format version {version}; only version {VERSION} is known")
     if code not in _DTYPES:
         raise DataError(f"{path} has the type code {code}, not one of integers ({', '.join(map(str, _DTYPES))})")
     expected = _HEADER.size + sequences * 12 + boundaries * 8

@@ -62,7 +62,8 @@ def untouched(run: Run, *words: object) -> Result:
 def test_help(run: Run) -> None:
     result = run("--help")
     assert result.code == 0
-    for verb in ("check", "plan", "run", "preprocess", "tokenizer", "swap", "import", "train", "export", "evaluate", "report"):
+    recipes = ("check", "plan", "run", "tokenizer", "swap", "import", "train", "export", "evaluate", "report")
+    for verb in (*recipes, "preprocess", "inspect"):
         assert re.search(rf"^\W*{verb} ", result.out, re.MULTILINE), verb
         shown = run(verb, "--help")
         assert shown.code == 0 and verb in shown.out
