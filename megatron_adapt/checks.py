@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Iterator
+from typing import Iterator, Sequence
 
+from megatron_adapt import recipe as recipes, schedule
 from megatron_adapt.analysis import estimate
 from megatron_adapt.config import Phase, Recipe, TokenizerChoice
 from megatron_adapt.config_types import selected_layers
@@ -88,6 +89,40 @@ def summary(plan: Plan) -> Iterator[str]:
     for row in estimate.rows(check(plan), recipe.parallel, recipe.precision, _known_tokens(plan)):
         yield f"{row.pop('phase')}: " + ", ".join(f"{key} {value}" for key, value in row.items())
     yield f"{len(plan.steps)} steps, {recipe.parallel.world_size} ranks, output in {Path(recipe.output)}"
+
+
+def learning_rates(plan: Plan) -> list[tuple[str, list[float]]]:
+    """(phase, learning rate of each step) of the phases, base first.
+
+    Raises ``ConfigError`` for phases whose length is not known yet.
+    """
+    scratch, tokens = plan.recipe.model.from_scratch, _known_tokens(plan)
+    curves, unknown = [], []
+    for branch, phases in (("base", scratch.phases if scratch else []), ("adapted", plan.recipe.phases)):
+        lengths = []
+        for phase in phases:
+            try:
+                steps = recipes.steps(phase, tokens[branch])
+            except KeyError:
+                unknown.append(phase.name)
+            else:
+                lengths.append((phase.schedule, phase.optimizer.lr, steps))
+        if len(lengths) == len(phases):
+            curves += zip([phase.name for phase in phases], schedule.learning_rates(lengths))
+    if unknown:
+        raise ConfigError(
+            f"the length of {', '.join(unknown)} is given in epochs of corpora that are not tokenized yet; run "
+            "`megatron-adapt preprocess` with this recipe first, or give steps or tokens."
+        )
+    return curves
+
+
+def describe_rates(name: str, rates: Sequence[float]) -> str:
+    """'full: learning rate 1e-05 at step 1, 0.001 at step 10, ..., 2e-05 at step 160'"""
+    last = len(rates) - 1
+    peak = max(range(len(rates)), key=rates.__getitem__)
+    shown = sorted({0, peak, last // 4, last // 2, last * 3 // 4, last})
+    return f"{name}: learning rate " + ", ".join(f"{rates[step]:.4g} at step {step + 1:,}" for step in shown)
 
 
 def _known_tokens(plan: Plan) -> dict[str, dict[str, int]]:

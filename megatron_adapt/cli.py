@@ -86,7 +86,12 @@ def _load(words: List[str], ranks: Optional[int] = None) -> "Plan":
 
 
 @app.command()
-def check(words: Words) -> None:
+def check(
+    words: Words,
+    picture: Annotated[
+        Optional[Path], typer.Option("--schedule", metavar="PLOT.png", help="print the learning rates and draw them")
+    ] = None,
+) -> None:
     """Validate a recipe, print it with all defaults filled in, and what follows from it."""
     from megatron_adapt import checks, recipe
 
@@ -94,6 +99,18 @@ def check(words: Words) -> None:
     print(recipe.dump(plan.recipe))
     for line in checks.summary(plan):
         print(line)
+    if picture is not None:
+        from megatron_adapt.analysis import plots
+
+        if picture.suffix not in (".png", ".pdf", ".svg"):
+            raise ConfigError(f"--schedule {picture}: a picture's name ends in .png, .pdf or .svg.")
+        if not picture.parent.is_dir():
+            raise ConfigError(f"--schedule {picture}: the folder {picture.parent} does not exist.")
+        curves = checks.learning_rates(plan)
+        for name, rates in curves:
+            print(checks.describe_rates(name, rates))
+        plots.draw_learning_rates(curves, picture)
+        print(f"drawn in {picture}")
 
 
 @app.command()

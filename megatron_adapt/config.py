@@ -63,10 +63,23 @@ class Optimizer(Strict):
 class Schedule(Strict):
     """The learning rate over the steps of a phase. A length below 1 is a share of the steps, else a number of steps."""
 
-    type: Literal["constant", "linear", "cosine", "wsd"] = Field("cosine", description="shape of the decay")
+    type: Literal["constant", "linear", "cosine", "inverse-sqrt", "wsd", "infinite"] = Field(
+        "cosine", description="shape of the decay"
+    )
     warmup: NotNegative = Field(0.0, description="length of the linear warm-up, a share (<1) or steps (>=1)")
-    decay: NotNegative = Field(0.1, description="length of the final decay of wsd, a share (<1) or steps (>=1)")
+    warmup_from: Share = Field(0.0, description="where the warm-up starts, as a share of the peak (re-warming)")
+    cooldown: NotNegative = Field(0.0, description="infinite: length of the fall to the constant part, in steps")
+    constant_ratio: Share = Field(0.5, description="infinite: learning rate of the constant part, as a share of the peak")
+    decay: NotNegative = Field(0.1, description="length of the final decay of wsd (a share or steps) and infinite (steps)")
+    decay_shape: Literal["linear", "cosine", "1-sqrt", "exponential"] = Field("linear", description="wsd: how it decays")
     min_lr_ratio: Share = Field(0.0, description="final learning rate as a share of the peak")
+    floor: Literal["interpolate", "clamp"] = Field(
+        "interpolate", description="the decay ends at min_lr_ratio, or goes to 0 and is cut off there"
+    )
+    over: Literal["phase", "run"] = Field("phase", description="steps that the schedule spans: its phase's or all phases'")
+    counting: Literal["useful", "from-0", "from-1"] = Field(
+        "useful", description="number of the first step: from-0 starts at 0, from-1 ends at the lowest, useful does neither"
+    )
 
 
 class Phase(Strict):
@@ -88,6 +101,13 @@ class Phase(Strict):
     save_every: Count | None = Field(None, description="steps between checkpoints; null: only at the end")
     keep_last: Count = Field(1, description="checkpoints of this phase to keep")
     log_every: Count = Field(10, description="steps between log lines")
+
+    @property
+    def known_steps(self) -> int | None:
+        """Optimizer steps, the last one possibly beyond ``tokens`` (rounded up); None for a length in epochs."""
+        if self.steps is not None or self.tokens is None:
+            return self.steps
+        return -(-self.tokens // (self.batch_size * self.sequence_length))
 
 
 class FromScratch(Strict):

@@ -16,6 +16,7 @@ from megatron_adapt.config import (
     TokenizerTraining, Vocabulary, kinds, model_of, step_into,
 )
 from megatron_adapt.config_types import did_you_mean
+from megatron_adapt.schedule import problem
 
 INVALID: Any = type("Invalid", (), {"__repr__": lambda self: "INVALID"})()  # reported already: checks pass over it
 Found = tuple[tuple[str | int, ...], str]  # path of the key, and what is wrong with it
@@ -123,21 +124,49 @@ def _phase(phase: Phase, path: tuple[str | int, ...], parallel: Any) -> Iterator
         if parallel.sequence and phase.sequence_length % parallel.tensor:
             why = f"is not divisible by parallel.tensor = {parallel.tensor}, which sequence parallelism needs"
             yield (*path, "sequence_length"), f"{phase.sequence_length} {why}"
-    schedule = phase.schedule
-    if not isinstance(schedule, Schedule):
+    if isinstance(phase.schedule, Schedule):
+        yield from (((*path, "schedule", *key), text) for key, text in _schedule(phase.schedule, _known_steps(phase)))
+
+
+# Keys of a schedule that mean something for some types only.
+_OWN_KEYS = {
+    "decay": ("wsd", "infinite"), "decay_shape": ("wsd",), "cooldown": ("infinite",), "constant_ratio": ("infinite",),
+}  # fmt: skip
+
+
+def _schedule(schedule: Schedule, steps: int | None) -> Iterator[Found]:
+    """Keys that the type knows, lengths that are shares or steps and fit; ``steps`` are None while unknown."""
+    if schedule.type is INVALID:
         return
-    lengths = {name: getattr(schedule, name) for name in ("warmup", "decay") if getattr(schedule, name) is not INVALID}
-    for name, length in lengths.items():
+    for key, types in _OWN_KEYS.items():
+        value = getattr(schedule, key)
+        if schedule.type not in types and value not in (INVALID, Schedule.model_fields[key].default):
+            what = f"belongs to {_or(types)}" if len(types) > 1 else f"belongs to '{types[0]}'"
+            yield (key,), f"{what}, not to {schedule.type!r}; remove it or change the type"
+    lengths = {key: getattr(schedule, key) for key in ("warmup", "cooldown", "decay")}
+    lengths = {key: length for key, length in lengths.items() if length is not INVALID}
+    whole = True
+    for key, length in lengths.items():
         if length >= 1 and length != int(length):
-            why = "is neither a share of the steps (below 1) nor a whole number of steps"
-            yield (*path, "schedule", name), f"{length} {why}"
-    if schedule.type is INVALID or len(lengths) < 2:
-        return
-    if schedule.type != "wsd" and schedule.decay != Schedule.model_fields["decay"].default:
-        why = f"only 'wsd' has a decay of its own, not {schedule.type!r}; remove it or set type: wsd"
-        yield (*path, "schedule", "decay"), why
-    elif schedule.type == "wsd" and max(lengths.values()) < 1 < schedule.warmup + schedule.decay:
-        yield (*path, "schedule", "decay"), "warmup and decay together are more than all steps"
+            whole = False
+            yield (key,), f"{length} is neither a share of the steps (below 1) nor a whole number of steps"
+        elif schedule.type == "infinite" and 0 < length < 1:
+            whole = False
+            why = "a share would change what was trained when the phase is extended"
+            yield (key,), f"'infinite' needs a number of steps here (or 0), not {length}: {why}"
+    if schedule.type == "infinite" and 0 in (schedule.constant_ratio, schedule.min_lr_ratio):
+        key = "constant_ratio" if schedule.constant_ratio == 0 else "min_lr_ratio"
+        yield (key,), "'infinite' decays exponentially, which never reaches 0; give a share above 0"
+    if whole and len(lengths) == 3 and schedule.over is not INVALID:
+        shares = schedule.type == "wsd" and max(schedule.warmup, schedule.decay) < 1 < schedule.warmup + schedule.decay
+        # Without a number of steps, shares can be compared with one another.
+        why = problem(schedule, steps) if steps is not None and schedule.over == "phase" else None
+        if why or shares:
+            yield ("decay",), why or "warmup and decay together are more than all steps"
+
+
+def _known_steps(phase: Phase) -> int | None:
+    return None if INVALID in (phase.steps, phase.tokens, phase.batch_size, phase.sequence_length) else phase.known_steps
 
 
 def _corpora(recipe: Recipe) -> Iterator[Found]:

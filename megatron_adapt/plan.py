@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Iterator
 
-from megatron_adapt import recipe as recipes
+from megatron_adapt import recipe as recipes, schedule
 from megatron_adapt.config import Phase, Recipe, TokenizerChoice
 from megatron_adapt.data.corpus import find_files
 from megatron_adapt.errors import ConfigError
@@ -223,7 +223,9 @@ class _Builder:
 
     def _phase(self, branch: str, data: str, number: int, phase: Phase, start: Path) -> Path:
         recipe, parallel = self.recipe, self.recipe.parallel
-        folders = {name: self.output / "data" / data / name for name in phase.data}
+        phases = recipe.phases if phase in recipe.phases else self._base_phases()
+        spanned = phases if phase.schedule.over == "run" else [phase]
+        folders = {name: self.output / "data" / data / name for each in spanned for name in each.data}
         output = self.output / branch / phase.name
 
         def action(directory: Path, reporter: Reporter) -> dict[str, Any]:
@@ -232,15 +234,19 @@ class _Builder:
             from megatron_adapt.steps.preprocess import PREFIX
 
             tokens = {name: read(folder)["metrics"]["tokens"] for name, folder in folders.items()}
+            lengths = [recipes.steps(each, tokens) for each in spanned]
+            if why := schedule.problem(phase.schedule, sum(lengths)):
+                raise ConfigError(f"phase '{phase.name}': schedule: {why}; shorten them or lengthen the phase.")
             job = Job(
                 phase=phase,
                 steps=recipes.steps(phase, tokens),
+                run=(sum(lengths[: spanned.index(phase)]), sum(lengths)),
                 layout=self._layout(),
                 precision=recipe.precision,
                 seed=recipe.seed,
                 start=start,
                 output=directory,
-                corpora={name: folder / PREFIX for name, folder in folders.items()},
+                corpora={name: folders[name] / PREFIX for name in phase.data},
                 held_out={name: self.held_out[name] for name in self.evaluated},
                 evaluation_length=self.length,
                 evaluation_bytes=recipe.evaluation.max_bytes,
@@ -249,6 +255,9 @@ class _Builder:
             return train.run(job, reporter)
 
         settings = phase.model_dump(exclude={"evaluate_every", "save_every", "keep_last", "log_every", "micro_batch_size"})
+        if phase.schedule.over == "run":
+            keys = {"name", "tokens", "steps", "epochs", "sequence_length", "batch_size"}
+            settings["run"] = [each.model_dump(include=keys) for each in phases]
         return self._add(
             name=f"{branch}/{phase.name}",
             verb="train",

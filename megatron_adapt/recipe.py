@@ -180,10 +180,8 @@ def steps(phase: Phase, corpus_tokens: Mapping[str, int] | None = None) -> int |
     An epoch is as many tokens as the phase's corpora have together, whatever their weights in the mix; it needs
     `corpus_tokens` (training tokens by corpus name), and the answer is None as long as they are not known.
     """
-    if phase.steps is not None:
-        return phase.steps
-    if phase.tokens is not None:
-        return -(-phase.tokens // tokens_per_step(phase))
+    if phase.known_steps is not None:
+        return phase.known_steps
     assert phase.epochs is not None, "a loaded phase has one of tokens, steps, epochs"
     if corpus_tokens is None:
         return None

@@ -12,8 +12,9 @@ from typing import Any, Callable
 from megatron.core import parallel_state
 from megatron.core.distributed import finalize_model_grads
 from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron_adapt import schedule as schedules
 from megatron_adapt.config import Phase
-from megatron_adapt.engine import backend, checkpoint, evaluate, model as models, optimizer as optimizers, schedule
+from megatron_adapt.engine import backend, checkpoint, evaluate, model as models, optimizer as optimizers
 from megatron_adapt.engine.backend import Layout
 from megatron_adapt.engine.batches import Batches
 from megatron_adapt.engine.checkpoint import Checkpoint, Position
@@ -41,6 +42,8 @@ class Job:
     evaluation_length: int | None = None
     evaluation_bytes: int | None = None
     tensorboard: Path | None = None
+    # (steps of all phases before, steps of all phases): what a schedule `over: run` spans
+    run: tuple[int, int] = (0, 0)
 
 
 class Stopped(Exception):
@@ -179,7 +182,7 @@ class _Run:
         """One optimizer step; its metrics, the same on every rank."""
         began = time.perf_counter()
         phase, position = self.phase, self.position
-        lr = phase.optimizer.lr * schedule.factor(phase.schedule, position.step, self.job.steps)
+        lr = phase.optimizer.lr * self._schedule_factor(position.step)
         optimizers.set_learning_rate(self.optimizer, lr)
         batch = self.batches.next()
         self.model.zero_grad_buffer()
@@ -214,6 +217,11 @@ class _Run:
             "tflops_per_rank": tokens / seconds * flops_per_token(self.shape, phase.sequence_length) / world / 1e12,
             "memory_gb": backend.peak_memory() / 1e9,
         }
+
+    def _schedule_factor(self, step: int) -> float:
+        schedule = self.phase.schedule
+        offset, total = self.job.run if schedule.over == "run" else (0, self.job.steps)
+        return schedules.factor(schedule, offset + step, total)
 
     def _losses(self, outputs: list) -> dict[str, float]:
         """Sum the per-corpus sums of all micro-batches over data-parallel ranks; known on the last stage only."""

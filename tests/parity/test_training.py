@@ -9,7 +9,7 @@ import torch
 import transformers.models.llama.modeling_llama  # noqa: F401  once, here: the forked ranks need it
 from worlds import SEED, Layout, World, on_ranks, phase, tensors
 
-from megatron_adapt.engine import schedule
+from megatron_adapt import schedule
 from megatron_adapt.engine.batches import Batches
 from megatron_adapt.families import find_family
 from megatron_adapt.families.rules import hf_to_megatron

@@ -17,7 +17,7 @@ from harness import ROOT
 
 PACKAGE = ROOT / "megatron_adapt"
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "config", "config_types", "config_checks", "recipe", "recipe_files"),
+    ("errors", "config", "config_types", "config_checks", "recipe", "recipe_files", "schedule"),
     ("families", "hf"),
     ("vocab", "data", "analysis"),
     ("engine",),
@@ -27,7 +27,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("__main__",),
 )
 # Files that stand side by side and know each other: one topic in several files (floor 0), one floor in four (floor 5).
-TOGETHER = [{"config", "config_types", "config_checks", "recipe", "recipe_files", "errors"}, {"launch", "plan", "pipeline", "checks"}]
+TOGETHER = [{"config", "config_types", "config_checks", "recipe", "recipe_files", "schedule", "errors"}, {"launch", "plan", "pipeline", "checks"}]
 HEAVY = ("torch", "transformers", "megatron", "transformer_engine")
 FORBIDDEN_FOLDERS = {"utils", "util", "common", "core", "configs", "callbacks", "helpers", "misc"}
 LONGEST = 400  # lines

@@ -97,6 +97,20 @@ def test_check_knows_epochs_once_the_corpus_is_tokenized(run: Run) -> None:
     assert "steps 10, tokens 1,280" in lines[-4]
 
 
+def test_check_draws_the_learning_rates(run: Run) -> None:
+    recipe = written()
+    result = run("check", recipe, "phases.full.schedule={type: linear, warmup: 4}", "--schedule", "rates.png").succeeded()
+    lines = result.out.splitlines()
+    assert lines[-1] == "drawn in rates.png" and Path("rates.png").read_bytes().startswith(b"\x89PNG")
+    assert lines[-2].startswith("full: learning rate 0.00075 at step 1, 0.0015 at step 2, 0.003 at step 4,"), lines[-2]
+    assert [line.split(":")[0] for line in lines[-4:-1]] == ["pretrain", "embeddings", "full"]
+    run("check", recipe, "--schedule", "rates").refused("--schedule rates: a picture's name ends in .png, .pdf or .svg.")
+    run("check", recipe, "--schedule", "no/r.png").refused("--schedule no/r.png: the folder no does not exist.")
+    run("check", recipe, "phases.full.epochs=2", "--schedule", "rates.png").refused(
+        "the length of full is given in epochs of corpora that are not tokenized yet; run `megatron-adapt preprocess`"
+    )
+
+
 def test_plan_prints_one_command_a_line(run: Run) -> None:
     lines = untouched(run, "plan", written(), "name=a b").succeeded().out.splitlines()
     assert len(lines) == 19

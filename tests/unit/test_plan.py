@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -196,3 +197,41 @@ def test_every_example_can_be_planned(file: Path, tmp_path: Path, monkeypatch: p
 
 def test_there_are_examples() -> None:
     assert ROOT / "examples" / "quickstart" / "recipe.yaml" in EXAMPLES
+
+
+def jobs(built: Plan, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What each train step would be asked to do, with 640 tokens in every corpus."""
+    from megatron_adapt.steps import train
+
+    monkeypatch.setattr(train, "run", lambda job, reporter: {"job": job})
+    found = {}
+    for step in built.steps:
+        if step.verb == "preprocess":
+            step.output.mkdir(parents=True)
+            (step.output / "receipt.json").write_text(json.dumps({"metrics": {"tokens": 640}}))
+        elif step.verb == "train":
+            found[step.name] = step.action(step.output, None)["job"]
+    return found
+
+
+def test_a_schedule_over_the_run_spans_its_phases(monkeypatch: pytest.MonkeyPatch) -> None:
+    over = ("phases.full.schedule={type: linear, over: run}", "phases.embeddings.epochs=2")
+    built = build(*over)
+    found = jobs(built, monkeypatch)
+    assert found["copy/embeddings"].steps == 10 and found["copy/embeddings"].run == (0, 10)
+    assert found["copy/full"].steps == 8 and found["copy/full"].run == (10, 18)
+    assert set(found["copy/full"].corpora) == set(recipe_phase(built, "full").data)
+    # Another length of an earlier phase changes the rates of the later one.
+    longer = build(*over[:1], "phases.embeddings.epochs=3")
+    assert built.step("copy/full").settings != longer.step("copy/full").settings
+    assert build().step("copy/full").settings == build("phases.embeddings.epochs=3").step("copy/full").settings
+
+
+def recipe_phase(built: Plan, name: str) -> Any:
+    return next(phase for phase in built.recipe.phases if phase.name == name)
+
+
+def test_a_schedule_longer_than_a_phase_in_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
+    built = build("phases.full.epochs=1", "phases.full.schedule={type: wsd, warmup: 6, decay: 7}")
+    with pytest.raises(ConfigError, match="phase 'full': schedule: warmup 6 . decay 7 are more than all 10 steps"):
+        jobs(built, monkeypatch)
