@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
+import math
+import re
 from typing import Mapping
 
 from megatron_adapt import recipe as recipes
 from megatron_adapt.config import Parallel, Phase
 from megatron_adapt.families.family import ModelShape
+from megatron_adapt.families.rules import EMBEDDING, OUTPUT
 
 
 def parameters_per_rank(shape: ModelShape, parallel: Parallel) -> int:
-    """Parameters of the largest rank: matrices are split by tensor parallelism, layers by pipeline stages."""
+    """Parameters of the largest rank: most are split by tensor parallelism, layers by pipeline stages."""
     largest = 0
     for stage in range(parallel.pipeline):
         count = 0
         for name, size in shape.parameter_shapes().items():
-            elements = size[0] * (size[1] if len(size) > 1 else 1)
+            elements = math.prod(size)
             if name.startswith("decoder.layers."):
                 here = int(name.split(".")[2]) * parallel.pipeline // shape.num_layers == stage
             elif name.startswith("embedding."):
-                here = stage == 0 or (shape.tied and stage == parallel.pipeline - 1)
+                shared = shape.tied and name == EMBEDDING
+                here = stage == 0 or (shared and stage == parallel.pipeline - 1)
             else:
                 here = stage == parallel.pipeline - 1
             if here:
-                count += elements // (parallel.tensor if len(size) > 1 else 1)
+                count += elements // (parallel.tensor if is_cut(name, shape) else 1)
         largest = max(largest, count)
     return largest
+
+
+def is_cut(name: str, shape: ModelShape) -> bool:
+    """Whether tensor parallelism splits the parameter; norms, learned positions and what is added after a sum are whole."""
+    if name.endswith(("q_layernorm.weight", "k_layernorm.weight")):
+        return shape.qk_norm == "projection"
+    return name in (EMBEDDING, OUTPUT) or re.search(r"\.linear_\w+\.weight$|\.linear_(qkv|fc1)\.bias$", name) is not None
 
 
 def memory_per_rank(shape: ModelShape, parallel: Parallel, phase: Phase, precision: str) -> float:

@@ -23,6 +23,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_adapt.errors import ConfigError
+from megatron_adapt.families.family import ModelShape
 
 TIMEOUT = timedelta(minutes=30)
 
@@ -195,43 +196,70 @@ def has_transformer_engine() -> bool:
     return True
 
 
-def layer_spec(config):
-    """The decoder layers of this pipeline stage: Transformer Engine on a GPU that has it, else plain torch (SDPA)."""
+def uses_transformer_engine(shape: ModelShape) -> bool:
+    """Whether the decoder is built of Transformer Engine's layers: it is here, and Megatron's spec of them says exactly
+    this model. Anything else is built of our plain-torch layers, on a GPU too.
+    """
+    return (
+        has_transformer_engine()
+        and shape.norm in ("rms", "layernorm")
+        and shape.norm_place == "before"
+        and not shape.parallel_residual
+        and shape.qk_norm != "projection"
+        and shape.position != "alibi"
+        and shape.attention_softcap is None
+        and shape.clip_qkv is None
+        and not shape.windows
+    )
+
+
+def layer_spec(config, shape: ModelShape):
+    """The decoder layers of this pipeline stage: Transformer Engine's (``uses_transformer_engine``) or plain torch (SDPA)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from megatron.core.models.gpt import gpt_layer_specs as specs
     from megatron.core.transformer.identity_op import IdentityOp
     from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 
-    if has_transformer_engine():
+    if uses_transformer_engine(shape):
         from megatron.core.extensions.transformer_engine import TENorm
 
-        layer, norm = specs.get_gpt_layer_with_transformer_engine_spec(), TENorm
+        layer, norm = specs.get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm), TENorm
     else:
-        from megatron_adapt.engine.layers import RMSNorm, SelfAttention, SwiGLU
+        from megatron_adapt.engine.attention import SelfAttention
+        from megatron_adapt.engine.blocks import DecoderLayer
+        from megatron_adapt.engine.layers import NORMS, SwiGLU
 
-        layer, norm = specs.get_gpt_layer_local_spec(normalization="RMSNorm"), RMSNorm
-        layer.submodules.input_layernorm = norm
-        layer.submodules.pre_mlp_layernorm = norm
-        layer.submodules.self_attention.module = SelfAttention
-        layer.submodules.self_attention.submodules.core_attention = IdentityOp  # nothing is left for it to do
+        layer, norm = specs.get_gpt_layer_local_spec(normalization="RMSNorm"), NORMS[shape.norm]
+        first = IdentityOp if shape.norm_place == "after" else norm
+        layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = first
+        attention = layer.submodules.self_attention
+        attention.module = SelfAttention
+        attention.params = {**(attention.params or {}), "shape": shape}
+        attention.submodules.core_attention = IdentityOp  # nothing is left for it to do
+        if config.qk_layernorm:
+            attention.submodules.q_layernorm = attention.submodules.k_layernorm = norm
         mlp = layer.submodules.mlp  # a partial() in later versions
         (getattr(mlp, "submodules", None) or mlp.keywords["submodules"]).activation_func = SwiGLU
+        if shape.parallel_residual or shape.norm_place != "before":
+            layer.module, layer.params = DecoderLayer, {"shape": shape}
     return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=norm)
 
 
-def config_fields() -> dict[str, Any]:
+def config_fields(shape: ModelShape) -> dict[str, Any]:
     """Fields of Megatron's TransformerConfig that depend on the device."""
-    fused = has_transformer_engine()
+    fused = uses_transformer_engine(shape)
+    swiglu = shape.gated and shape.activation == "silu"
     return {
         "use_cpu_initialization": not has_gpu(),
         "gradient_accumulation_fusion": False,
         "masked_softmax_fusion": False,
-        "bias_activation_fusion": has_gpu(),
+        # Megatron's fused GELU is the tanh form, whichever is asked for; other activations are computed as they are.
+        "bias_activation_fusion": has_gpu() and swiglu,
         # The hook for a module as gated activation: our SwiGLU in place of Megatron's fused one, which needs a GPU.
-        "use_te_activation_func": not has_gpu(),
+        "use_te_activation_func": not has_gpu() and swiglu,
         "bias_dropout_fusion": has_gpu(),
-        "apply_rope_fusion": fused,
+        "apply_rope_fusion": fused and shape.position == "rope" and shape.rotary_dim == shape.head_dim,
         "persist_layer_norm": fused,
     }
 

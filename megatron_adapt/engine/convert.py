@@ -21,8 +21,8 @@ from megatron_adapt.hf.directory import HFDirectory
 from megatron_adapt.hf.weights import WeightReader
 
 
-def tensor_parallel_slice(name: str, full: Tensor, shape: torch.Size, rank: int, size: int) -> Tensor:
-    """Rank ``rank`` of ``size``'s part (of ``shape``) of an unsharded Megatron tensor.
+def tensor_parallel_slice(name: str, full: Tensor, shape: torch.Size, rank: int, size: int, gated: bool = True) -> Tensor:
+    """Rank ``rank`` of ``size``'s part (of ``shape``) of an unsharded Megatron tensor; ``gated``: of a gated MLP.
 
     The one dimension that is ``size`` times longer in ``full`` is the one that is cut; a tensor of the same shape is
     replicated.
@@ -31,7 +31,7 @@ def tensor_parallel_slice(name: str, full: Tensor, shape: torch.Size, rank: int,
     if not cut:
         return full
     assert len(cut) == 1 and full.size(cut[0]) == size * shape[cut[0]], (name, full.shape, shape)
-    if name.endswith("mlp.linear_fc1.weight"):
+    if gated and name.endswith("mlp.linear_fc1.weight"):
         # [gate; up]: each rank holds its part of both halves.
         return torch.cat([half.chunk(size, dim=cut[0])[rank] for half in full.chunk(2, dim=cut[0])])
     return full.chunk(size, dim=cut[0])[rank]
@@ -51,7 +51,7 @@ def load_hf(model: GPTModel, directory: HFDirectory, shape: ModelShape) -> None:
     with WeightReader(directory.path) as reader:
         for name, full in hf_to_megatron(find_family(directory.config), shape, reader):
             for parameter in targets.get(name, []):
-                parameter.copy_(tensor_parallel_slice(name, full, parameter.shape, rank, size))
+                parameter.copy_(tensor_parallel_slice(name, full, parameter.shape, rank, size, shape.gated))
 
 
 def to_hf(model: GPTModel, shape: ModelShape, config: dict, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:

@@ -1,7 +1,7 @@
-"""Plain-torch layers for Megatron's decoder where Transformer Engine is absent.
+"""Plain-torch norms and activations for Megatron's decoder where Transformer Engine is absent or has no such layer.
 
-Megatron's own unfused attention materialises every score matrix and its torch RMSNorm refuses sequence parallelism;
-these modules replace them. The CPU step becomes several times faster with the same losses (benchmarks/README.md).
+Megatron's torch norms refuse sequence parallelism, and it has none of the variants below. A step on a CPU becomes
+several times faster with these modules and those of ``attention.py`` (benchmarks/README.md).
 """
 
 from __future__ import annotations
@@ -10,54 +10,88 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from megatron.core.transformer import attention
-from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
+from megatron.core.tensor_parallel.mappings import (
+    copy_to_tensor_model_parallel_region,
+    reduce_from_tensor_model_parallel_region,
+)
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 
 
-class RMSNorm(nn.Module):
-    """Root-mean-square norm over the last dimension, ``[s, b, h] -> [s, b, h]`` (Zhang & Sennrich 2019, eq. 4)."""
+class _Norm(nn.Module):
+    """Normalises the last dimension; every rank holds the whole weight."""
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_ignored: object) -> None:
         super().__init__()
         self.eps = eps
         self.shape = (hidden_size,)
+        # Under sequence parallelism each rank sees its own positions: Megatron sums the gradient of what is marked so.
         self.weight = nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
-        # Under sequence parallelism each rank sees its own positions: Megatron sums the gradient of weights marked so.
         self.weight.sequence_parallel = config.sequence_parallel
+
+
+class RMSNorm(_Norm):
+    """Root-mean-square norm, ``[s, b, h] -> [s, b, h]`` (Zhang & Sennrich 2019, eq. 4)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x, self.shape, self.weight, self.eps)
 
 
-class SelfAttention(attention.SelfAttention):
-    """Megatron's projections around rotary embedding and causal grouped-query SDPA of torch.
+class RMSNormPlusOne(_Norm):
+    """Root-mean-square norm that multiplies by 1 + weight, in float32 (Gemma); the weight is kept as it is stored."""
 
-    Megatron rotates in its own layout ``[s, b, heads, d]``, by way of four copies, and hands the result to the kernel with
-    one position's batch between neighbouring positions. Here queries and keys are copied once, into ``[b, heads, s, d]``,
-    and rotated there: on a CPU attention takes up to half the time.
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), self.shape, 1.0 + self.weight.float(), self.eps).type_as(x)
+
+
+class LayerNorm(_Norm):
+    """Layer norm with weight and bias (Ba et al. 2016)."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_ignored: object) -> None:
+        super().__init__(config, hidden_size, eps)
+        self.bias = nn.Parameter(torch.zeros(hidden_size, dtype=config.params_dtype))
+        self.bias.sequence_parallel = config.sequence_parallel
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.shape, self.weight, self.bias, self.eps)
+
+
+class LayerNormNoBias(_Norm):
+    """Layer norm with a weight alone (MPT)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.shape, self.weight, None, self.eps)
+
+
+# By ModelShape.norm.
+NORMS = {"rms": RMSNorm, "rms_plus_one": RMSNormPlusOne, "layernorm": LayerNorm, "layernorm_no_bias": LayerNormNoBias}
+
+
+class ProjectionNorm(nn.Module):
+    """Root-mean-square norm of all heads' queries (or keys) together, ``[s, b, heads, d]`` of this rank (OLMo 2).
+
+    The mean runs over the heads of all tensor-parallel ranks; of the weight each rank holds the part of its heads.
     """
 
-    def forward(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        *,
-        rotary_pos_emb: Tensor,
-        packed_seq_params: object | None = None,
-        **_ignored: object,
-    ) -> tuple[Tensor, Tensor | None]:
-        """``hidden_states [s, b, h]``, angles ``[s, 1, 1, d]`` -> (``[s, b, h]``, bias)."""
-        config = self.config
-        assert attention_mask is None and packed_seq_params is None and self.attn_mask_type == AttnMaskType.causal
-        assert config.context_parallel_size == 1, "context parallelism needs Transformer Engine"
-        projected = self.get_query_key_value_tensors(hidden_states)
-        q, k, v = (tensor.permute(1, 2, 0, 3).contiguous() for tensor in projected)
-        q, k = rotate(q, rotary_pos_emb[:, 0, 0]), rotate(k, rotary_pos_emb[:, 0, 0])
-        dropout = config.attention_dropout if self.training else 0.0
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout, enable_gqa=q.size(1) != k.size(1))
-        return self.linear_proj(out.permute(2, 0, 1, 3).flatten(2))
+    def __init__(self, config: TransformerConfig, heads: int, head_dim: int, tensor_ranks: int) -> None:
+        super().__init__()
+        self.eps = config.layernorm_epsilon
+        self.size = heads * head_dim * tensor_ranks
+        self.weight = nn.Parameter(torch.ones(heads * head_dim, dtype=config.params_dtype))
+        set_tensor_model_parallel_attributes(self.weight, True, 0, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        squares = wide.square().sum(dim=(-2, -1), keepdim=True)
+        # Summed over the ranks in both directions: each rank's output depends on all ranks' inputs.
+        squares = copy_to_tensor_model_parallel_region(reduce_from_tensor_model_parallel_region(squares))
+        scaled = wide * torch.rsqrt(squares / self.size + self.eps)
+        return (self.weight.float() * scaled.flatten(2)).view_as(x).type_as(x)
+
+    def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None) -> dict:
+        return make_sharded_tensors_for_checkpoint(self.state_dict(keep_vars=True), prefix, {"weight": 0}, sharded_offsets)
 
 
 class SwiGLU(MegatronModule):
@@ -67,14 +101,3 @@ class SwiGLU(MegatronModule):
         gate, up = x.chunk(2, dim=-1)
         # On half-rows torch's CPU kernel for the gradient takes three times as long as on a copy.
         return F.silu(gate.contiguous()) * up
-
-
-def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Rotary embedding (Su et al. 2021, eq. 34) of ``x [b, heads, s, d]`` by ``angles [s, d]``.
-
-    Dimension i turns with dimension i + d/2, as in Llama; ``angles`` holds every angle in both places.
-    """
-    half = x.size(-1) // 2
-    sine = angles.sin()
-    sine[:, :half].neg_()
-    return torch.addcmul(x * angles.cos().to(x.dtype), x.roll(half, -1), sine.to(x.dtype))

@@ -52,9 +52,10 @@ def flops_per_token(shape: ModelShape, sequence_length: int) -> float:
     """Model FLOPs of one token's forward and backward pass (PaLM, Chowdhery et al. 2022, appendix B).
 
     6 per weight that multiplies (the input embedding does not, the head does) and 12 per layer, head dimension and
-    position for attention, causal masking not deducted.
+    position for attention, masks and windows not deducted.
     """
-    head_and_body = shape.num_parameters() - (0 if shape.tied else shape.vocab_size * shape.hidden_size)
+    looked_up = (0 if shape.tied else shape.vocab_size) + (shape.max_position_embeddings if shape.position == "learned" else 0)
+    head_and_body = shape.num_parameters() - looked_up * shape.hidden_size
     return 6 * head_and_body + 12 * shape.num_layers * shape.query_size * sequence_length
 
 

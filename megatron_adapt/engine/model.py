@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import warnings
+from functools import partial
 from typing import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
@@ -34,9 +35,11 @@ HEAD = "output_layer.weight"
 # The local layer spec keeps norms apart; Transformer Engine fuses them into the following linear layer. Checkpoints
 # (and our rule tables) use the fused spelling for both.
 _LOCAL_NAMES = {
-    "input_layernorm.weight": "self_attention.linear_qkv.layer_norm_weight",
-    "pre_mlp_layernorm.weight": "mlp.linear_fc1.layer_norm_weight",
+    "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
+    "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
 }
+ACTIVATIONS = {"silu": F.silu, "gelu": F.gelu, "gelu_tanh": partial(F.gelu, approximate="tanh")}
+POSITIONS = {"rope": "rope", "learned": "learned_absolute", "alibi": "none"}  # what Megatron calls them
 
 
 def transformer_config(shape: ModelShape, layout: Layout, precision: str) -> TransformerConfig:
@@ -54,11 +57,15 @@ def _transformer_config(shape: ModelShape, layout: Layout, precision: str, dtype
         num_attention_heads=shape.num_attention_heads,
         num_query_groups=shape.num_query_groups,
         kv_channels=shape.head_dim,
-        normalization="RMSNorm",
+        normalization="LayerNorm" if shape.norm.startswith("layernorm") else "RMSNorm",
         layernorm_epsilon=shape.norm_epsilon,
-        gated_linear_unit=True,
-        activation_func=F.silu,
-        add_bias_linear=False,
+        gated_linear_unit=shape.gated,
+        activation_func=ACTIVATIONS[shape.activation],
+        add_bias_linear=shape.linear_bias,
+        add_qkv_bias=shape.qkv_bias,
+        # Makes Megatron sum these norms' gradients over the ranks, which have a part of the heads each.
+        qk_layernorm=shape.qk_norm == "head",
+        softmax_scale=shape.softmax_scale,
         hidden_dropout=0.0,
         attention_dropout=0.0,
         tensor_model_parallel_size=layout.tensor,
@@ -69,7 +76,7 @@ def _transformer_config(shape: ModelShape, layout: Layout, precision: str, dtype
         pipeline_dtype=dtype,
         # Weights always come from a checkpoint or a Hugging Face directory (a model from scratch is one, too).
         perform_initialization=False,
-        **backend.config_fields(),
+        **backend.config_fields(shape),
     )
 
 
@@ -80,19 +87,34 @@ def build(shape: ModelShape, layout: Layout, precision: str) -> GPTModel:
     config = transformer_config(shape, layout, precision)
     model = GPTModel(
         config,
-        backend.layer_spec(config),
+        backend.layer_spec(config, shape),
         vocab_size=shape.vocab_size,
         max_sequence_length=shape.max_position_embeddings,
         pre_process=parallel_state.is_pipeline_first_stage(),
         post_process=parallel_state.is_pipeline_last_stage(),
         parallel_output=True,
         share_embeddings_and_output_weights=shape.tied,
-        position_embedding_type="rope",
+        position_embedding_type=POSITIONS[shape.position],
     )
-    # Megatron knows one kind of rope scaling, with its constants fixed; the family's frequencies are exact for all.
-    model.rotary_pos_emb.inv_freq = shape.inverse_frequencies()
+    if shape.position == "rope":
+        # Megatron knows one kind of rope scaling, with its constants fixed; the family's frequencies are exact for all.
+        model.rotary_pos_emb.inv_freq = shape.inverse_frequencies()
+    if shape.embedding_scale != 1 and model.pre_process:
+        model.embedding.register_forward_hook(partial(_scale, shape.embedding_scale))
+    if shape.logit_softcap is not None and model.post_process:
+        model.output_layer.register_forward_hook(partial(_cap, shape.logit_softcap))
     _mark_sharded_parameters(model)
     return model.to(backend.device())
+
+
+def _scale(factor: float, module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+    # Rounded to the weights' precision, as in transformers.
+    return output * torch.tensor(factor, dtype=output.dtype).item()
+
+
+def _cap(cap: float, module: nn.Module, inputs: tuple, output: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:
+    logits, bias = output
+    return cap * torch.tanh(logits / cap), bias
 
 
 def _mark_sharded_parameters(model: GPTModel) -> None:
@@ -117,7 +139,10 @@ def named_parameters(model: GPTModel) -> Iterator[tuple[str, nn.Parameter]]:
         match = re.match(r"decoder\.layers\.(\d+)\.(.+)", name)
         if match:
             number = model.decoder.layers[int(match[1])].layer_number - 1
-            name = f"decoder.layers.{number}.{_LOCAL_NAMES.get(match[2], match[2])}"
+            rest = match[2]
+            for local, fused in _LOCAL_NAMES.items():
+                rest = fused + rest.removeprefix(local) if rest.startswith(local) else rest
+            name = f"decoder.layers.{number}.{rest}"
         elif name == HEAD and model.share_embeddings_and_output_weights:
             name = EMBEDDING
         yield name, parameter
@@ -132,7 +157,7 @@ def is_selected(name: str, pattern: str, num_layers: int, tied: bool) -> bool:
     if pattern == "output":
         return name == (EMBEDDING if tied else HEAD)
     if pattern == "norms":
-        return name.endswith("norm_weight") or name.endswith("layernorm.weight")
+        return re.search(r"norm[._](weight|bias)$", name) is not None
     if pattern.startswith("regex:"):
         return re.search(pattern.removeprefix("regex:"), name) is not None
     layers = selected_layers(pattern, num_layers)

@@ -8,11 +8,12 @@ import math
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Mapping
+from typing import TYPE_CHECKING, Any, Callable, Mapping
 
 from megatron_adapt.errors import ConfigError
-from megatron_adapt.families.rope import read_rope
+from megatron_adapt.families.rope import DEFAULT_THETA, attention_factor, inverse_frequencies, read_rope
 from megatron_adapt.families.rules import FLOATS, Rule, Shape, expand
+from megatron_adapt.families.values import checked, flatten, nest
 
 if TYPE_CHECKING:
     import torch
@@ -20,16 +21,29 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelShape:
-    """All numbers of a model that its family's rules and the engine need.
+    """All numbers and choices of a model that its family's rules and the engine need; the defaults are Llama's choices.
 
     Attributes:
         ffn_hidden_size: rows of the gate (and of the up) projection.
         num_query_groups: key/value heads.
         head_dim: rows per head; ``head_dim * num_attention_heads`` may differ from ``hidden_size``.
         vocab_size: rows of the embedding matrix, padding included.
-        rope: ``{"rope_type": "default" | "linear" | "llama3", "rope_theta": float, ...}`` with the type's own numbers.
+        rope: ``{"rope_type", "rope_theta", ...}`` with the type's own numbers (``rope.py``); empty without rotation.
         tied: the output matrix is the embedding matrix.
         init_std: standard deviation of freshly initialised matrices.
+        norm: ``rms``, ``rms_plus_one`` (multiplies by 1 + weight), ``layernorm``, ``layernorm_no_bias``.
+        norm_place: where a sub-layer has norms: ``before`` it, ``after`` it (and before the addition), ``around`` it.
+        activation: ``silu``, ``gelu``, ``gelu_tanh``; ``gated``: of a gate that multiplies the up projection.
+        qkv_bias, linear_bias: biases of the fused query/key/value projection; of every projection.
+        qk_norm: RMS norm of queries and keys: ``none``, per ``head``, over the whole ``projection``.
+        position: ``rope``, ``learned``, ``alibi``.
+        parallel_residual: attention and MLP both read the layer's input, each through its own norm.
+        attention_scale: factor of the scores; None: 1 / sqrt(head_dim).
+        attention_softcap, logit_softcap: c in c * tanh(x / c), of scores and of logits.
+        embedding_scale: factor of the embedding's output.
+        clip_qkv: bound of queries, keys and values.
+        windows: for each layer how many positions it sees, itself included, or None; empty: all layers see all.
+        local_rope: another ``rope`` for the layers with a window.
     """
 
     family: str
@@ -45,6 +59,22 @@ class ModelShape:
     rope: dict[str, Any] = field(hash=False)
     tied: bool
     init_std: float
+    norm: str = "rms"
+    norm_place: str = "before"
+    activation: str = "silu"
+    gated: bool = True
+    qkv_bias: bool = False
+    linear_bias: bool = False
+    qk_norm: str = "none"
+    position: str = "rope"
+    parallel_residual: bool = False
+    attention_scale: float | None = None
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
+    embedding_scale: float = 1.0
+    clip_qkv: float | None = None
+    windows: tuple[int | None, ...] = ()
+    local_rope: dict[str, Any] | None = field(default=None, hash=False)
 
     @property
     def query_size(self) -> int:
@@ -55,6 +85,26 @@ class ModelShape:
     def key_size(self) -> int:
         """Rows of the key (and of the value) projection."""
         return self.num_query_groups * self.head_dim
+
+    @property
+    def qkv_size(self) -> int:
+        """Rows of the fused query, key and value projection."""
+        return self.query_size + 2 * self.key_size
+
+    @property
+    def rotary_dim(self) -> int:
+        """Rows of each head that are rotated."""
+        return int(self.head_dim * self.rope.get("partial_rotary_factor", 1.0))
+
+    @property
+    def softmax_scale(self) -> float:
+        """Factor of the scores, YaRN's share included (it multiplies queries and keys alike)."""
+        scale = self.head_dim**-0.5 if self.attention_scale is None else self.attention_scale
+        return scale * attention_factor(self.rope) ** 2
+
+    def window(self, layer: int) -> int | None:
+        """Positions that the layer (global index from 0) sees, itself included; None: all before it."""
+        return self.windows[layer] if self.windows else None
 
     def parameter_shapes(self) -> dict[str, Shape]:
         """Canonical Megatron name -> unsharded shape, in the order of the model."""
@@ -81,10 +131,12 @@ class ModelShape:
         return problems
 
     def inverse_frequencies(self) -> torch.Tensor:
-        """Rotary frequencies, float32 [head_dim / 2], bit for bit those of transformers."""
-        from megatron_adapt.families.rope import inverse_frequencies
+        """Rotary frequencies, float32 [rotary_dim / 2], bit for bit those of transformers."""
+        return inverse_frequencies(self.rope, self.rotary_dim)
 
-        return inverse_frequencies(self.rope, self.head_dim)
+    def local_frequencies(self) -> torch.Tensor:
+        """The same for the layers with a window."""
+        return inverse_frequencies(self.local_rope or self.rope, self.rotary_dim)
 
 
 @dataclass(frozen=True)
@@ -93,12 +145,19 @@ class Family:
 
     Attributes:
         architectures, model_types: what config.json says in ``architectures`` and ``model_type``.
-        names: field of ``ModelShape`` -> key of config.json, for the fields that are plain numbers or flags.
+        names: field of ``ModelShape`` -> key of config.json, for the fields that are plain numbers, flags or activations.
         defaults: values that transformers assumes for absent keys.
         fixed: settings that have one supported value; any other is refused.
         rope_types: supported rotary variants.
         rules: the weight rules.
         other_keys: further keys that a config may carry and that change nothing here.
+        constants: fields of ``ModelShape`` that are the same for the whole family.
+        settings: further keys of config.json -> transformers' defaults (here a null is a value), for ``derive``.
+        derive: ``(settings, fields so far, where) -> further fields``, for what no table can say.
+        theta_key, fraction_key: what config.json calls the rotary base and the part of a head that is rotated.
+        nested: tables inside config.json; their keys are written ``table.key`` here.
+        buffers: regular expressions for tensors that files may hold and that are no weights.
+        optional_prefix: the beginning of all names but the head's, which some files leave out.
     """
 
     name: str
@@ -110,6 +169,14 @@ class Family:
     rope_types: tuple[str, ...]
     rules: tuple[Rule, ...]
     other_keys: tuple[str, ...] = ()
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    derive: Callable[[Mapping[str, Any], Mapping[str, Any], str], dict[str, Any]] | None = None
+    theta_key: str = "rope_theta"
+    fraction_key: str | None = None
+    nested: tuple[str, ...] = ()
+    buffers: tuple[str, ...] = ()
+    optional_prefix: str = ""
 
     def read_config(self, hf_config: Mapping[str, Any], where: str = "config.json") -> ModelShape:
         """The shape that a Hugging Face configuration describes.
@@ -119,6 +186,7 @@ class Family:
         Raises:
             ConfigError: a missing or impossible value, or a setting that this family does not support, by name.
         """
+        hf_config = flatten(hf_config, self.nested, where)
         for key, supported in self.fixed.items():
             value = hf_config.get(key)
             if value is not None and value != supported:
@@ -127,18 +195,31 @@ class Family:
             if hf_config.get(key):
                 reason = "quantised weights" if key == "quantization_config" else "a model with code of its own"
                 raise ConfigError(f"{where}: {key} announces {reason}, which is not supported.")
-        values = {name: self._value(name, key, hf_config, where) for name, key in self.names.items()}
-        heads, groups = values["num_attention_heads"], values["num_query_groups"]
+        values = {"head_dim": None, "num_query_groups": None, "ffn_hidden_size": None, **self.constants}
+        for name, key in self.names.items():
+            values[name] = checked(name, key, hf_config, self.defaults, where)
+        hidden, heads = values["hidden_size"], values["num_attention_heads"]
         if values["head_dim"] is None:
-            if values["hidden_size"] % heads:
-                raise ConfigError(f"{where}: hidden_size {values['hidden_size']} is not a multiple of {heads} heads.")
-            values["head_dim"] = values["hidden_size"] // heads
-        groups = values["num_query_groups"] = heads if groups is None else groups
+            if hidden % heads:
+                raise ConfigError(f"{where}: hidden_size {hidden} is not a multiple of {heads} heads.")
+            values["head_dim"] = hidden // heads
+        groups = values["num_query_groups"] = values["num_query_groups"] or heads
         if heads % groups:
             raise ConfigError(f"{where}: {heads} attention heads cannot be shared by {groups} key/value heads.")
-        if values["head_dim"] % 2:
-            raise ConfigError(f"{where}: head_dim {values['head_dim']} is odd; rotary embeddings need an even one.")
-        return ModelShape(family=self.name, rope=read_rope(hf_config, self.rope_types, where), **values)
+        values["ffn_hidden_size"] = values["ffn_hidden_size"] or 4 * hidden
+        if self.derive is not None:
+            values |= self.derive({**self.settings, **hf_config}, values, where)
+        values["rope"] = self._rope(hf_config, where) if self.rope_types else {}
+        shape = ModelShape(family=self.name, **values)
+        if self.rope_types and shape.rotary_dim % 2:
+            what = "head_dim" if shape.rotary_dim == shape.head_dim else "the rotated part of head_dim"
+            raise ConfigError(f"{where}: {what} {shape.rotary_dim} is odd; rotary embeddings need an even one.")
+        return shape
+
+    def _rope(self, hf_config: Mapping[str, Any], where: str) -> dict[str, Any]:
+        theta = self.defaults.get(self.theta_key, DEFAULT_THETA)
+        fraction = self.defaults.get(self.fraction_key, 1.0)
+        return read_rope(hf_config, self.rope_types, where, self.theta_key, theta, self.fraction_key, fraction)
 
     def complete_config(
         self, config: Mapping[str, Any], vocab_size: int, bos: int | None, eos: int | None, pad: int | None = None
@@ -150,19 +231,20 @@ class Family:
         Raises:
             ConfigError: unknown keys (with the nearest known one), missing sizes, or a contradiction.
         """
-        given = {key: value for key, value in config.items() if value is not None}
+        config = flatten(config, self.nested, "the model's configuration")
+        given = {key: value for key, value in config.items() if value is not None or key in self.settings}
         from_tokenizer = {"vocab_size": vocab_size, "bos_token_id": bos, "eos_token_id": eos, "pad_token_id": pad}
         constant = {"architectures": [self.architectures[0]], "model_type": self.model_types[0]}
-        rope_keys = {"rope_theta", "rope_scaling", "rope_parameters"}
-        known = {*self.names.values(), *self.fixed, *from_tokenizer, *constant, *rope_keys, *self.other_keys}
-        self._refuse_unknown(config, known)
+        rope_keys = {self.theta_key, self.fraction_key, "rope_scaling", "rope_parameters"} if self.rope_types else set()
+        known = {*self.names.values(), *self.fixed, *self.settings, *from_tokenizer, *constant, *rope_keys}
+        self._refuse_unknown(config, (known | {*self.other_keys, *self.nested}) - {None})
         required = [key for name, key in self.names.items() if key not in self.defaults and name != "vocab_size"]
         if missing := [key for key in required if key not in given]:
             raise ConfigError(f"the model's configuration lacks {', '.join(missing)}.")
         for key, value in from_tokenizer.items():
             if given.get(key, value) != value:
                 raise ConfigError(f"{key} = {given[key]!r} contradicts the tokenizer ({value!r}); leave it out.")
-        full = {**self.defaults, **self.fixed, **given, **from_tokenizer, **constant}
+        full = {**self.defaults, **self.fixed, **self.settings, **given, **from_tokenizer, **constant}
         full.setdefault("dtype", full.pop("torch_dtype", "float32"))
         if full["dtype"] not in FLOATS:
             raise ConfigError(f"dtype = {full['dtype']!r} is not one of {', '.join(FLOATS)}.")
@@ -172,32 +254,16 @@ class Family:
                 f"hidden_size {shape.hidden_size} is not a multiple of num_attention_heads "
                 f"{shape.num_attention_heads}; transformers refuses such a configuration."
             )
-        full.update({self.names[name]: getattr(shape, name) for name in self.names})
-        # transformers 4 and 5 both read the older spelling; only 5 knows rope_parameters.
-        full.pop("rope_parameters", None)
-        scaling = {key: value for key, value in shape.rope.items() if key != "rope_theta"}
-        full["rope_theta"] = shape.rope["rope_theta"]
-        full["rope_scaling"] = None if shape.rope["rope_type"] == "default" else scaling
-        return full
-
-    def _value(self, name: str, key: str, hf_config: Mapping[str, Any], where: str) -> Any:
-        """One checked value of the ``names`` table; None where transformers derives it from others."""
-        value = hf_config.get(key)
-        if value is None:
-            if key not in self.defaults:
-                raise ConfigError(f"{where} lacks {key}.")
-            return self.defaults[key]
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if name == "tied":
-            if not isinstance(value, bool):
-                raise ConfigError(f"{where}: {key} = {value!r} is not true or false.")
-        elif name in ("norm_epsilon", "init_std"):
-            if not number or not 0 <= value < 1:
-                raise ConfigError(f"{where}: {key} = {value!r} is not a number between 0 and 1.")
-            value = float(value)
-        elif not isinstance(value, int) or not number or value < 1:
-            raise ConfigError(f"{where}: {key} = {value!r} is not a positive whole number.")
-        return value
+        full.update({key: getattr(shape, name) for name, key in self.names.items() if name != "activation"})
+        if self.rope_types:  # transformers 4 and 5 both read the older spelling; only 5 knows rope_parameters.
+            full.pop("rope_parameters", None)
+            own = ("rope_theta", "partial_rotary_factor")
+            scaling = {key: value for key, value in shape.rope.items() if key not in own}
+            full[self.theta_key] = shape.rope["rope_theta"]
+            full["rope_scaling"] = None if shape.rope["rope_type"] == "default" else scaling
+            if self.fraction_key:
+                full[self.fraction_key] = shape.rope.get("partial_rotary_factor", 1.0)
+        return nest(full, self.nested)
 
     def _refuse_unknown(self, config: Mapping[str, Any], known: set[str]) -> None:
         problems = []

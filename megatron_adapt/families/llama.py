@@ -34,7 +34,7 @@ FAMILY = Family(
         "initializer_range": 0.02,
     },
     fixed={"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "attention_dropout": 0.0},
-    rope_types=("default", "linear", "llama3"),
+    rope_types=("default", "linear", "llama3", "yarn"),
     # pretraining_tp > 1 makes transformers slice its matrix products, with the same result.
     other_keys=("dtype", "torch_dtype", "pretraining_tp", "use_cache", "transformers_version"),
     rules=(

@@ -7,6 +7,7 @@ tensor or pipeline parallelism: conversion is written unsharded, and Megatron's 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Iterable, Iterator, Literal, Protocol, TypeVar, Union
 
@@ -21,8 +22,9 @@ EMBEDDING = "embedding.word_embeddings.weight"
 OUTPUT = "output_layer.weight"
 FLOATS = ("float32", "bfloat16", "float16")
 
-# ones: norms; normal: N(0, init_std); residual: N(0, init_std / sqrt(2 * num_layers)), for what writes to the residual.
-Init = Literal["normal", "residual", "ones"]
+# ones: norms; zeros: biases, and norms that multiply by 1 + weight; normal: N(0, init_std); residual:
+# N(0, init_std / sqrt(2 * num_layers)), for what writes to the residual.
+Init = Literal["normal", "residual", "ones", "zeros"]
 Shape = tuple[int, ...]
 
 
@@ -38,55 +40,72 @@ class Reader(Protocol):
 
 @dataclass(frozen=True)
 class Copy:
-    """One tensor, the same in both. ``sizes`` are fields of ``ModelShape``, one per dimension."""
+    """One tensor, the same in both. ``sizes`` are fields of ``ModelShape``, one per dimension of Megatron's.
+
+    ``transposed``: Hugging Face stores the matrix as [in, out] (GPT-2's Conv1D).
+    """
 
     megatron: str
     hf: tuple[str, ...]
     sizes: tuple[str, ...]
     init: Init = "normal"
+    transposed: bool = False
 
     def megatron_shape(self, shape: ModelShape) -> Shape:
         return _sizes(self.sizes, shape)
 
     def hf_shapes(self, shape: ModelShape) -> list[Shape]:
-        return [self.megatron_shape(shape)]
+        return [self.megatron_shape(shape)[:: -1 if self.transposed else 1]]
 
     def to_megatron(self, tensors: list[Tensor], shape: ModelShape) -> Tensor:
-        return tensors[0]
+        return tensors[0].t().contiguous() if self.transposed else tensors[0]
 
     def to_hf(self, tensor: Tensor, shape: ModelShape) -> list[Tensor]:
-        return [tensor]
+        return [tensor.t().contiguous() if self.transposed else tensor]
 
 
 @dataclass(frozen=True)
 class QKV:
     """Query, key and value projections as Megatron's one matrix: for each query group its query heads, then its key
     head, then its value head, ``head_dim`` rows each. ``sizes`` are the dimensions after the first (none for biases).
+
+    With one name in ``hf`` the three are stored as one tensor, one below the other (MPT; ``transposed``: GPT-2).
     """
 
     megatron: str
-    hf: tuple[str, str, str]
+    hf: tuple[str, ...]
     sizes: tuple[str, ...] = ("hidden_size",)
     init: Init = "normal"
+    transposed: bool = False
 
     def megatron_shape(self, shape: ModelShape) -> Shape:
-        return (shape.query_size + 2 * shape.key_size, *_sizes(self.sizes, shape))
+        return (shape.qkv_size, *_sizes(self.sizes, shape))
 
     def hf_shapes(self, shape: ModelShape) -> list[Shape]:
         rest = _sizes(self.sizes, shape)
+        if len(self.hf) == 1:
+            return [(shape.qkv_size, *rest)[:: -1 if self.transposed else 1]]
         return [(shape.query_size, *rest), (shape.key_size, *rest), (shape.key_size, *rest)]
 
     def to_megatron(self, tensors: list[Tensor], shape: ModelShape) -> Tensor:
         import torch
 
+        if len(self.hf) == 1:
+            rows = tensors[0].t() if self.transposed else tensors[0]
+            tensors = list(rows.split([shape.query_size, shape.key_size, shape.key_size]))
         grouped = [t.reshape(shape.num_query_groups, -1, *t.shape[1:]) for t in tensors]
         return torch.cat(grouped, dim=1).flatten(0, 1)
 
     def to_hf(self, tensor: Tensor, shape: ModelShape) -> list[Tensor]:
         queries = shape.query_size // shape.num_query_groups
         grouped = tensor.reshape(shape.num_query_groups, queries + 2 * shape.head_dim, *tensor.shape[1:])
-        parts = grouped.split([queries, shape.head_dim, shape.head_dim], dim=1)
-        return [part.flatten(0, 1) for part in parts]
+        parts = [part.flatten(0, 1) for part in grouped.split([queries, shape.head_dim, shape.head_dim], dim=1)]
+        if len(self.hf) == 3:
+            return parts
+        import torch
+
+        rows = torch.cat(parts)
+        return [rows.t().contiguous() if self.transposed else rows]
 
 
 @dataclass(frozen=True)
@@ -138,9 +157,9 @@ def hf_to_megatron(family: Family, shape: ModelShape, reader: Reader) -> Iterato
     Raises:
         CheckpointError: missing or unused tensors, or shapes that config.json does not announce.
     """
-    rules = expand(family, shape)
+    reader = with_prefix(family, reader)
     check_weights(family, shape, reader)
-    for rule in rules:
+    for rule in expand(family, shape):
         yield rule.megatron, rule.to_megatron([reader.get(name) for name in rule.hf], shape)
 
 
@@ -178,8 +197,10 @@ def check_weights(family: Family, shape: ModelShape, reader: Reader) -> None:
     Raises:
         CheckpointError: missing or unused tensors, wrong shapes, mixed or unsupported dtypes, an untied head.
     """
+    reader = with_prefix(family, reader)
     where = getattr(reader, "path", "the weights")
-    stored = [name for name in reader.names() if not name.endswith("rotary_emb.inv_freq")]
+    buffers = re.compile("|".join((r".*rotary_emb\.inv_freq", *family.buffers)))
+    stored = [name for name in reader.names() if not buffers.fullmatch(name)]
     wanted = {name: size for rule in expand(family, shape) for name, size in zip(rule.hf, rule.hf_shapes(shape))}
     redundant = redundant_head(family, shape, reader)
     missing = [name for name in wanted if name not in set(stored)]
@@ -205,6 +226,7 @@ def redundant_head(family: Family, shape: ModelShape, reader: Reader) -> str | N
     Raises:
         CheckpointError: the two differ, so the model is not tied.
     """
+    reader = with_prefix(family, reader)
     names = {rule.megatron: rule.hf[0] for rule in family.rules}
     head, embedding = names[OUTPUT], names[EMBEDDING]
     if not shape.tied or not {head, embedding} <= set(reader.names()):
@@ -215,6 +237,36 @@ def redundant_head(family: Family, shape: ModelShape, reader: Reader) -> str | N
             f"{embedding}. Set tie_word_embeddings to false, or remove {head}."
         )
     return head
+
+
+class _WithPrefix:
+    """A reader whose files name every tensor without the family's prefix; callers see the full names."""
+
+    def __init__(self, prefix: str, reader: Reader) -> None:
+        self.prefix, self.reader = prefix, reader
+        self.path = getattr(reader, "path", "the weights")
+        # The head stands beside the part that has the prefix.
+        self.stored = {self._full(name): name for name in reader.names()}
+
+    def _full(self, name: str) -> str:
+        return name if name.startswith("lm_head.") else self.prefix + name
+
+    def names(self) -> list[str]:
+        return list(self.stored)
+
+    def info(self, name: str) -> tuple[Shape, str]:
+        return self.reader.info(self.stored[name])
+
+    def get(self, name: str) -> Tensor:
+        return self.reader.get(self.stored[name])
+
+
+def with_prefix(family: Family, reader: Reader) -> Reader:
+    """The reader, seen with the family's full names where its files lack the optional prefix (GPT-2 of the hub)."""
+    prefix = family.optional_prefix
+    if not prefix or any(name.startswith(prefix) for name in reader.names()):
+        return reader
+    return _WithPrefix(prefix, reader)
 
 
 def _sizes(names: tuple[str, ...], shape: ModelShape) -> Shape:

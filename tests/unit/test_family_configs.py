@@ -10,6 +10,7 @@ import torch
 
 from megatron_adapt.errors import ConfigError
 from megatron_adapt.families import ModelShape, family_named, find_family
+from megatron_adapt.families.rope import attention_factor
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -18,6 +19,9 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024}
 
 
 def config(**changes):
@@ -44,6 +48,10 @@ ROPES = [
     {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e6, "factor": 2.5}},
     {"rope_parameters": {"rope_theta": 500000.0, **LLAMA3}},
     {"rope_scaling": {k: v for k, v in LLAMA3.items() if k != "original_max_position_embeddings"}},
+    {"rope_scaling": YARN},
+    {"rope_theta": 1e6, "rope_scaling": {"type": "yarn", "factor": 2.0, "beta_fast": 16, "beta_slow": 2.0}},
+    {"rope_scaling": {"rope_type": "yarn", "factor": 40, "mscale": 0.707, "mscale_all_dim": 1.0, "truncate": False}},
+    {"rope_parameters": {"rope_type": "yarn", "rope_theta": 5e5, "factor": 8.0, "attention_factor": 1.3}},
 ]
 
 
@@ -55,8 +63,9 @@ def test_inverse_frequencies_equal_those_of_transformers(rope, sizes):
 
     given_config = config(**copy.deepcopy(rope), **sizes, max_position_embeddings=4096)
     ours = family_named("llama").read_config(given_config).inverse_frequencies()
-    theirs = LlamaRotaryEmbedding(LlamaConfig(**copy.deepcopy(given_config))).inv_freq
-    assert ours.dtype == torch.float32 and ours.equal(theirs)
+    theirs = LlamaRotaryEmbedding(LlamaConfig(**copy.deepcopy(given_config)))
+    assert ours.dtype == torch.float32 and ours.equal(theirs.inv_freq)
+    assert attention_factor(family_named("llama").read_config(given_config).rope) == theirs.attention_scaling
 
 
 def test_both_spellings_mean_the_same():
@@ -69,7 +78,8 @@ def test_both_spellings_mean_the_same():
     ("changes", "message"),
     [
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic' is not supported. Supported: default"),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "rope type 'yarn'"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "rope type 'yarn' needs a positive number factor, found None"),
+        ({"rope_scaling": {**YARN, "beta_fast": "x"}}, "positive number beta_fast, found 'x'"),
         ({"rope_scaling": {"rope_type": "longrope"}}, "rope type 'longrope'"),
         ({"rope_scaling": {"rope_type": "linear", "type": "yarn"}}, "names two types, 'linear' and 'yarn'"),
         ({"rope_scaling": {"rope_type": "linear"}}, "needs a positive number factor, found None"),
@@ -105,8 +115,8 @@ def test_defaults_are_those_of_transformers():
 
 
 def test_unsupported_architectures_list_the_supported():
-    with pytest.raises(ConfigError, match=r"a/config\.json: the architecture \(GPT2LMHeadModel\).*LlamaForCausalLM"):
-        find_family({"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"}, where="a/config.json")
+    with pytest.raises(ConfigError, match=r"a/config\.json: the architecture \(MixtralForCausalLM\).*LlamaForCausalLM"):
+        find_family({"architectures": ["MixtralForCausalLM"], "model_type": "mixtral"}, where="a/config.json")
     with pytest.raises(ConfigError, match=r"\(LlamaForSequenceClassification\) is not supported"):
         find_family({"architectures": ["LlamaForSequenceClassification"], "model_type": "llama"})
     with pytest.raises(ConfigError, match=r"\(nothing named\)"):

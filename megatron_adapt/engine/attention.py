@@ -1,0 +1,131 @@
+"""Causal self-attention in plain torch, with everything that the families' attention differs in."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from megatron.core.transformer import attention
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron_adapt.engine.layers import ProjectionNorm
+from megatron_adapt.families.family import ModelShape
+
+
+class SelfAttention(attention.SelfAttention):
+    """Megatron's projections around rotary embedding and causal grouped-query SDPA of torch.
+
+    Megatron rotates in its own layout ``[s, b, heads, d]``, by way of four copies, and hands the result to the kernel with
+    one position's batch between neighbouring positions. Here queries and keys are copied once, into ``[b, heads, s, d]``,
+    and rotated there: on a CPU attention takes up to half the time.
+    """
+
+    def __init__(
+        self, config: TransformerConfig, submodules: object, layer_number: int, *args: object, shape: ModelShape, **kwargs: object
+    ) -> None:
+        super().__init__(config, submodules, layer_number, *args, **kwargs)
+        self.shape = shape
+        self.window = shape.window(layer_number - 1)
+        heads, groups = self.num_attention_heads_per_partition, self.num_query_groups_per_partition
+        if shape.qk_norm == "projection":
+            self.q_layernorm = ProjectionNorm(config, heads, shape.head_dim, self.world_size)
+            self.k_layernorm = ProjectionNorm(config, groups, shape.head_dim, self.world_size)
+        self.slopes: tuple[float, ...] = ()
+        if shape.position == "alibi":
+            first = self.tp_group.rank() * heads
+            self.slopes = tuple(alibi_slopes(shape.num_attention_heads)[first : first + heads].tolist())
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        rotary_pos_emb: Tensor | None,
+        packed_seq_params: object | None = None,
+        **_ignored: object,
+    ) -> tuple[Tensor, Tensor | None]:
+        """``hidden_states [s, b, h]``, angles ``[s, 1, 1, rotated d]`` -> (``[s, b, h]``, bias)."""
+        assert attention_mask is None and packed_seq_params is None and self.attn_mask_type == AttnMaskType.causal
+        assert self.config.context_parallel_size == 1, "context parallelism needs Transformer Engine"
+        projected = self.get_query_key_value_tensors(hidden_states)
+        if self.shape.clip_qkv is not None:
+            projected = [tensor.clamp(-self.shape.clip_qkv, self.shape.clip_qkv) for tensor in projected]
+        q, k, v = (tensor.permute(1, 2, 0, 3).contiguous() for tensor in projected)
+        if rotary_pos_emb is not None:
+            angles = rotary_pos_emb[:, 0, 0]
+            if self.window is not None and self.shape.local_rope is not None:
+                angles = local_angles(self.shape, q.size(2), q.device)
+            q, k = rotate(q, angles), rotate(k, angles)
+        out = self._attend(q, k, v)
+        return self.linear_proj(out.permute(2, 0, 1, 3).flatten(2))
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """``q [b, heads, s, d]``, ``k, v [b, groups, s, d]`` -> ``[b, heads, s, d]``."""
+        scale, length = self.shape.softmax_scale, q.size(2)
+        window = self.window if self.window is not None and self.window < length else None
+        if self.shape.attention_softcap is not None:
+            return capped_attention(q, k, v, scale, self.shape.attention_softcap, mask(length, window, (), q.dtype, q.device))
+        dropout = self.config.attention_dropout if self.training else 0.0
+        grouped = q.size(1) != k.size(1)
+        if window is None and not self.slopes:
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, dropout_p=dropout, enable_gqa=grouped)
+        bias = mask(length, window, self.slopes, q.dtype, q.device)
+        return F.scaled_dot_product_attention(q, k, v, bias, scale=scale, dropout_p=dropout, enable_gqa=grouped)
+
+
+@lru_cache(maxsize=2)  # all layers share them, those with a window and those without
+def mask(length: int, window: int | None, slopes: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """What each position sees: bool ``[s, s]``, or with ALiBi what is added to the scores, ``[heads, s, s]``.
+
+    ``window``: so many positions, itself included. ALiBi (Press et al. 2022) takes slope * distance off; from distances,
+    not from positions, so that half precision rounds small numbers.
+    """
+    positions = torch.arange(length, device=device)
+    distance = positions[:, None] - positions
+    seen = distance >= 0 if window is None else (distance >= 0) & (distance < window)
+    if not slopes:
+        return seen
+    bias = torch.tensor(slopes, device=device)[:, None, None] * -distance.float()
+    return bias.masked_fill(~seen, -math.inf).to(dtype)
+
+
+def alibi_slopes(heads: int, most: float = 8.0) -> Tensor:
+    """float32 ``[heads]``: 2^(-most i / n) for i = 1 .. n, n the next power of two; of more than ``heads`` first every
+    second one (as in MPT)."""
+    count = 2 ** math.ceil(math.log2(heads))
+    slopes = 1.0 / torch.pow(2, torch.arange(1, count + 1).float() * (most / count))
+    return slopes if count == heads else torch.cat([slopes[1::2], slopes[::2]])[:heads]
+
+
+def capped_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, cap: float, seen: Tensor) -> Tensor:
+    """Attention with scores cap * tanh(score / cap), which no kernel of torch has (Gemma 2)."""
+    groups = q.size(1) // k.size(1)
+    k, v = (tensor.repeat_interleave(groups, dim=1) for tensor in (k, v))
+    scores = cap * torch.tanh(q @ k.transpose(-1, -2) * scale / cap)
+    weights = torch.softmax(scores.masked_fill(~seen, -math.inf), dim=-1, dtype=torch.float32)
+    return weights.to(q.dtype) @ v
+
+
+@lru_cache(maxsize=1)
+def local_angles(shape: ModelShape, length: int, device: torch.device) -> Tensor:
+    """Angles ``[s, rotated d]`` of layers with a window that have a rotary base of their own (Gemma 3)."""
+    angles = torch.outer(torch.arange(length, device=device).float(), shape.local_frequencies().to(device))
+    return torch.cat([angles, angles], dim=-1)
+
+
+def rotate(x: Tensor, angles: Tensor) -> Tensor:
+    """Rotary embedding (Su et al. 2021, eq. 34) of the first r rows of every head in ``x [b, heads, s, d]``.
+
+    Dimension i turns with dimension i + r/2, as in Llama; ``angles [s, r]`` holds every angle in both places.
+    """
+    size = angles.size(-1)
+    if size < x.size(-1):
+        return torch.cat([rotate(x[..., :size], angles), x[..., size:]], dim=-1)
+    half = size // 2
+    sine = angles.sin()
+    sine[:, :half].neg_()
+    return torch.addcmul(x * angles.cos().to(x.dtype), x.roll(half, -1), sine.to(x.dtype))

@@ -1,0 +1,46 @@
+"""Arrangements of a decoder layer that Megatron lacks: attention and MLP side by side, norms after a sub-layer."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import TransformerLayer
+from megatron_adapt.engine.layers import NORMS
+from megatron_adapt.families.family import ModelShape
+
+
+class DecoderLayer(TransformerLayer):
+    """Megatron's layer with the norms and residual connections that ``ModelShape`` describes.
+
+    ``parallel_residual``: x + attention(norm(x)) + mlp(norm'(x)) (GPT-NeoX). ``norm_place`` "after": x + norm(attention(x)),
+    then the same with the MLP (OLMo 2); "around": with norms before each, too (Gemma).
+    """
+
+    def __init__(self, config: TransformerConfig, submodules: object, *args: object, shape: ModelShape, **kwargs: object) -> None:
+        super().__init__(config, submodules, *args, **kwargs)
+        assert config.hidden_dropout == 0
+        self.parallel = shape.parallel_residual
+        self.norm_after = shape.norm_place != "before"
+        if self.norm_after:
+            norm = NORMS[shape.norm]
+            self.post_self_attn_layernorm = norm(config, config.hidden_size, config.layernorm_epsilon)
+            self.post_mlp_layernorm = norm(config, config.hidden_size, config.layernorm_epsilon)
+
+    def forward(
+        self, hidden_states: Tensor, attention_mask: Tensor | None = None, rotary_pos_emb: Tensor | None = None, **_ignored: object
+    ) -> tuple[Tensor, None]:
+        """``[s, b, h]`` -> (``[s, b, h]``, no context)."""
+        attended = _sum(self.self_attention(self.input_layernorm(hidden_states), attention_mask, rotary_pos_emb=rotary_pos_emb))
+        if self.norm_after:
+            attended = self.post_self_attn_layernorm(attended)
+        between = hidden_states + attended
+        mapped = _sum(self.mlp(self.pre_mlp_layernorm(hidden_states if self.parallel else between)))
+        if self.norm_after:
+            mapped = self.post_mlp_layernorm(mapped)
+        return between + mapped, None
+
+
+def _sum(output_and_bias: tuple[Tensor, Tensor | None]) -> Tensor:
+    output, bias = output_and_bias
+    return output if bias is None else output + bias
