@@ -9,11 +9,17 @@ from __future__ import annotations
 from types import UnionType
 from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from megatron_adapt.config_types import (
     Bytes, Count, Integer, Name, NotNegative, Number, Parts, Positive, Share, Switch, Text, Texts, got,
 )
+
+
+# bf16-mixed: float32 main weights and moments; bf16-true: weights, gradients and moments in bf16
+Precision = Annotated[
+    Literal["fp32", "bf16-mixed", "bf16-true"], BeforeValidator(lambda value: "bf16-mixed" if value == "bf16" else value)
+]
 
 
 class Strict(BaseModel):
@@ -50,13 +56,22 @@ class TokenizerChoice(Strict):
 
 
 class Optimizer(Strict):
-    """AdamW."""
+    """AdamW or LionW."""
 
+    type: Literal["adamw", "lionw"] = Field("adamw", description="algorithm")
     lr: Positive = Field(description="peak learning rate")
+    embedding_lr: Positive | None = Field(None, description="peak learning rate of embedding and output rows; null: lr")
     weight_decay: NotNegative = Field(0.1, description="decoupled weight decay")
+    decay_by: Literal["lr", "schedule"] = Field(
+        "lr", description="the decay of a step is weight_decay times the learning rate, or times its share of the peak"
+    )
+    decay_embeddings: Switch = Field(True, description="whether embedding and output rows decay")
     beta1: Annotated[Number, Field(ge=0, lt=1)] = Field(0.9, description="decay rate of the first moment")
-    beta2: Annotated[Number, Field(ge=0, lt=1)] = Field(0.95, description="decay rate of the second moment")
-    eps: Positive = Field(1e-8, description="added to the denominator")
+    beta2: Annotated[Number, Field(ge=0, lt=1)] = Field(
+        0.95, description="decay rate of the second moment; lionw: of the momentum, where beta1 weighs it in the update"
+    )
+    eps: Positive = Field(1e-8, description="added to the denominator (adamw)")
+    rounding: Literal["stochastic", "kahan", "nearest"] = Field("stochastic", description="of weights under bf16-true")
     clip_grad: NotNegative = Field(1.0, description="largest norm of the gradient; 0 turns clipping off")
 
 
@@ -95,8 +110,9 @@ class Phase(Strict):
     sequence_length: Count = Field(description="tokens per sequence")
     batch_size: Count = Field(description="sequences per optimizer step, over all ranks")
     micro_batch_size: Count = Field(1, description="sequences per forward pass of one rank")
-    optimizer: Optimizer = Field(description="settings of AdamW")
+    optimizer: Optimizer = Field(description="how the weights are updated")
     schedule: Schedule = Field(default_factory=Schedule, description="learning rate over the steps")
+    precision: Precision | None = Field(None, description="arithmetic of this phase; null: the recipe's")
     evaluate_every: Count | None = Field(None, description="steps between evaluations while training; null: none")
     save_every: Count | None = Field(None, description="steps between checkpoints; null: only at the end")
     keep_last: Count = Field(1, description="checkpoints of this phase to keep")
@@ -186,7 +202,7 @@ class Recipe(Strict):
     vocabulary: Vocabulary | None = Field(None, description="vocabulary to swap to; null keeps the model's own")
     data: dict[Name, Corpus] = Field(description="the corpora by name")
     parallel: Parallel = Field(default_factory=Parallel, description="how the ranks share the work")
-    precision: Literal["fp32", "bf16"] = Field("bf16", description="arithmetic of training")
+    precision: Precision = Field("bf16-mixed", description="arithmetic of training")
     phases: list[Phase] = Field(min_length=1, description="the phases of training, in order")
     evaluation: Evaluation = Field(default_factory=Evaluation, description="what is measured on held-out text")
     export: Export = Field(default_factory=Export, description="the exported model")

@@ -12,7 +12,7 @@ from typing import Annotated, Any, get_origin
 from pydantic import TypeAdapter, ValidationError
 
 from megatron_adapt.config import (
-    Corpus, Evaluation, FromScratch, Model, Parallel, Phase, Recipe, Schedule, Strict, TokenizerChoice,
+    Corpus, Evaluation, FromScratch, Model, Optimizer, Parallel, Phase, Recipe, Schedule, Strict, TokenizerChoice,
     TokenizerTraining, Vocabulary, kinds, model_of, step_into,
 )
 from megatron_adapt.config_types import did_you_mean
@@ -50,7 +50,7 @@ def check(recipe: Recipe, methods: Sequence[str] | None = None) -> list[Found]:
     """All problems between the keys of a recipe, salvaged or whole; `methods` are the known vocabulary methods."""
     found = [*_alternatives(recipe, ()), *_phase_names(recipe), *_corpora(recipe), *_vocabulary(recipe, methods)]
     for path, phase in _phases(recipe):
-        found += _phase(phase, path, recipe.parallel)
+        found += _phase(phase, path, recipe.parallel, recipe.precision)
     parallel = recipe.parallel
     if isinstance(parallel, Parallel) and parallel.sequence is True and parallel.tensor == 1:
         found.append((("parallel", "sequence"), "sequence parallelism needs parallel.tensor above 1"))
@@ -111,8 +111,8 @@ def _phase_names(recipe: Recipe) -> Iterator[Found]:
         seen.add(phase.name)
 
 
-def _phase(phase: Phase, path: tuple[str | int, ...], parallel: Any) -> Iterator[Found]:
-    """The batch fits the ranks; the schedule's lengths fit its type."""
+def _phase(phase: Phase, path: tuple[str | int, ...], parallel: Any, precision: Any) -> Iterator[Found]:
+    """The batch fits the ranks; optimizer and schedule have no key that would do nothing."""
     if isinstance(parallel, Parallel) and INVALID not in (phase.batch_size, phase.micro_batch_size, parallel.data):
         unit = phase.micro_batch_size * parallel.data
         if phase.batch_size % unit:
@@ -124,8 +124,19 @@ def _phase(phase: Phase, path: tuple[str | int, ...], parallel: Any) -> Iterator
         if parallel.sequence and phase.sequence_length % parallel.tensor:
             why = f"is not divisible by parallel.tensor = {parallel.tensor}, which sequence parallelism needs"
             yield (*path, "sequence_length"), f"{phase.sequence_length} {why}"
+    if isinstance(phase.optimizer, Optimizer):
+        for key, text in _optimizer(phase.optimizer, phase.precision or precision):
+            yield (*path, "optimizer", key), text
     if isinstance(phase.schedule, Schedule):
         yield from (((*path, "schedule", *key), text) for key, text in _schedule(phase.schedule, _known_steps(phase)))
+
+
+def _optimizer(optimizer: Optimizer, precision: Any) -> Iterator[tuple[str, str]]:
+    default = Optimizer.model_fields
+    if optimizer.type == "lionw" and optimizer.eps not in (INVALID, default["eps"].default):
+        yield "eps", "belongs to 'adamw', not to 'lionw'; remove it"
+    if precision in ("fp32", "bf16-mixed") and optimizer.rounding not in (INVALID, default["rounding"].default):
+        yield "rounding", f"weights are rounded under precision 'bf16-true' only, not under {precision!r}; remove it"
 
 
 # Keys of a schedule that mean something for some types only.

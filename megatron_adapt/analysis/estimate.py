@@ -7,7 +7,7 @@ import re
 from typing import Mapping
 
 from megatron_adapt import recipe as recipes
-from megatron_adapt.config import Parallel, Phase
+from megatron_adapt.config import Optimizer, Parallel, Phase
 from megatron_adapt.families.family import ModelShape
 from megatron_adapt.families.rules import EMBEDDING, OUTPUT
 
@@ -39,15 +39,23 @@ def is_cut(name: str, shape: ModelShape) -> bool:
     return name in (EMBEDDING, OUTPUT) or re.search(r"\.linear_\w+\.weight$|\.linear_(qkv|fc1)\.bias$", name) is not None
 
 
+def state_bytes(optimizer: Optimizer, precision: str) -> int:
+    """Bytes per trained parameter of weights, gradients and optimizer."""
+    moments = 1 if optimizer.type == "lionw" else 2
+    if precision == "bf16-true":
+        return 4 + 2 * moments + (2 if optimizer.rounding == "kahan" else 0)
+    return (8 if precision == "fp32" else 10) + 4 * moments
+
+
 def memory_per_rank(shape: ModelShape, parallel: Parallel, phase: Phase, precision: str) -> float:
     """Bytes, roughly, with every parameter training.
 
-    Weights, fp32 gradients and AdamW's state: 16 bytes a parameter in fp32, 18 in bf16 (2 + 4 + main weight 4 +
-    moments 8). Activations: 34 bytes per position, layer and hidden unit in bf16 without the score matrix
+    Weights, gradients and AdamW's state: 16 bytes a parameter in fp32, 18 in bf16-mixed (2 + 4 + main weight 4 + moments
+    8), 8 in bf16-true (2 each; Kahan's compensation 2 more); LionW has one moment less. Activations: 34 bytes per position, layer and hidden unit in bf16 without the score matrix
     (Korthikanti et al. 2022, eq. 2 and 4), divided by the tensor ranks only under sequence parallelism save for the 24
     inside the layers; the logits twice in fp32.
     """
-    state = parameters_per_rank(shape, parallel) * (16 if precision == "fp32" else 18)
+    state = parameters_per_rank(shape, parallel) * state_bytes(phase.optimizer, precision)
     positions = phase.sequence_length * phase.micro_batch_size
     per_unit = 34 / parallel.tensor if parallel.sequence else 10 + 24 / parallel.tensor
     layers = shape.num_layers / parallel.pipeline
@@ -80,7 +88,7 @@ def rows(
                 "batch": f"{phase.batch_size} x {phase.sequence_length} = {per_step:,} tokens",
                 "split": f"{parallel.data} data ranks x {recipes.accumulation(phase, parallel)} micro-batches of "
                 f"{phase.micro_batch_size}",
-                "memory per rank": f"~{memory_per_rank(shape, parallel, phase, precision) / 1e9:.2f} GB",
+                "memory per rank": f"~{memory_per_rank(shape, parallel, phase, phase.precision or precision) / 1e9:.2f} GB",
             }
         )
     return table

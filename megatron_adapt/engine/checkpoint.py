@@ -28,7 +28,7 @@ from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer.optimizer import MegatronOptimizer
-from megatron_adapt.engine import backend
+from megatron_adapt.engine import backend, optimizer as optimizers
 from megatron_adapt.errors import CheckpointError
 from megatron_adapt.hf.directory import HFDirectory
 
@@ -253,12 +253,12 @@ def _load_optimizer(optimizer: MegatronOptimizer, state: dict[str, Any], step: i
 
     Megatron stores the count once, from rank 0: on a pipeline whose first stage trains nothing there is none.
     """
-    (base,) = getattr(optimizer, "chained_optimizers", [optimizer])
+    base = optimizers.base(optimizer)
     counts_per_parameter = isinstance(base.optimizer, torch.optim.Adam)  # AdamW is one
     if counts_per_parameter:
         moments = state.get("optimizer", state)["state"]  # one level down beside fp32 main weights
         moments["common_step"] = torch.tensor(float(step))
     optimizer.load_state_dict(state)
-    if not counts_per_parameter:  # Transformer Engine's and Apex's FusedAdam count per group
+    if not counts_per_parameter:  # Transformer Engine's and Apex's FusedAdam and our own count per group
         for group in base.param_groups:
             group["step"] = step

@@ -103,8 +103,8 @@ class _Run:
         if resumed is None:
             # Before the optimizer is built: its fp32 main weights are copies of these.
             checkpoint.load(self.source, self.bare)
-        self.model = models.wrap(self.bare)
-        self.optimizer = optimizers.build(self.phase.optimizer, self.model)
+        self.model = models.wrap(self.bare, job.precision)
+        self.optimizer = optimizers.build(self.phase.optimizer, self.model, job.precision, job.seed)
         if resumed is not None:
             checkpoint.load(self.source, self.bare, self.optimizer)
         config = self.bare.config
@@ -182,8 +182,8 @@ class _Run:
         """One optimizer step; its metrics, the same on every rank."""
         began = time.perf_counter()
         phase, position = self.phase, self.position
-        lr = phase.optimizer.lr * self._schedule_factor(position.step)
-        optimizers.set_learning_rate(self.optimizer, lr)
+        factor = self._schedule_factor(position.step)
+        optimizers.set_learning_rate(self.optimizer, factor)
         batch = self.batches.next()
         self.model.zero_grad_buffer()
         self.optimizer.zero_grad()
@@ -196,7 +196,7 @@ class _Run:
             micro_batch_size=phase.micro_batch_size,
             forward_only=False,
         )
-        updated, norm = optimizers.step(self.optimizer)
+        updated, norm = optimizers.step(self.optimizer, phase.optimizer.clip_grad)
         position.step += 1
         position.tokens += phase.batch_size * phase.sequence_length
         losses = self._losses(outputs)
@@ -210,13 +210,18 @@ class _Run:
         tokens = phase.batch_size * phase.sequence_length
         world = parallel_state.get_data_parallel_world_size() * self.job.layout.model_ranks
         return losses | {
-            "lr": lr,
+            "lr": phase.optimizer.lr * factor,
             "grad_norm": norm,
             "tokens": position.tokens,
             "tokens_per_second": tokens / seconds,
             "tflops_per_rank": tokens / seconds * flops_per_token(self.shape, phase.sequence_length) / world / 1e12,
             "memory_gb": backend.peak_memory() / 1e9,
+            **self._changed_weights(),
         }
+
+    def _changed_weights(self) -> dict[str, float]:
+        share = optimizers.changed_share(self.optimizer)
+        return {} if share is None else {"changed_weights": share}
 
     def _schedule_factor(self, step: int) -> float:
         schedule = self.phase.schedule

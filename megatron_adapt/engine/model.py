@@ -28,7 +28,7 @@ from megatron_adapt.engine.backend import Layout
 from megatron_adapt.errors import ConfigError
 from megatron_adapt.families.family import ModelShape
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16-mixed": torch.bfloat16, "bf16-true": torch.bfloat16}
 EMBEDDING = "embedding.word_embeddings.weight"
 HEAD = "output_layer.weight"
 
@@ -71,7 +71,7 @@ def _transformer_config(shape: ModelShape, layout: Layout, precision: str, dtype
         tensor_model_parallel_size=layout.tensor,
         pipeline_model_parallel_size=layout.pipeline,
         sequence_parallel=layout.sequence,
-        bf16=precision == "bf16",
+        bf16=dtype == torch.bfloat16,
         params_dtype=dtype,
         pipeline_dtype=dtype,
         # Weights always come from a checkpoint or a Hugging Face directory (a model from scratch is one, too).
@@ -188,10 +188,13 @@ def freeze(model: GPTModel, patterns: Sequence[str]) -> int:
     return trainable
 
 
-def wrap(model: GPTModel) -> DistributedDataParallel:
-    """Megatron's data-parallel wrapper (gradients summed in fp32), around its half-precision one where needed."""
+def wrap(model: GPTModel, precision: str) -> DistributedDataParallel:
+    """Megatron's data-parallel wrapper, around its half-precision one where needed; gradients are summed in fp32, except
+    under ``bf16-true``."""
     config = model.config
     module = Float16Module(config, model) if config.bf16 else model
     return DistributedDataParallel(
-        config, DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=False), module
+        config,
+        DistributedDataParallelConfig(grad_reduce_in_fp32=precision != "bf16-true", use_distributed_optimizer=False),
+        module,
     )

@@ -1,17 +1,37 @@
-"""AdamW through Megatron Core's optimizer: fp32 main weights under bf16, clipping over all model-parallel ranks."""
+"""AdamW and LionW through Megatron Core's optimizers: clipping over all model-parallel ranks, sharded state.
+
+    fp32         float32 weights, gradients and moments
+    bf16-mixed   bf16 weights, float32 gradients, main weights and moments (Megatron's Float16Optimizer)
+    bf16-true    weights, gradients and moments in bf16, updated by `updates` with a choice of rounding
+"""
 
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
+import torch
+import torch.distributed as dist
+
+from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
-from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer, get_standard_config_overrides
+from megatron.core.optimizer import OptimizerConfig, ParamKey, get_megatron_optimizer, get_standard_config_overrides
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 from megatron_adapt.config import Optimizer
+from megatron_adapt.engine import backend, updates
+from megatron_adapt.engine.model import named_parameters
 
 
-def build(settings: Optimizer, model: DistributedDataParallel) -> MegatronOptimizer:
-    """Decoupled weight decay on matrices only: norms and biases get none (Megatron's standard groups)."""
+def build(settings: Optimizer, model: DistributedDataParallel, precision: str, seed: int = 0) -> MegatronOptimizer:
+    """The optimizer of a phase over the trainable parameters of ``model``.
+
+    Decoupled weight decay on matrices only: norms and biases get none (Megatron's standard groups), nor do embedding and
+    output rows where ``decay_embeddings`` is false.
+
+    Args:
+        seed: of stochastic rounding.
+    """
+    low = precision == "bf16-true"
     config = OptimizerConfig(
         optimizer="adam",
         lr=settings.lr,
@@ -20,17 +40,29 @@ def build(settings: Optimizer, model: DistributedDataParallel) -> MegatronOptimi
         adam_beta1=settings.beta1,
         adam_beta2=settings.beta2,
         adam_eps=settings.eps,
-        clip_grad=settings.clip_grad,
-        bf16=model.config.bf16,
+        clip_grad=0.0 if low else settings.clip_grad,  # Megatron clips float32 gradients only
+        bf16=precision == "bf16-mixed",
         params_dtype=model.config.params_dtype,
         use_distributed_optimizer=False,
     )
+    overrides = get_standard_config_overrides(config)
+    if settings.embedding_lr is not None or not settings.decay_embeddings:
+        # is_decoupled_lr tells the group from others when a checkpoint is loaded.
+        overrides[ParamKey(attr="is_embedding_or_output_parameter")] = {
+            "max_lr": settings.embedding_lr or settings.lr,
+            "wd_mult": float(settings.decay_embeddings),
+            "is_decoupled_lr": True,
+        }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        optimizer = get_megatron_optimizer(config, [model], config_overrides=get_standard_config_overrides(config))
+        optimizer = get_megatron_optimizer(config, [model], config_overrides=overrides)
+    if low or settings.type == "lionw":
+        _replace(base(optimizer), settings, model, low, seed)
     for group in optimizer.param_groups:
         # Megatron leaves this to its own scheduler, which we do not use: its groups start with the full decay everywhere.
         group["weight_decay"] = settings.weight_decay * group["wd_mult"]
+        if settings.decay_by == "schedule":
+            group["weight_decay"] /= group["max_lr"]  # the update multiplies by the learning rate
         if "fused" in group:
             # Without Transformer Engine and Apex Megatron takes torch's AdamW, by default (on a CPU) a loop of a dozen passes
             # over each parameter. Fused it makes a single pass, with the same arithmetic.
@@ -38,12 +70,78 @@ def build(settings: Optimizer, model: DistributedDataParallel) -> MegatronOptimi
     return optimizer
 
 
-def step(optimizer: MegatronOptimizer) -> tuple[bool, float]:
+def base(optimizer: MegatronOptimizer) -> Any:
+    """Megatron's optimizer without the chain that it may stand in alone."""
+    (single,) = getattr(optimizer, "chained_optimizers", [optimizer])
+    return single
+
+
+def _replace(single: Any, settings: Optimizer, model: DistributedDataParallel, low: bool, seed: int) -> None:
+    """Put ours in the place of the torch optimizer that Megatron's wraps: its parameter groups stay as they are."""
+    if single.optimizer is None:  # nothing trains on this rank
+        return
+    bare = model.module.module if hasattr(model.module, "module") else model.module
+    kind = {"adamw": updates.AdamW, "lionw": updates.LionW}[settings.type]
+    adam = {"eps": settings.eps} if settings.type == "adamw" else {}
+    torchs = single.optimizer.defaults
+    single.optimizer = kind(
+        [{key: value for key, value in group.items() if key not in torchs} for group in single.optimizer.param_groups],
+        rounding=settings.rounding if low else "nearest",
+        seed=seed,
+        names={parameter: name for name, parameter in named_parameters(bare)},
+        shard=parallel_state.get_tensor_model_parallel_rank(),
+        lr=settings.lr,
+        weight_decay=settings.weight_decay,
+        betas=(settings.beta1, settings.beta2),
+        **adam,
+    )
+    single.optimizer.count_changes = low
+    single.init_state_fn = lambda optimizer, config=None: optimizer.initialize()
+
+
+def step(optimizer: MegatronOptimizer, clip_grad: float) -> tuple[bool, float]:
     """One update; (whether it happened, gradient norm before clipping over all model-parallel ranks)."""
-    done, norm, _ = optimizer.step()
-    return done, float(optimizer.get_grad_norm() if norm is None else norm)
+    single = base(optimizer)
+    if not _is_low(single):
+        done, norm, _ = optimizer.step()
+        return done, float(optimizer.get_grad_norm() if norm is None else norm)
+    single.prepare_grads()
+    norm = _norm(single)
+    if single.optimizer is not None:
+        single.optimizer.gradient_scale = min(1.0, clip_grad / (norm + 1e-6)) if clip_grad else 1.0
+    return single.step_with_ready_grads(), norm
 
 
-def set_learning_rate(optimizer: MegatronOptimizer, lr: float) -> None:
+def _is_low(single: Any) -> bool:
+    return single.config.params_dtype == torch.bfloat16 and not single.config.bf16
+
+
+def _norm(single: Any) -> float:
+    """L2 norm of bf16 gradients, summed in float32 over all model-parallel ranks."""
+    gradients = single.get_main_grads_for_grad_norm()
+    total = torch.zeros(1, device=backend.device())
+    for gradient in gradients:
+        total += torch.linalg.vector_norm(gradient, dtype=torch.float32) ** 2
+    dist.all_reduce(total, group=single.get_grad_stats_parallel_group())
+    return float(total.sqrt())
+
+
+def changed_share(optimizer: MegatronOptimizer) -> float | None:
+    """Share of the trained weights whose bf16 value the last step changed; None where the weights are kept in float32.
+
+    Near 0 it tells that updates are rounded away (DESIGN, fact 12). Collective.
+    """
+    single = base(optimizer)
+    if not _is_low(single):
+        return None
+    counts = [0.0, 0.0]
+    if single.optimizer is not None:
+        counts = [float(single.optimizer.changed), float(sum(p.numel() for p in single.get_parameters()))]
+    changed, total = backend.agree(counts, "sum")
+    return changed / total
+
+
+def set_learning_rate(optimizer: MegatronOptimizer, factor: float) -> None:
+    """``factor`` times each group's peak."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = group["max_lr"] * factor

@@ -83,6 +83,6 @@ def test_bits_per_byte_is_the_same_in_every_layout(world: World, layout, ranks, 
 
 
 def test_bf16_layouts_agree_roughly(world: World, tmp_path: Path):
-    one = world.train(tmp_path / "one", precision="bf16")
-    two = world.train(tmp_path / "two", Layout(tensor=2), precision="bf16")
+    one = world.train(tmp_path / "one", precision="bf16-mixed")
+    two = world.train(tmp_path / "two", Layout(tensor=2), precision="bf16-mixed")
     assert two.losses == pytest.approx(one.losses, rel=5e-3)

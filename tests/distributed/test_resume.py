@@ -30,7 +30,7 @@ RELATIVE = 1e-5  # of losses in another layout (float32; sums are taken in anoth
 
 @pytest.mark.parametrize(
     "layout, precision, step",
-    [("one", "fp32", 2), ("one", "bf16", 4), ("TP2xPP2", "fp32", 2), ("DP2", "fp32", 4)],
+    [("one", "fp32", 2), ("one", "bf16-mixed", 4), ("TP2xPP2", "fp32", 2), ("DP2", "fp32", 4)],
 )
 def test_resumed_within_a_phase_is_uninterrupted(world: World, uninterrupted, tmp_path: Path, layout, precision, step):
     reference = uninterrupted(layout, precision)
@@ -100,7 +100,7 @@ def test_adam_step_survives_on_every_rank(world: World, uninterrupted, train):
         found = checkpoint.resolve(reference.folder / "step_00000004")
         model = models.build(find_family(found.config).read_config(found.config), layout, "fp32")
         models.freeze(model, [train])
-        optimizer = optimizers.build(phase().optimizer, models.wrap(model))
+        optimizer = optimizers.build(phase().optimizer, models.wrap(model, "fp32"), "fp32")
         checkpoint.load(found, model, optimizer)
         inner = [each.optimizer for each in getattr(optimizer, "chained_optimizers", [optimizer])]
         return [float(state["step"]) for each in inner if each is not None for state in each.state.values()]
@@ -114,7 +114,7 @@ def test_adam_step_survives_on_every_rank(world: World, uninterrupted, train):
 def test_random_states_continue_in_the_same_layout(world: World, tmp_path: Path, before, after, same):
     def draws(folder: Path | None, layout: str) -> list:
         model, _ = hf_model(world.model("untied"), LAYOUTS[layout][0])
-        optimizer = optimizers.build(phase().optimizer, models.wrap(model))
+        optimizer = optimizers.build(phase().optimizer, models.wrap(model, "fp32"), "fp32")
         optimizer.step()  # without gradients: makes Adam's state
         torch.rand(3), np.random.rand(3), random.random()
         if folder is None:

@@ -220,7 +220,7 @@ def test_from_scratch_without_a_swap_or_an_evaluation(shop: Shop) -> None:
     phases = [tiny.phase("only", None, data={"english": 1}, epochs=0.01)]
     tree = tiny.recipe(
         model={"from_scratch": scratch}, vocabulary=None, phases=phases, output="scratch", evaluation={"corpora": []},
-        parallel={"tensor": 2, "sequence": True}, precision="bf16", export={"dtype": "bfloat16", "max_shard_size": "50K"},
+        parallel={"tensor": 2, "sequence": True}, precision="bf16-mixed", export={"dtype": "bfloat16", "max_shard_size": "50K"},
     )  # fmt: skip
     tiny.write(shop.folder, tree, "scratch.yaml")
     out = shop.run("run", "scratch.yaml").succeeded().out

@@ -24,24 +24,56 @@ SETTINGS = {
 }
 
 
-def plain_loop(world: World, name: str, output: Path) -> dict[str, list[float]]:
+class PlainLionW(torch.optim.Optimizer):
+    """Chen et al. 2023, algorithm 2, or with a decay that follows the schedule alone, line by line."""
+
+    def __init__(self, groups, betas, peak: float | None) -> None:
+        super().__init__(groups, {"betas": betas, "lr": 0.0})
+        self.peak = peak
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            beta1, beta2 = group["betas"]
+            for p in group["params"]:
+                m = self.state[p].setdefault("m", torch.zeros_like(p))
+                decay = group["weight_decay"] * (group["lr"] if self.peak is None else group["lr"] / group["peak"])
+                p.copy_(p * (1 - decay) - group["lr"] * torch.sign(beta1 * m + (1 - beta1) * p.grad))
+                m.copy_(beta2 * m + (1 - beta2) * p.grad)
+
+
+def plain_optimizer(model, given) -> torch.optim.Optimizer:
+    """Matrices decay, norms do not; embedding and output rows may have a peak of their own, or no decay."""
+    groups = []
+    for name, parameter in model.named_parameters():
+        rows = "embed_tokens" in name or "lm_head" in name
+        decays = parameter.dim() > 1 and (given.decay_embeddings or not rows)
+        peak = given.embedding_lr if rows and given.embedding_lr else given.lr
+        groups.append({"params": [parameter], "weight_decay": given.weight_decay * decays, "peak": peak})
+    betas = (given.beta1, given.beta2)
+    if given.type == "lionw":
+        return PlainLionW(groups, betas, given.lr if given.decay_by == "schedule" else None)
+    for group in groups if given.decay_by == "schedule" else ():
+        group["weight_decay"] /= group["peak"]  # torch multiplies by the learning rate
+    return torch.optim.AdamW(groups, lr=given.lr, betas=betas, eps=given.eps)
+
+
+def plain_loop(world: World, name: str, output: Path, **changes) -> dict[str, list[float]]:
     """The reference: the same batches, each as a whole. Writes the trained weights to ``output``."""
-    settings = phase(**SETTINGS)
+    settings = phase(**(SETTINGS | changes))
     source = HFDirectory.open(world.model(name))
     model = transformers.AutoModelForCausalLM.from_pretrained(source.path, dtype=torch.float32)
-    matrices, norms = ([p for p in model.parameters() if (p.dim() > 1) is big] for big in (True, False))
     given = settings.optimizer
-    groups = [{"params": matrices, "weight_decay": given.weight_decay}, {"params": norms, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=given.lr, betas=(given.beta1, given.beta2), eps=given.eps)
+    optimizer = plain_optimizer(model, given)
     batches = Batches(
         world.corpora, dict(settings.data), tokenizer_digest=Tokenizer.load(source.path).digest,
         sequence_length=settings.sequence_length, batch_size=8, micro_batch_size=8, seed=SEED, consumed={}, drawn={},
     )  # fmt: skip
     result: dict[str, list[float]] = {"loss": [], "grad_norm": [], "lr": []}
     for step in range(settings.steps):
-        lr = given.lr * schedule.factor(settings.schedule, step, settings.steps)
+        factor = schedule.factor(settings.schedule, step, settings.steps)
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = group["peak"] * factor
         rows = batches.next().tokens[0]
         logits = model(rows[:, :-1]).logits
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
@@ -49,7 +81,7 @@ def plain_loop(world: World, name: str, output: Path) -> dict[str, list[float]]:
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), given.clip_grad)
         optimizer.step()
-        for key, value in zip(result, (loss.item(), norm.item(), lr)):
+        for key, value in zip(result, (loss.item(), norm.item(), given.lr * factor)):
             result[key].append(value)
     source.copy_metadata(output)
     with WeightWriter(output) as writer:
@@ -61,8 +93,26 @@ def plain_loop(world: World, name: str, output: Path) -> dict[str, list[float]]:
 @pytest.mark.parametrize("name", ["untied", "tied"])
 @pytest.mark.parametrize("layout", [Layout(), Layout(tensor=2, pipeline=2)], ids=["one", "TP2xPP2"])
 def test_training_equals_a_plain_loop(world: World, tmp_path: Path, name, layout):
-    (expected,) = on_ranks(1, lambda: plain_loop(world, name, tmp_path / "plain"))
-    run = world.train(tmp_path / "run", layout, start=name, **SETTINGS)
+    assert_equals_plain(world, tmp_path, name, layout)
+
+
+LION = {"type": "lionw", "lr": 3e-4, "beta1": 0.9, "beta2": 0.95, "clip_grad": 1.5}
+
+
+@pytest.mark.parametrize("name, layout, optimizer", [
+    ("untied", Layout(tensor=2), LION | {"weight_decay": 20.0}),
+    ("tied", Layout(pipeline=2), LION | {"weight_decay": 0.01, "decay_by": "schedule"}),
+    ("untied", Layout(), SETTINGS["optimizer"] | {"decay_by": "schedule", "weight_decay": 0.01, "decay_embeddings": False}),
+    ("untied", Layout(tensor=2, pipeline=2), SETTINGS["optimizer"] | {"embedding_lr": 1e-2}),
+    ("tied", Layout(tensor=2), LION | {"embedding_lr": 1e-3, "decay_embeddings": False, "weight_decay": 20.0}),
+], ids=["lionw", "lionw-by-schedule", "adamw-by-schedule", "embedding-lr", "lionw-embeddings"])  # fmt: skip
+def test_other_optimizers_equal_a_plain_loop(world: World, tmp_path: Path, name, layout, optimizer):
+    assert_equals_plain(world, tmp_path, name, layout, optimizer=optimizer)
+
+
+def assert_equals_plain(world: World, tmp_path: Path, name: str, layout: Layout, **changes) -> None:
+    (expected,) = on_ranks(1, lambda: plain_loop(world, name, tmp_path / "plain", **changes))
+    run = world.train(tmp_path / "run", layout, start=name, **(SETTINGS | changes))
     for key, values in expected.items():
         assert [line[key] for line in run.metrics] == pytest.approx(values, rel=1e-5), key
     assert max(expected["grad_norm"]) > 1.5  # clipping matters

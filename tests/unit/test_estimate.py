@@ -49,17 +49,17 @@ def test_memory() -> None:
     positions = 32 * 2
     logits = positions * VOCABULARY * 8
     parameters = whole.num_parameters()
-    assert estimate.memory_per_rank(whole, Parallel(), settings, "bf16") == 18 * parameters + positions * H * 34 * 2 + logits
+    assert estimate.memory_per_rank(whole, Parallel(), settings, "bf16-mixed") == 18 * parameters + positions * H * 34 * 2 + logits
     assert estimate.memory_per_rank(whole, Parallel(), settings, "fp32") == 16 * parameters + positions * H * 68 * 2 + logits
 
 
 def test_what_saves_memory() -> None:
     layouts = [{}, {"tensor": 2}, {"tensor": 2, "sequence": True}, {"tensor": 2, "sequence": True, "pipeline": 2}]
-    sizes = [estimate.memory_per_rank(shape(), Parallel(**layout), phase(), "bf16") for layout in layouts]
+    sizes = [estimate.memory_per_rank(shape(), Parallel(**layout), phase(), "bf16-mixed") for layout in layouts]
     assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == len(sizes)
     # A pipeline keeps the activations of as many micro-batches as it has stages, if there are as many.
     deep = Parallel(pipeline=2)
-    one, many = (estimate.memory_per_rank(shape(), deep, phase(batch_size=size), "bf16") for size in (2, 8))
+    one, many = (estimate.memory_per_rank(shape(), deep, phase(batch_size=size), "bf16-mixed") for size in (2, 8))
     assert many - one == 32 * 2 * H * 34
 
 
@@ -67,7 +67,7 @@ def test_rows() -> None:
     steps, tokens, epochs = phase(), phase(name="long", steps=None, tokens=1000), phase(name="again", steps=None, epochs=3)
     table = estimate.rows(
         [("base", epochs, shape()), ("copy", steps, shape()), ("copy", tokens, shape()), ("copy", epochs, shape())],
-        Parallel(data=2), "bf16", {"base": {"german": 256}, "adapted": {}},
+        Parallel(data=2), "bf16-mixed", {"base": {"german": 256}, "adapted": {}},
     )  # fmt: skip
     assert [row["phase"] for row in table] == ["base/again", "copy/full", "copy/long", "copy/again"]
     assert [row["steps"] for row in table] == ["6", "8", "8", "3 epochs"]

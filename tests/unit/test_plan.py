@@ -132,7 +132,7 @@ def test_what_no_result_depends_on(override: str) -> None:
     ("override", "first"),
     [
         ("seed=5", "base/initial"),
-        ("precision=bf16", "base/pretrain"),
+        ("precision=bf16-true", "base/pretrain"),
         ("phases.embeddings.optimizer.lr=1", "copy/embeddings"),
         ("phases.full.steps=9", "copy/full"),
         ("phases.full.batch_size=8", "copy/full"),

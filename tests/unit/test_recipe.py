@@ -24,7 +24,8 @@ def test_defaults_and_values(tmp_path):
     assert (first.tokens, first.sequence_length, first.optimizer.lr) == (500_000_000, 2000, 1e-3)
     assert isinstance(first.tokens, int) and isinstance(first.optimizer.lr, float)
     assert recipe.vocabulary.tokenizer.path == "tok/german" and recipe.vocabulary.method == "copy"
-    assert (recipe.seed, recipe.precision, full.train, first.train) == (1234, "bf16", "all", ["embedding", "output"])
+    assert (recipe.seed, recipe.precision, full.train, first.train) == (1234, "bf16-mixed", "all", ["embedding", "output"])
+    assert load([tmp_path / "recipe.yaml"], ["precision=bf16"]) == recipe  # short for bf16-mixed
     assert recipe.export.max_shard_size == 5_000_000_000 and recipe.evaluation.max_bytes == 200_000
     assert recipe.data["english"].path == ["en-1.txt", "en-2.txt"] and full.data == {"german": 3.0, "english": 1.0}
     assert full.schedule.type == "cosine" and full.optimizer.beta2 == 0.95 and recipe.parallel.world_size == 1

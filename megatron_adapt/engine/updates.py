@@ -1,0 +1,158 @@
+"""Optimizers that torch and Megatron lack: LionW, and AdamW and LionW on weights that exist in bf16 only.
+
+With 8 bits of significand an update below a 512th of a weight is lost when it is rounded to the nearest value: at the
+learning rates of adaptation most weights never move. Two remedies, both computed in float32:
+
+    stochastic   up or down with the probability of the distance, so that the expected update is exact
+                 (Gupta et al. 2015); weights and moments; no memory
+    kahan        the rounding error of the weights is kept in bf16 and added next time (Kahan 1965; Zamirai et al.
+                 2020); 2 bytes per parameter
+
+The random numbers of a step follow from the seed, the step and the parameter's name: a resumed run draws the same ones,
+data-parallel replicas and the two copies of a tied matrix stay equal.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+BLOCK = 1 << 22  # elements updated at a time: bounds the memory for float32 copies
+
+
+def round_stochastically(x: Tensor, generator: torch.Generator) -> Tensor:
+    """float32 -> bf16, to one of the two neighbours with a probability that makes the expected value ``x``.
+
+    bf16 is the upper half of float32: a uniform number below 2^16 is added to the lower half, which is then dropped.
+    """
+    noise = torch.randint(1 << 16, x.shape, generator=generator, device=x.device, dtype=torch.int32)
+    bits = x.contiguous().view(torch.int32) + noise
+    return torch.bitwise_and(bits, -(1 << 16)).view(torch.float32).to(torch.bfloat16)
+
+
+class _Update(torch.optim.Optimizer):
+    """Walks over parameters in blocks, in float32; ``moments`` and ``_new_weights`` are the algorithm's.
+
+    Args:
+        names: parameter -> name, for the random numbers (``rounding="stochastic"`` only).
+        shard: number of this rank's shard of split parameters, which get numbers of their own.
+    """
+
+    moments: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        *,
+        rounding: str = "nearest",
+        seed: int = 0,
+        names: Mapping[Tensor, str] | None = None,
+        shard: int = 0,
+        **defaults: Any,
+    ) -> None:
+        assert rounding in ("nearest", "stochastic", "kahan"), rounding
+        super().__init__(params, defaults | {"step": 0})
+        self.rounding, self.seed, self.shard = rounding, seed, shard
+        self.names = names or {}
+        self.gradient_scale = 1.0
+        self.count_changes = False
+        self.changed = 0
+
+    def initialize(self) -> None:
+        """Zero moments for all parameters: what a checkpoint is loaded into."""
+        kept = (*self.moments, "compensation") if self.rounding == "kahan" else self.moments
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                state = self.state[parameter]
+                for name in kept:
+                    if name not in state:
+                        state[name] = torch.zeros_like(parameter)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:
+        """One update of every parameter that has a gradient; ``gradient_scale`` multiplies the gradients."""
+        assert closure is None, "Megatron computes the loss before"
+        self.initialize()
+        changed = []
+        for group in self.param_groups:
+            group["step"] += 1
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    changed.append(self._update(parameter, group))
+        self.changed = int(sum(changed)) if changed else 0
+
+    def _update(self, parameter: Tensor, group: dict[str, Any]) -> Tensor | int:
+        state = self.state[parameter]
+        if parameter.dtype == torch.float32:
+            moments = [state[name] for name in self.moments]
+            parameter.copy_(self._new_weights(parameter, parameter.grad * self.gradient_scale, moments, group))
+            return 0
+        generator = self._generator(parameter, group["step"]) if self.rounding == "stochastic" else None
+        flat, gradient = parameter.data.view(-1), parameter.grad.reshape(-1)
+        changed: Tensor | int = 0
+        for begin in range(0, flat.numel(), BLOCK):
+            block = slice(begin, begin + BLOCK)
+            stored = [state[name].view(-1)[block] for name in self.moments]
+            moments = [moment.float() for moment in stored]
+            weights = flat[block].float()
+            if self.rounding == "kahan":
+                compensation = state["compensation"].view(-1)[block]
+                weights += compensation
+            new = self._new_weights(weights, gradient[block].float() * self.gradient_scale, moments, group)
+            rounded = self._rounded(new, generator)
+            if self.rounding == "kahan":
+                compensation.copy_(new - rounded)
+            if self.count_changes:
+                changed = changed + (rounded != flat[block]).sum()
+            flat[block] = rounded
+            for target, value in zip(stored, moments):
+                target.copy_(self._rounded(value, generator))
+        return changed
+
+    def _rounded(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
+        return x.to(torch.bfloat16) if generator is None else round_stochastically(x, generator)
+
+    def _generator(self, parameter: Tensor, step: int) -> torch.Generator:
+        split = getattr(parameter, "tensor_model_parallel", False)
+        key = f"{self.seed}/{step}/{self.names[parameter]}/{self.shard if split else 0}"
+        # The two halves of the name in two checksums: 64 bits, so that no two streams are the same.
+        value = zlib.crc32(key.encode()) << 32 | zlib.adler32(key[::-1].encode())
+        return torch.Generator(device=parameter.device).manual_seed(value & (1 << 63) - 1)
+
+    def _new_weights(self, weights: Tensor, gradient: Tensor, moments: list[Tensor], group: dict[str, Any]) -> Tensor:
+        """New float32 weights; ``weights`` and ``moments``, float32 as well, are changed in place."""
+        raise NotImplementedError
+
+
+class AdamW(_Update):
+    """Loshchilov & Hutter 2019, algorithm 2: the arithmetic of ``torch.optim.AdamW``."""
+
+    moments = ("exp_avg", "exp_avg_sq")
+
+    def _new_weights(self, weights: Tensor, gradient: Tensor, moments: list[Tensor], group: dict[str, Any]) -> Tensor:
+        first, second = moments
+        beta1, beta2 = group["betas"]
+        weights.mul_(1 - group["lr"] * group["weight_decay"])
+        first.lerp_(gradient, 1 - beta1)
+        second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        scale = (1 - beta2 ** group["step"]) ** 0.5
+        denominator = second.sqrt().div_(scale).add_(group["eps"])
+        return weights.addcdiv_(first, denominator, value=-group["lr"] / (1 - beta1 ** group["step"]))
+
+
+class LionW(_Update):
+    """Chen et al. 2023, algorithm 2: the sign of an interpolated momentum, and decoupled weight decay."""
+
+    moments = ("exp_avg",)
+
+    def _new_weights(self, weights: Tensor, gradient: Tensor, moments: list[Tensor], group: dict[str, Any]) -> Tensor:
+        (momentum,) = moments
+        beta1, beta2 = group["betas"]
+        weights.mul_(1 - group["lr"] * group["weight_decay"])
+        weights.add_(torch.lerp(gradient, momentum, beta1).sign_(), alpha=-group["lr"])
+        momentum.lerp_(gradient, 1 - beta2)
+        return weights
