@@ -205,12 +205,13 @@ def _fresh(output: Path) -> None:
         raise ConfigError(f"{output} exists already; choose another output or remove it.")
 
 
-def _produce(output: Path, work: Callable[[Path, Any], Any]) -> None:
+def _produce(output: Path, work: Callable[[Path, Any], Any], keeps_parts: bool = False) -> None:
     """Let work fill a hidden directory and give it its name when it is whole."""
     from megatron_adapt.steps.receipt import Step, perform
 
     _fresh(output)
-    step = Step(name=output.name, verb=sys.argv[1], output=output, action=work, settings={"arguments": sys.argv[2:]})
+    settings = {"arguments": sys.argv[2:]}
+    step = Step(output.name, verb=sys.argv[1], output=output, action=work, settings=settings, keeps_parts=keeps_parts)
     _alone(lambda reporter: perform(step, reporter))
     print(f"wrote {output}")
 
@@ -301,17 +302,23 @@ def swap(
     _produce(output, lambda folder, reporter: work.run(source, tokenizer, folder, method, seed, pad_to_multiple, reporter))
 
 
+Verify = Annotated[Optional[str], typer.Option(help="off | weights | logits; default: logits if the model fits into memory")]
+
+
 @app.command("import")
-def import_(words: Either, step: StepName = None) -> None:
+def import_(words: Either, step: StepName = None, verify: Verify = None) -> None:
     """Hugging Face -> Megatron checkpoint, verified: a recipe's, or `import HF_DIR OUT`."""
     if _is_recipe(words):
         return _run(words, "import", step)
+    from megatron_adapt.config_types import VERIFY, choice
+
     source, output = _paths(words, "HF_DIR OUT")
+    verify = choice("verify", verify, VERIFY)
 
     def work(folder: Path, reporter: Any) -> Any:
         from megatron_adapt.steps import import_hf
 
-        return import_hf.run(source, folder, reporter)
+        return import_hf.run(source, folder, reporter, verify=verify)
 
     _produce(output, work)
 
@@ -328,22 +335,28 @@ def train(words: Words, step: StepName = None, nproc: Annotated[Optional[int], t
 def export(
     words: Either,
     step: StepName = None,
-    dtype: Annotated[str, typer.Option(help="keep | float32 | bfloat16")] = "keep",
+    dtype: Annotated[str, typer.Option(help="bfloat16 | float32 | float16 | keep (config.json's)")] = "bfloat16",
+    tie: Annotated[str, typer.Option(help="keep | untie (a head of its own) | tie (drop a head equal to the embedding)")] = "keep",
+    max_shard_size: Annotated[str, typer.Option(help="largest size of a weight file")] = "5GB",
+    verify: Verify = None,
+    family: Annotated[Optional[str], typer.Option(help="of another program's checkpoint that fits several")] = None,
+    hf_config: Annotated[Optional[Path], typer.Option(help="config.json (or its directory) for another program's checkpoint")] = None,
 ) -> None:
-    """Megatron checkpoint -> Hugging Face, verified: a recipe's, or `export CHECKPOINT OUT`."""
+    """Megatron checkpoint -> Hugging Face, verified: a recipe's, or `export CHECKPOINT OUT`. What was stopped continues."""
     if _is_recipe(words):
         return _run(words, "export", step)
+    from megatron_adapt.config_types import DTYPES, TIES, VERIFY, choice, size_option
+
     source, output = _paths(words, "CHECKPOINT OUT")
-    if dtype not in ("keep", "float32", "bfloat16"):
-        raise ConfigError(f"--dtype {dtype}: choose keep, float32 or bfloat16.")
+    dtype, tie, verify = choice("dtype", dtype, DTYPES), choice("tie", tie, TIES), choice("verify", verify, VERIFY)
+    shard = size_option("max-shard-size", max_shard_size)
 
     def work(folder: Path, reporter: Any) -> Any:
         from megatron_adapt.steps import export_hf
 
-        folder.mkdir(parents=True)
-        return export_hf.run(source, folder, reporter, dtype)
+        return export_hf.run(source, folder, reporter, dtype, shard, None, verify, tie, family, hf_config)
 
-    _produce(output, work)
+    _produce(output, work, keeps_parts=True)
 
 
 @app.command()

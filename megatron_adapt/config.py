@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origi
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from megatron_adapt.config_types import (
-    Bytes, Count, Integer, Name, NotNegative, Number, Parts, Positive, Share, Switch, Text, Texts, got,
+    DTYPES, TIES, Bytes, Count, Integer, Name, NotNegative, Number, Parts, Positive, Share, Switch, Text, Texts, got,
 )
 
 
@@ -188,7 +188,8 @@ class Evaluation(Strict):
 class Export(Strict):
     """The Hugging Face directory at the end."""
 
-    dtype: Literal["keep", "float32", "bfloat16"] = Field("keep", description="type of the exported weights")
+    dtype: Literal[DTYPES] = Field("bfloat16", description="type of the exported weights")
+    tie: Literal[TIES] = Field("keep", description="whether the head shares the embedding's matrix")
     max_shard_size: Bytes = Field(5_000_000_000, description="largest size of a weight file in bytes")
 
 

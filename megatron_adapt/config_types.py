@@ -15,11 +15,16 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, PlainValidator
 
+from megatron_adapt.errors import ConfigError
+
 _NUMBER = re.compile(r"([+-]?(?:[0-9][0-9_]*(?:\.[0-9]*)?|\.[0-9]+))(?:[eE]([+-]?[0-9]{1,4}))?\s*([KMBGTkmbgt]?)")
 _SCALE = {"": 0, "K": 3, "M": 6, "B": 9, "G": 9, "T": 12}
 _LARGEST_EXPONENT = 30  # beyond any count of tokens or bytes; without a bound '1e9999' would be an int of 10,000 digits
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 _LAYERS = re.compile(r"layers\[(-?\d+)?:(-?\d+)?\]")
+DTYPES = ("keep", "float32", "bfloat16", "float16")
+TIES = ("keep", "untie", "tie")
+VERIFY = ("off", "weights", "logits")
 PARTS = ("all", "embedding", "output", "norms")
 
 
@@ -77,9 +82,24 @@ def number(value: Any) -> float:
     return float(_decimal(value, "a number (such as 0.1, 1e-4 or 500M)"))
 
 
-def _bytes(value: Any) -> int:
-    """A number of bytes; '5GB' is the same as '5G'."""
+def byte_count(value: Any) -> int:
+    """A number of bytes; '5GB' is the same as '5G'. Raises ValueError."""
     return integer(re.sub(r"(?<=[KMGTkmgt])[Bb]$", "", value.strip()) if isinstance(value, str) else value)
+
+
+def choice(option: str, value: str | None, known: tuple[str, ...]) -> str | None:
+    """The value of a command's option, one of those known (or none given). Raises ConfigError."""
+    if value is not None and value not in known:
+        raise ConfigError(f"--{option} {value}: choose {', '.join(known[:-1])} or {known[-1]}.")
+    return value
+
+
+def size_option(option: str, value: str) -> int:
+    """The value of a command's option that is a number of bytes. Raises ConfigError."""
+    try:
+        return byte_count(value)
+    except ValueError as error:
+        raise ConfigError(f"--{option}: {error}.") from None
 
 
 def _boolean(value: Any) -> bool:
@@ -155,7 +175,7 @@ Parts = Annotated[str | list[str], PlainValidator(_selectors)]
 Switch = Annotated[bool, PlainValidator(_boolean)]
 Integer = Annotated[int, BeforeValidator(integer)]
 Count = Annotated[int, Field(ge=1), BeforeValidator(integer)]
-Bytes = Annotated[int, Field(ge=1), BeforeValidator(_bytes)]
+Bytes = Annotated[int, Field(ge=1), BeforeValidator(byte_count)]
 Number = Annotated[float, BeforeValidator(number)]
 Positive = Annotated[float, Field(gt=0), BeforeValidator(number)]
 NotNegative = Annotated[float, Field(ge=0), BeforeValidator(number)]

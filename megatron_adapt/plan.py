@@ -180,7 +180,7 @@ class _Builder:
         last = self._import("base", initial)
         for number, phase in enumerate(scratch.phases):
             last = self._phase("base", "base", number, phase, last)
-        return self._export("base/export", last, self.output / "base" / "model", dtype="keep")
+        return self._export("base/export", last, self.output / "base" / "model", own=False)
 
     def _branch(self, branch: str, base: Path, tokenizer: Path, data: str) -> Path:
         vocabulary, seed = self.recipe.vocabulary, self.recipe.seed
@@ -269,22 +269,24 @@ class _Builder:
             resumable=True,
         )
 
-    def _export(self, name: str, source: Path, output: Path, dtype: str | None = None) -> Path:
+    def _export(self, name: str, source: Path, output: Path, own: bool = True) -> Path:
+        """``own``: the recipe's model; else the base model, as its config.json says."""
         export = self.recipe.export
-        dtype = dtype or export.dtype
+        dtype, tie = (export.dtype, export.tie) if own else ("keep", "keep")
 
         def action(directory: Path, reporter: Reporter) -> dict[str, Any]:
             from megatron_adapt.steps import export_hf
 
-            return export_hf.run(source, directory, reporter, dtype, export.max_shard_size, self._samples())
+            return export_hf.run(source, directory, reporter, dtype, export.max_shard_size, self._samples(), tie=tie)
 
         return self._add(
             name=name,
             verb="export",
             output=output,
             action=action,
-            settings={"dtype": dtype, "max_shard_size": export.max_shard_size},
+            settings={"dtype": dtype, "tie": tie, "max_shard_size": export.max_shard_size},
             inputs={"checkpoint": source},
+            keeps_parts=True,
         )
 
     # ------------------------------------------------------------------------------------------------- measurements

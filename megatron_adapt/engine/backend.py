@@ -41,8 +41,17 @@ class Layout:
         return self.tensor * self.pipeline
 
 
+_cpu_only = False
+
+
+def use_cpu() -> None:
+    """Leave the GPUs alone in this process, from now on; for work that has to be the same on every machine."""
+    global _cpu_only
+    _cpu_only = True
+
+
 def has_gpu() -> bool:
-    return torch.cuda.is_available()
+    return not _cpu_only and torch.cuda.is_available()
 
 
 def device() -> torch.device:

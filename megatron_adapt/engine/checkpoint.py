@@ -1,22 +1,12 @@
-"""Megatron distributed checkpoints (``torch_dist``), saved atomically and resumed exactly.
-
-    PHASE/step_00000100/            one checkpoint; a name that ends in .tmp was never finished and is never loaded
-        __0_0.distcp ... .metadata  Megatron's own files: model, optimizer, any layout may read them
-        rng/rank_00000.pt           random states, used again when the layout is the same
-        hf/                         config.json and tokenizer of the model: a checkpoint explains itself
-        checkpoint.json             written last: what and where in training, and the size of every other file
-"""
+"""A model and its optimizer in Megatron distributed checkpoints: saved atomically, resumed exactly, in any layout."""
 
 from __future__ import annotations
 
-import json
-import os
 import queue
 import re
 import shutil
 import textwrap
 import warnings
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +21,24 @@ from megatron.core.optimizer.optimizer import MegatronOptimizer
 from megatron_adapt.engine import backend, optimizer as optimizers
 from megatron_adapt.errors import CheckpointError
 from megatron_adapt.hf.directory import HFDirectory
+from megatron_adapt.torch_dist.directory import (
+    MARK,
+    PARTIAL,
+    Checkpoint,
+    Position,
+    finished,
+    is_checkpoint,
+    latest,
+    open_checkpoint,
+    resolve,
+    seal,
+    step_folder,
+)
 
-MARK = "checkpoint.json"
-FORMAT = 1
-PARTIAL = ".tmp"
+__all__ = [
+    "MARK", "Checkpoint", "Position", "finished", "is_checkpoint", "latest", "load", "open_checkpoint", "resolve", "save",
+]  # fmt: skip
+
 _METADATA = {
     # The only optimizer format that may be read back at another TP/PP; Megatron's default names one it has removed.
     "distrib_optim_sharding_type": "fully_reshardable",
@@ -42,83 +46,6 @@ _METADATA = {
     # be saved when a phase trains (and so has optimizer state for) some of the layers only.
     "non_homogeneous_layers": True,
 }
-
-
-@dataclass
-class Position:
-    """Where training stands: all integers, so that a resumed run is the same run."""
-
-    phase: str = ""
-    step: int = 0
-    tokens: int = 0
-    # "corpus@sequence_length" -> samples drawn so far in the whole run
-    consumed: dict[str, int] = field(default_factory=dict)
-    # corpus -> samples drawn in this phase
-    drawn: dict[str, int] = field(default_factory=dict)
-
-
-@dataclass
-class Checkpoint:
-    """An opened checkpoint directory: its position and the Hugging Face config of its model."""
-
-    path: Path
-    position: Position
-    world: dict[str, int]
-    config: dict[str, Any]
-
-    @property
-    def hf(self) -> Path:
-        return self.path / "hf"
-
-
-def is_checkpoint(path: Path) -> bool:
-    return (Path(path) / MARK).is_file() and Path(path).suffix != PARTIAL
-
-
-def open_checkpoint(path: Path) -> Checkpoint:
-    """Validate a checkpoint directory (mark, every file's size); ``CheckpointError`` tells what is wrong with it."""
-    path = Path(path)
-    if not is_checkpoint(path):
-        raise CheckpointError(f"{path}: no finished checkpoint here ({MARK} is missing).")
-    try:
-        mark = json.loads((path / MARK).read_text())
-    except ValueError as error:
-        raise CheckpointError(f"{path / MARK}: not JSON ({error}); use an earlier checkpoint.") from error
-    if not isinstance(mark, dict) or mark.get("format") != FORMAT:
-        raise CheckpointError(
-            f'{path / MARK} does not say "format": {FORMAT}; another version of this program wrote it.'
-        )
-    problems = []
-    for name, size in mark["files"].items():
-        file = path / name
-        if not file.is_file():
-            problems.append(f"{name} is missing")
-        elif file.stat().st_size != size:
-            problems.append(f"{name} has {file.stat().st_size} bytes instead of {size}")
-    if problems:
-        raise CheckpointError(f"{path}: damaged checkpoint: {'; '.join(problems)}. Use an earlier one or repeat the phase.")
-    config = json.loads((path / "hf" / "config.json").read_text())
-    return Checkpoint(path, Position(**mark["position"]), mark["world"], config)
-
-
-def resolve(path: Path) -> Checkpoint:
-    """The checkpoint at ``path``, or the newest one inside it (a phase's directory)."""
-    if is_checkpoint(path):
-        return open_checkpoint(path)
-    newest = latest(path)
-    if newest is None:
-        raise CheckpointError(f"{path}: neither a checkpoint nor a folder with finished checkpoints (step_*/{MARK}).")
-    return newest
-
-
-def _finished(folder: Path) -> list[Path]:
-    found = [p for p in Path(folder).glob("step_*") if re.fullmatch(r"step_\d+", p.name) and is_checkpoint(p)]
-    return sorted(found, key=lambda p: int(p.name.split("_")[1]))
-
-
-def latest(folder: Path) -> Checkpoint | None:
-    finished = _finished(folder)
-    return open_checkpoint(finished[-1]) if finished else None
 
 
 def _sharded_state(model: GPTModel, optimizer: MegatronOptimizer | None, loading: bool) -> dict[str, Any]:
@@ -144,7 +71,7 @@ def save(
     The directory appears under its name only when complete. On an error (disk full, say) the unfinished one is removed,
     earlier checkpoints stay as they were, and every rank that notices raises ``CheckpointError``.
     """
-    final = Path(folder) / f"step_{position.step:08d}"
+    final = step_folder(folder, position.step)
     partial = final.with_suffix(PARTIAL)
     try:
         if backend.rank() == 0:
@@ -154,7 +81,8 @@ def save(
         _write(partial, model, optimizer)
         dist.barrier()
         if backend.rank() == 0:
-            _finish(partial, final, position, hf)
+            HFDirectory.open(hf, weights=False).copy_metadata(partial / "hf")
+            seal(partial, final, position, _world())
     except (Exception, CheckpointException) as error:  # Megatron wraps a full disk in several kinds, one per version
         # A rank that fails alone leaves, and its launcher ends those that wait for it.
         reason = _reason(error)
@@ -183,11 +111,11 @@ def _reason(error: BaseException) -> str:
 
 def _prune(folder: Path, keep_last: int) -> None:
     """Remove all but the last finished checkpoints, and what runs that were killed while saving have left."""
-    finished = _finished(folder)
-    for old in finished[:-keep_last]:
+    found = finished(folder)
+    for old in found[:-keep_last]:
         (old / MARK).unlink()  # first, so that a half-deleted one is never taken for a checkpoint
     for path in folder.glob("step_*"):
-        if re.fullmatch(rf"step_\d+({re.escape(PARTIAL)})?", path.name) and path not in finished[-keep_last:]:
+        if re.fullmatch(rf"step_\d+({re.escape(PARTIAL)})?", path.name) and path not in found[-keep_last:]:
             shutil.rmtree(path)
 
 
@@ -202,23 +130,6 @@ def _write(partial: Path, model: GPTModel, optimizer: MegatronOptimizer | None) 
     rng = partial / "rng"
     rng.mkdir(exist_ok=True)
     torch.save(backend.rng_state(), rng / f"rank_{backend.rank():05d}.pt")
-
-
-def _finish(partial: Path, final: Path, position: Position, hf: Path) -> None:
-    """On rank 0: add config and tokenizer, the mark with every file's size, flush, and give the directory its name."""
-    HFDirectory.open(hf, weights=False).copy_metadata(partial / "hf")
-    files = {str(p.relative_to(partial)): p.stat().st_size for p in sorted(partial.rglob("*")) if p.is_file()}
-    mark = {"format": FORMAT, "position": asdict(position), "world": _world(), "files": files}
-    with open(partial / MARK, "w") as file:
-        json.dump(mark, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    if final.exists():
-        shutil.rmtree(final)
-    os.replace(partial, final)
-    directory = os.open(final.parent, os.O_RDONLY)
-    os.fsync(directory)
-    os.close(directory)
 
 
 def _world() -> dict[str, int]:

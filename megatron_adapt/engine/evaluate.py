@@ -144,6 +144,12 @@ def bits_per_byte(model: nn.Module, text: Text, layout: Layout) -> dict[str, Any
 
 @torch.no_grad()
 def logits(model: nn.Module, tokens: Tensor) -> Tensor:
-    """``tokens [b, s]`` -> logits ``[b, s, vocabulary]`` float32 of an unsharded model (tensor = pipeline = 1)."""
+    """``tokens [b, s]`` -> logits ``[b, s, vocabulary]`` float32 on the CPU, whole on every tensor rank (pipeline = 1)."""
     tokens = tokens.to(backend.device())
-    return model(tokens, positions(tokens), None).float().cpu()
+    part = model(tokens, positions(tokens), None).float().contiguous()
+    group = parallel_state.get_tensor_model_parallel_group()
+    if group.size() == 1:
+        return part.cpu()
+    parts = [torch.empty_like(part) for _ in range(group.size())]
+    torch.distributed.all_gather(parts, part, group=group)
+    return torch.cat(parts, dim=-1).cpu()

@@ -54,9 +54,7 @@ class HFDirectory:
 
     def tokenizer_files(self) -> list[Path]:
         """The files of this directory that belong to its tokenizer."""
-        from megatron_adapt.hf.tokenizer import COMPANIONS
-
-        return [self.path / name for name in COMPANIONS if (self.path / name).is_file()]
+        return tokenizer_files(self.path)
 
     def copy_metadata(self, target: Path) -> None:
         """Copy everything but the weights into ``target`` (made if absent): configuration and tokenizer."""
@@ -68,6 +66,13 @@ class HFDirectory:
     def weights(self) -> WeightReader:
         """A lazy reader of the weights; close it, or use it in a ``with`` statement."""
         return WeightReader(self.path)
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """The files of any directory that belong to a tokenizer, its chat template included."""
+    from megatron_adapt.hf.tokenizer import COMPANIONS
+
+    return [folder / name for name in COMPANIONS if (folder / name).is_file()]
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

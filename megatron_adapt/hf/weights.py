@@ -1,6 +1,7 @@
 """Weights of a Hugging Face directory: lazy reading with everything checked at open, and sharded atomic writing.
 
-Safetensors is 8 bytes (little-endian length n), n bytes of JSON (name -> dtype, shape, offsets), then the data.
+Tensors are read into memory of their own rather than mapped: a mapping counts as memory in use for as long as it lives,
+and the file would be held whole in the end. Safetensors is 8 bytes (little-endian length n), n bytes of JSON (name -> dtype, shape, offsets), then the data.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from megatron_adapt.errors import CheckpointError
 
@@ -31,21 +32,23 @@ DTYPES = {
     "BOOL": ("bool", 1), "F8_E4M3": ("float8_e4m3fn", 1), "F8_E5M2": ("float8_e5m2", 1),
 }  # fmt: skip
 LONGEST_HEADER = 100_000_000  # the limit of the safetensors library
+INDEX_PARTIAL = ".weights-index.partial"
+MAPPED = 256 * 2**20  # bytes of a pickle file that may be mapped at a time
 
 Info = tuple[tuple[int, ...], str]
 
 
 class WeightReader:
     """All tensors of a directory, read one at a time. Safetensors, in one file or sharded with an index; a
-    ``pytorch_model.bin`` is read too (without executing what it holds).
+    ``pytorch_model.bin`` is read too (without executing what it holds). ``file``: only this one of the directory.
 
     Raises (at construction):
         CheckpointError: truncated, inconsistent or missing files, with the expected and the actual size.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, file: str | None = None) -> None:
         self.path = Path(path)
-        kind = next((name for name in WEIGHTS if (self.path / name).is_file()), None)
+        kind = file or next((name for name in WEIGHTS if (self.path / name).is_file()), None)
         if kind is None:
             raise CheckpointError(f"{self.path} holds no weights: neither model.safetensors nor its index.")
         open_file = _SafetensorsFile if "safetensors" in kind else _PickleFile
@@ -71,7 +74,7 @@ class WeightReader:
         return self._files[self._home[name]].infos[name]
 
     def get(self, name: str) -> Tensor:
-        """The tensor on the CPU, mapped from the file where the format allows it."""
+        """The tensor on the CPU, in memory of its own."""
         return self._files[self._home[name]].get(name)
 
     def close(self) -> None:
@@ -88,31 +91,38 @@ class WeightReader:
 class _SafetensorsFile:
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.infos = _read_header(path)
-        self._handle: Any = None
+        self.infos, self._offsets = _read_header(path)
+        self._file: IO[bytes] | None = None
 
     def get(self, name: str) -> Tensor:
-        if self._handle is None:
-            from safetensors import safe_open
+        import torch
 
-            self._handle = safe_open(self.path, framework="pt", device="cpu").__enter__()
-        return self._handle.get_tensor(name)
+        shape, dtype = self.infos[name]
+        if self._file is None:
+            self._file = self.path.open("rb", buffering=0)
+        tensor = torch.empty(shape, dtype=getattr(torch, dtype), device="cpu")
+        rest = bytes_of(tensor)
+        self._file.seek(self._offsets[name])
+        while rest:  # one call reads 2 GiB at most
+            count = self._file.readinto(rest)  # type: ignore[attr-defined]
+            if not count:
+                raise CheckpointError(f"{self.path} has become shorter since it was opened.")
+            rest = rest[count:]
+        return tensor
 
     def close(self) -> None:
-        if self._handle is not None:
-            self._handle.__exit__(None, None, None)
-            self._handle = None
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
 
 class _PickleFile:
     def __init__(self, path: Path) -> None:
-        import torch
-
         self.path = path
         if not path.is_file():
             raise CheckpointError(f"{path} is missing, although the index names it.")
         try:
-            self._tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            self._map()
             self.infos = {name: (tuple(t.shape), str(t.dtype).split(".")[1]) for name, t in self._tensors.items()}
         except Exception as error:  # torch raises many kinds for a broken, outdated or unsafe file
             reason = " ".join(str(error).split())[:200]
@@ -120,11 +130,29 @@ class _PickleFile:
                 f"{path} cannot be read ({path.stat().st_size} bytes): {reason} Convert it to safetensors."
             ) from None
 
+    def _map(self) -> None:
+        import torch
+
+        self._tensors = torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
+        self._mapped = 0
+
     def get(self, name: str) -> Tensor:
-        return self._tensors[name]
+        if self._mapped > MAPPED:
+            self._tensors = {}
+            self._map()  # anew: the pages that were read stay in memory as long as the mapping does
+        tensor = self._tensors[name].clone()
+        self._mapped += tensor.nbytes
+        return tensor
 
     def close(self) -> None:
         self._tensors = {}
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """The memory of a contiguous tensor on the CPU, to be read or written."""
+    import torch
+
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
 
 
 def _read_index(path: Path) -> dict[str, str]:
@@ -141,8 +169,8 @@ def _read_index(path: Path) -> dict[str, str]:
     return weight_map
 
 
-def _read_header(path: Path) -> dict[str, Info]:
-    """Names, shapes and dtypes of a safetensors file, whose size is checked to the byte."""
+def _read_header(path: Path) -> tuple[dict[str, Info], dict[str, int]]:
+    """Names, shapes and dtypes of a safetensors file, whose size is checked to the byte; and where each tensor begins."""
     if not path.is_file():
         raise CheckpointError(f"{path} is missing, although the index names it.")
     actual = path.stat().st_size
@@ -158,8 +186,9 @@ def _read_header(path: Path) -> dict[str, Info]:
             header = json.loads(file.read(length))
             header.pop("__metadata__", None)
             entries = sorted(header.items(), key=lambda entry: entry[1]["data_offsets"])
-            infos, end = {}, 0
+            infos, offsets, end = {}, {}, 0
             for name, entry in entries:
+                offsets[name] = 8 + length + end
                 infos[name], end = _check_entry(path, name, entry, end)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{path} has a broken header ({type(error).__name__}: {error}).") from None
@@ -167,7 +196,7 @@ def _read_header(path: Path) -> dict[str, Info]:
     if actual != expected:
         what = "truncated" if actual < expected else "longer than its header says"
         raise CheckpointError(f"{path} is {what}: expected {expected} bytes, found {actual}. Copy the file again.")
-    return infos
+    return infos, offsets
 
 
 def _check_entry(path: Path, name: str, entry: dict[str, Any], previous_end: int) -> tuple[Info, int]:
@@ -223,27 +252,18 @@ class WeightWriter:
         """Write what is pending, and give all files their names."""
         if self._pending:
             self._write_shard()
-        count = len(self._shards)
-        files = [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
-        if count == 1:
-            files = ["model.safetensors"]
+        files = shard_names(len(self._shards))
         try:
             for number, file in enumerate(files):
                 os.replace(self._partial(number), self.path / file)
-            if count > 1:
-                weight_map = {name: file for file, names in zip(files, self._shards) for name in names}
-                index = {"metadata": {"total_size": self._total_bytes}, "weight_map": weight_map}
-                partial = self._partial(count)
-                partial.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-                _synchronize(partial)
-                os.replace(partial, self.path / "model.safetensors.index.json")
-            _synchronize(self.path)
+            finish(self.path, dict(zip(files, self._shards)), self._total_bytes)
         except OSError as error:
             self.discard()
             raise CheckpointError(f"could not write the weights to {self.path}: {error}.") from None
 
     def discard(self) -> None:
         """Remove everything that has no final name yet."""
+        (self.path / INDEX_PARTIAL).unlink(missing_ok=True)
         for number in range(len(self._shards) + 1):
             self._partial(number).unlink(missing_ok=True)
         self._pending = {}
@@ -267,7 +287,7 @@ class WeightWriter:
         partial = self._partial(len(self._shards))
         try:
             save_file(self._pending, partial, metadata={"format": "pt"})
-            _synchronize(partial)
+            synchronize(partial)
         except (OSError, SafetensorError) as error:
             self.discard()
             raise CheckpointError(f"could not write the weights to {self.path}: {error}.") from None
@@ -275,7 +295,26 @@ class WeightWriter:
         self._pending, self._pending_bytes = {}, 0
 
 
-def _synchronize(path: Path) -> None:
+def shard_names(count: int) -> list[str]:
+    """What the files of ``count`` shards are called."""
+    if count == 1:
+        return ["model.safetensors"]
+    return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
+
+
+def finish(path: Path, shards: dict[str, list[str]], total_bytes: int) -> None:
+    """Write the index where there are several files (file -> its tensors), and flush the directory."""
+    if len(shards) > 1:
+        weight_map = {name: file for file, names in shards.items() for name in names}
+        index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
+        partial = path / INDEX_PARTIAL
+        partial.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        synchronize(partial)
+        os.replace(partial, path / WEIGHTS[0])
+    synchronize(path)
+
+
+def synchronize(path: Path) -> None:
     """Force a file or directory to disk, so that a rename never precedes its data."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -1,51 +1,129 @@
-"""A Megatron checkpoint -> a Hugging Face directory that transformers loads, verified like an import."""
+"""A Megatron distributed checkpoint -> a Hugging Face directory that transformers loads, tensor by tensor, verified."""
 
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Sequence
+from typing import TYPE_CHECKING, Any, Sequence
 
-from megatron_adapt.engine import backend, checkpoint, convert, model as models, verify
-from megatron_adapt.engine.backend import Layout
-from megatron_adapt.families import find_family
-from megatron_adapt.hf.directory import HFDirectory
-from megatron_adapt.hf.weights import WeightWriter
+from megatron_adapt.errors import ConfigError
+from megatron_adapt.families.conversion import AsHF, AsMegatron, Canonical, tied, untied
+from megatron_adapt.families.rules import FLOATS
+from megatron_adapt.hf import writer
+from megatron_adapt.hf.directory import HFDirectory, tokenizer_files
+from megatron_adapt.steps import verification
+from megatron_adapt.steps.foreign import Source, find_source
 from megatron_adapt.steps.reporter import Reporter
+from megatron_adapt.torch_dist.reader import TensorReader
 
+if TYPE_CHECKING:
+    from megatron_adapt.families import ModelShape
 
 def run(
     source: Path,
     output: Path,
     reporter: Reporter,
-    dtype: str = "keep",
+    dtype: str = "bfloat16",
     max_shard_bytes: float = 5e9,
     texts: Sequence[str] | None = None,
+    verify: str | None = None,
+    tie: str = "keep",
+    family: str | None = None,
+    hf_config: Path | None = None,
 ) -> dict[str, Any]:
-    """``source``: a checkpoint, or a folder whose newest is taken, of any layout. ``dtype``: keep = config.json's."""
+    """Write config, tokenizer and weights to ``output``; weight files that are there already and right are kept.
+
+    Args:
+        source: a checkpoint of any layout, or a folder whose newest is taken; ours, or one of Megatron-LM or
+            Megatron-Bridge (``foreign.py``), for which ``family`` and ``hf_config`` say what it does not say itself.
+        dtype: "keep" = config.json's, or where that says none, the checkpoint's.
+        tie: "untie" gives a tied model a head of its own, "tie" removes a head that equals the embedding.
+        texts, verify: as for an import.
+    """
+    found = find_source(source, family, hf_config)
+    for note in found.notes:
+        reporter.log(note)
+    if found.tokenizer is None and verify in (None, "logits"):
+        if verify is not None:
+            raise ConfigError(f"--verify logits needs a tokenizer, and {found.path} has none. Say --hf-config DIRECTORY.")
+        reporter.log("logits are not compared: that needs a tokenizer; all weights are, bit for bit")
+        verify = "weights"
+    verify = verification.choose(verify, found.shape, reporter)
+    result = verification.apart(lambda: _convert(found, output, dtype, max_shard_bytes, tie, verify != "off", reporter))
+    if verify == "logits":
+        from megatron_adapt.engine import convert
+
+        # The weights as exported (rounded, if dtype is narrower), computed in float32 by both.
+        written = HFDirectory.open(output)
+        shape = _tied_as(found.shape, result["tied"])
+        result |= verification.logits(output, shape, lambda model: convert.load_hf(model, written, shape), reporter, texts)
+    stored = "" if result["stored_dtype"] == result["dtype"] else f" (stored as {result['stored_dtype']})"
+    kept = f"; {result['kept']} of {result['files']} files were finished before" if result["kept"] else ""
+    reporter.log(
+        f"{found.shape.num_parameters():,} parameters as {result['dtype']}{stored}; {verification.summary(result)}; "
+        f"peak memory {result['peak_bytes'] / 1e9:.2f} GB{kept}"
+    )
+    for change in result["config_changes"]:
+        reporter.log(f"config.json: {change}")
+    return {"parameters": found.shape.num_parameters(), **result}
+
+
+def _convert(
+    found: Source, output: Path, dtype: str, max_shard_bytes: float, tie: str, verify: bool, reporter: Reporter
+) -> dict[str, Any]:
+    """In a process of its own: write everything, and compare what it gives back with the checkpoint."""
     import torch
 
-    opened = checkpoint.resolve(source)
-    where = str(opened.hf / "config.json")
-    shape = find_family(opened.config, where).read_config(opened.config, where)
+    where, family = str(found.path), found.family
+    source = Canonical(family, found.shape, TensorReader(found.path), where, cut_padding=found.is_foreign)
+    stored = "/".join(sorted({source.info(name)[1] for name in source.names()}))
     if dtype == "keep":
-        dtype = opened.config.get("dtype") or opened.config.get("torch_dtype") or "float32"
-    with backend.session(Layout(), seed=0):
-        model = models.build(shape, Layout(), "fp32").eval()
-        checkpoint.load(opened, model)
-        HFDirectory.open(opened.hf, weights=False).copy_metadata(output)
-        config = {key: value for key, value in opened.config.items() if key not in ("dtype", "torch_dtype")} | {"dtype": dtype}
-        (output / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        with WeightWriter(output, max_shard_bytes) as writer:
-            for name, tensor in convert.to_hf(model, shape, opened.config, getattr(torch, dtype)):
-                writer.add(name, tensor)
-        directory = HFDirectory.open(output)
-        tensors = verify.weights(model, shape, directory)
-        # The weights as exported (rounded, if dtype is narrower), computed in float32 by both.
-        convert.load_hf(model, directory, shape)
-        logits = verify.logits(model, directory, texts)
-    reporter.log(
-        f"{shape.num_parameters():,} parameters as {dtype}; {tensors} tensors equal bit for bit, {logits['positions']} positions' "
-        f"logits within {logits['max_abs_difference']:.1e} of Megatron's"
-    )
-    return {"parameters": shape.num_parameters(), "dtype": dtype, "tensors": tensors, **logits}
+        dtype = found.config.get("dtype") or found.config.get("torch_dtype") or stored
+    if dtype not in FLOATS:
+        raise ConfigError(f"{where}: the weights are {dtype}; choose a dtype: {', '.join(FLOATS)}.")
+    shape = found.shape
+    if tie != "keep":
+        shape = untied(family, shape, where) if tie == "untie" else tied(family, shape, source, where)
+    config = {key: value for key, value in found.config.items() if key != "torch_dtype"} | {"dtype": dtype}
+    expected = set(verification.DTYPE_KEYS)
+    if shape.tied != found.shape.tied:
+        config[family.names["tied"]] = shape.tied
+        expected.add(family.names["tied"])
+    _clear(output)
+    view = AsHF(family, shape, source, getattr(torch, dtype))
+    result: dict[str, Any] = writer.write(view, output, max_shard_bytes, reporter.progress)
+    if found.metadata is not None:
+        HFDirectory.open(found.metadata, weights=False).copy_metadata(output)
+    for file in tokenizer_files(found.tokenizer) if found.tokenizer not in (None, found.metadata) else []:
+        shutil.copyfile(file, output / file.name)
+    (output / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    written = HFDirectory.open(output)
+    changes = verification.configuration(found.config, written.config, expected, str(written.config_path))
+    if verify:
+        with written.weights() as reader:
+            result["tensors"] = verification.exported(
+                AsMegatron(family, shape, reader), source, getattr(torch, dtype), str(output)
+            )
+    return result | {
+        "dtype": dtype,
+        "stored_dtype": stored,
+        "tied": shape.tied,
+        "config_changes": changes,
+        "peak_bytes": verification.peak_memory(),
+    }
+
+
+def _clear(output: Path) -> None:
+    """Remove what an interrupted export left, but for its finished weight files."""
+    output.mkdir(parents=True, exist_ok=True)
+    for path in output.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif not (path.name.startswith("model") and path.suffix == ".safetensors"):
+            path.unlink()
+
+
+def _tied_as(shape: ModelShape, is_tied: bool) -> ModelShape:
+    return shape if shape.tied == is_tied else replace(shape, tied=is_tied)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Callable, Iterator, Mapping
 
 from megatron_adapt.errors import ConfigError
+from megatron_adapt.launch import StepFailed
 from megatron_adapt.steps.reporter import Reporter
 
 NAME = "receipt.json"
@@ -41,7 +42,8 @@ class Step:
     ``output`` itself and may be continued from a folder in it; any other works in a hidden directory beside it, which
     gets its name with the receipt already inside: it is there whole or not at all. ``settings`` and the contents of
     ``inputs`` are all that the result depends on: parallel layout, logging and the places of files are not part of
-    them. ``ranks`` > 1: runs as that many processes.
+    them. ``ranks`` > 1: runs as that many processes. A step that ``keeps_parts`` finds in its hidden directory what an
+    earlier run that was stopped or killed has left there, and decides itself what of it counts.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Step:
     inputs: Mapping[str, Path | tuple[Path, ...]] = field(default_factory=dict)
     ranks: int = 1
     resumable: bool = False
+    keeps_parts: bool = False
 
     @property
     def places(self) -> tuple[Path, ...]:
@@ -71,7 +74,7 @@ def perform(step: Step, reporter: Reporter, is_first_rank: bool = True) -> None:
         _refuse_occupied(step)
     try:
         if is_first_rank:
-            if not step.resumable:
+            if not step.resumable and not step.keeps_parts:
                 shutil.rmtree(workplace, ignore_errors=True)
             workplace.parent.mkdir(parents=True, exist_ok=True)
             if step.resumable:
@@ -84,7 +87,8 @@ def perform(step: Step, reporter: Reporter, is_first_rank: bool = True) -> None:
             if not step.resumable:
                 os.replace(workplace, step.output)
     except BaseException as error:
-        if is_first_rank:
+        stopped = isinstance(error, (KeyboardInterrupt, StepFailed))  # asked to stop, or a process of it was killed
+        if is_first_rank and not (stopped and step.keeps_parts):
             _discard(step, workplace)
         if isinstance(error, OSError) and error.errno in _OF_THE_PLACE:
             raise ConfigError(

@@ -113,7 +113,7 @@ def test_disk_full_while_saving(world: World, uninterrupted, tmp_path: Path, lay
 
     with pytest.raises(CheckpointError, match=FULL):
         train_with(world, tmp_path / "run", layout, limit)
-    assert [path.name for path in checkpoint._finished(tmp_path / "run")] == ["step_00000002"]
+    assert [path.name for path in checkpoint.finished(tmp_path / "run")] == ["step_00000002"]
     assert_identical(world.train(tmp_path / "run", *LAYOUTS[layout], **STEPS), uninterrupted(layout))
 
 

@@ -1,0 +1,125 @@
+"""The directory of a checkpoint of ours: complete when it has its name, and it explains itself.
+
+    PHASE/step_00000100/            one checkpoint; a name that ends in .tmp was never finished and is never loaded
+        __0_0.distcp ... .metadata  Megatron's own files: model, optimizer, any layout may read them
+        rng/rank_00000.pt           random states, used again when the layout is the same
+        hf/                         config.json and tokenizer of the model
+        checkpoint.json             written last: what and where in training, and the size of every other file
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from megatron_adapt.errors import CheckpointError
+
+MARK = "checkpoint.json"
+FORMAT = 1
+PARTIAL = ".tmp"
+
+
+@dataclass
+class Position:
+    """Where training stands: all integers, so that a resumed run is the same run."""
+
+    phase: str = ""
+    step: int = 0
+    tokens: int = 0
+    # "corpus@sequence_length" -> samples drawn so far in the whole run
+    consumed: dict[str, int] = field(default_factory=dict)
+    # corpus -> samples drawn in this phase
+    drawn: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class Checkpoint:
+    """An opened checkpoint directory: its position and the Hugging Face config of its model."""
+
+    path: Path
+    position: Position
+    world: dict[str, int]
+    config: dict[str, Any]
+
+    @property
+    def hf(self) -> Path:
+        return self.path / "hf"
+
+
+def is_checkpoint(path: Path) -> bool:
+    return (Path(path) / MARK).is_file() and Path(path).suffix != PARTIAL
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Validate a checkpoint directory (mark, every file's size); ``CheckpointError`` tells what is wrong with it."""
+    path = Path(path)
+    if not is_checkpoint(path):
+        raise CheckpointError(f"{path}: no finished checkpoint here ({MARK} is missing).")
+    try:
+        mark = json.loads((path / MARK).read_text())
+    except ValueError as error:
+        raise CheckpointError(f"{path / MARK}: not JSON ({error}); use an earlier checkpoint.") from error
+    if not isinstance(mark, dict) or mark.get("format") != FORMAT:
+        raise CheckpointError(
+            f'{path / MARK} does not say "format": {FORMAT}; another version of this program wrote it.'
+        )
+    problems = []
+    for name, size in mark["files"].items():
+        file = path / name
+        if not file.is_file():
+            problems.append(f"{name} is missing")
+        elif file.stat().st_size != size:
+            problems.append(f"{name} has {file.stat().st_size} bytes instead of {size}")
+    if problems:
+        raise CheckpointError(f"{path}: damaged checkpoint: {'; '.join(problems)}. Use an earlier one or repeat the phase.")
+    config = json.loads((path / "hf" / "config.json").read_text())
+    return Checkpoint(path, Position(**mark["position"]), mark["world"], config)
+
+
+def resolve(path: Path) -> Checkpoint:
+    """The checkpoint at ``path``, or the newest one inside it (a phase's directory)."""
+    if is_checkpoint(path):
+        return open_checkpoint(path)
+    newest = latest(path)
+    if newest is None:
+        raise CheckpointError(f"{path}: neither a checkpoint nor a folder with finished checkpoints (step_*/{MARK}).")
+    return newest
+
+
+def finished(folder: Path) -> list[Path]:
+    found = [p for p in Path(folder).glob("step_*") if re.fullmatch(r"step_\d+", p.name) and is_checkpoint(p)]
+    return sorted(found, key=lambda p: int(p.name.split("_")[1]))
+
+
+def latest(folder: Path) -> Checkpoint | None:
+    found = finished(folder)
+    return open_checkpoint(found[-1]) if found else None
+
+
+def step_folder(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies in its phase's folder."""
+    return Path(folder) / f"step_{step:08d}"
+
+
+def seal(partial: Path, final: Path, position: Position, world: dict[str, int]) -> None:
+    """Add the mark with every file's size, flush, and give the directory its name, replacing what has it.
+
+    ``partial`` holds everything else by now, ``hf/`` included; ``world``: sizes ``{size, tensor, pipeline}`` of the run.
+    """
+    files = {str(p.relative_to(partial)): p.stat().st_size for p in sorted(partial.rglob("*")) if p.is_file()}
+    mark = {"format": FORMAT, "position": asdict(position), "world": world, "files": files}
+    with open(partial / MARK, "w") as file:
+        json.dump(mark, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    if final.exists():
+        shutil.rmtree(final)
+    os.replace(partial, final)
+    directory = os.open(final.parent, os.O_RDONLY)
+    os.fsync(directory)
+    os.close(directory)
