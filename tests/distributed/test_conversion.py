@@ -287,8 +287,8 @@ def test_memory_is_that_of_two_tensors(world: World, tmp_path: Path):
     launch.fork(1, fill)
     assert len(list(source.glob("*.safetensors"))) == 2
     largest = 4 * max(size[0] * (size[1] if len(size) > 1 else 1) for size in shape.parameter_shapes().values())
-    bound = 2 * largest + 30e6
-    assert shape.num_parameters() * 4 > 2.5 * bound
+    bound = 2 * largest + 60e6  # the allocator keeps freed blocks of less than 32 MB for itself
+    assert shape.num_parameters() * 4 > 2 * bound
 
     def used(work: Callable[[Path, Path], object], large: Path, small: Path) -> int:
         """Bytes by which converting the large model raises the memory of a process that has converted a small one."""
