@@ -244,7 +244,8 @@ class Family:
         for key, value in from_tokenizer.items():
             if given.get(key, value) != value:
                 raise ConfigError(f"{key} = {given[key]!r} contradicts the tokenizer ({value!r}); leave it out.")
-        full = {**self.defaults, **self.fixed, **self.settings, **given, **from_tokenizer, **constant}
+        fixed = {key: value for key, value in self.fixed.items() if value is not None}
+        full = {**self.defaults, **fixed, **self.settings, **given, **from_tokenizer, **constant}
         full.setdefault("dtype", full.pop("torch_dtype", "float32"))
         if full["dtype"] not in FLOATS:
             raise ConfigError(f"dtype = {full['dtype']!r} is not one of {', '.join(FLOATS)}.")

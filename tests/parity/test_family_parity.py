@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
 import pytest
 import torch
-from family_models import CONFIGS, make, tokens
+from family_models import CONFIGS, GPT2, import_models, make, tokens
 from megatron.core import parallel_state
 from megatron.core.distributed import finalize_model_grads
 from megatron.core.pipeline_parallel import get_forward_backward_func
-from worlds import Layout, hf_model, on_ranks
+from worlds import Layout, hf_model, on_ranks, phase, tensors
 
 from megatron_adapt.analysis import estimate
 from megatron_adapt.config import Parallel
-from megatron_adapt.engine import convert, model as models
+from megatron_adapt.engine import checkpoint, convert, model as models, optimizer as optimizers
 from megatron_adapt.engine.losses import language_model_loss, positions
-from megatron_adapt.families import families, find_family
+from megatron_adapt.families import families, find_family, initial_tensors
 from megatron_adapt.families.rules import OUTPUT, hf_to_megatron
 from megatron_adapt.hf.directory import HFDirectory
+from megatron_adapt.hf.weights import WeightWriter
 
+import_models()
 LAYOUTS = {
     "one": Layout(),
     "TP2": Layout(tensor=2),
@@ -81,7 +84,10 @@ def logits_difference(model: torch.nn.Module, reference: torch.Tensor) -> float:
 
 
 def gradient_differences(model: torch.nn.Module, expected: dict[str, torch.Tensor], gated: bool) -> dict[str, float]:
-    """Of each parameter of this rank, after one whole backward pass: largest difference over largest gradient."""
+    """Of each parameter of this rank, after one whole backward pass: largest difference over largest gradient.
+
+    And of the gradient norm, which counts every parameter of the model once.
+    """
     wrapped = models.wrap(model)
     model.config.finalize_model_grads_func = finalize_model_grads
     rows = tokens()
@@ -94,7 +100,9 @@ def gradient_differences(model: torch.nn.Module, expected: dict[str, torch.Tenso
     for name, parameter in models.named_parameters(model):
         mine = convert.tensor_parallel_slice(name, expected[name], parameter.shape, group.rank(), group.size(), gated)
         differences[name] = ((parameter.main_grad - mine).abs().max() / expected[name].abs().max()).item()
-    return differences
+    _, norm = optimizers.step(optimizers.build(phase().optimizer, wrapped))
+    whole = torch.stack([tensor.norm() for tensor in expected.values()]).norm().item()
+    return differences | {"gradient norm": abs(norm / whole - 1)}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
@@ -122,17 +130,56 @@ def test_logits_and_gradients_equal_transformers(directory, name, layout):
 
 
 @FAMILIES
-def test_weights_come_back_bit_for_bit(directory, name):
-    def differing(path: Path) -> list[str]:
+def test_weights_come_back_bit_for_bit(directory, tmp_path, name):
+    """Through a checkpoint that four ranks wrote: what lies there is what the rules say, and what one rank exports."""
+    paths = directory(name)
+
+    def save() -> None:
+        for number, path in enumerate(paths.values()):
+            model, _ = hf_model(path, Layout(tensor=2, pipeline=2))
+            checkpoint.save(tmp_path / str(number), model, None, checkpoint.Position(), path)
+
+    def differing(number: int, path: Path) -> list[str]:
         model, shape = hf_model(path)
         opened = HFDirectory.open(path)
-        back = dict(convert.to_hf(model, shape, opened.config))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.zero_()
+        checkpoint.load(checkpoint.resolve(tmp_path / str(number)), model)
+        back, stored = dict(convert.to_hf(model, shape, opened.config)), tensors(tmp_path / str(number))
         with opened.weights() as reader:
             assert set(back) == set(reader.names())
             assert shape.num_parameters() == sum(tensor.numel() for tensor in back.values())
-            return [key for key, tensor in back.items() if not tensor.equal(reader.get(key))]
+            expected = dict(hf_to_megatron(families()[name], shape, reader))
+            assert {key: tuple(tensor.shape) for key, tensor in stored.items()} == shape.parameter_shapes()
+            wrong = [key for key, tensor in stored.items() if not tensor.equal(expected[key])]
+            return wrong + [key for key, tensor in back.items() if not tensor.equal(reader.get(key))]
 
-    assert on_ranks(1, lambda: [differing(path) for path in directory(name).values()]) == [[[]] * len(CONFIGS[name])]
+    on_ranks(4, save)
+    assert on_ranks(1, lambda: [differing(*each) for each in enumerate(paths.values())]) == [[[]] * len(paths)]
+
+
+@FAMILIES
+def test_models_from_scratch_load_in_transformers(tmp_path, name):
+    family = families()[name]
+
+    def problems(number: int, config: dict) -> list:
+        from transformers import AutoModelForCausalLM
+
+        path = tmp_path / str(number)
+        given = {key: value for key, value in config.items() if not key.endswith("token_id")}
+        full = family.complete_config(given, given["vocab_size"], 0, 1)
+        path.mkdir()
+        (path / "config.json").write_text(json.dumps(full))
+        with WeightWriter(path) as writer:
+            for key, tensor in initial_tensors(family, family.read_config(full), 3):
+                writer.add(key, tensor)
+        model, info = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True)
+        gradients = [key for key, parameter in model.named_parameters() if parameter.isnan().any()]
+        return [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"], *gradients]
+
+    configs = CONFIGS[name].values()
+    assert on_ranks(1, lambda: [problems(*each) for each in enumerate(configs)]) == [[[]] * len(configs)]
 
 
 @FAMILIES
@@ -143,3 +190,29 @@ def test_a_vocabulary_that_cannot_be_cut_is_refused(directory, name):
         assert find_family(config) is families()[name] and shape.layout_problems(2, 2) == []
         (problem,) = replace(shape, vocab_size=51).layout_problems(2, 1)
         assert "51 vocabulary rows cannot be divided by parallel.tensor=2" in problem
+
+
+def test_gpt2_files_without_prefix_and_with_buffers(tmp_path: Path):
+    """As the hub has them: `h.0.attn.c_attn.weight`, and masks beside the weights."""
+
+    def work() -> tuple[list[str], float]:
+        family = families()["gpt2"]
+        make(family, GPT2, tmp_path / "model")
+        opened = HFDirectory.open(tmp_path / "model")
+        with opened.weights() as reader:
+            weights = {name: reader.get(name).clone() for name in reader.names()}
+        opened.copy_metadata(tmp_path / "hub")
+        with WeightWriter(tmp_path / "hub") as writer:
+            for name, tensor in weights.items():
+                writer.add(name.removeprefix("transformer."), tensor)
+            for layer in range(2):
+                writer.add(f"h.{layer}.attn.bias", torch.ones(64, 64).tril()[None, None].bool())
+                writer.add(f"h.{layer}.attn.masked_bias", torch.tensor(-1e4))
+        model, shape = hf_model(tmp_path / "hub")
+        back = dict(convert.to_hf(model, shape, opened.config))
+        assert set(back) == set(weights)
+        reference = torch.load(tmp_path / "model" / "reference.pt")["logits"]
+        return [name for name in back if not back[name].equal(weights[name])], logits_difference(model.eval(), reference)
+
+    ((wrong, logits),) = on_ranks(1, work)
+    assert wrong == [] and logits <= 1e-4

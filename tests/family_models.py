@@ -11,16 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
-from transformers.models.auto.configuration_auto import model_type_to_module_name
-from transformers.utils import logging
 
 from megatron_adapt.families import Family, families
-
-for family in families().values():  # once, here: the forked ranks need it
-    module = model_type_to_module_name(family.model_types[0])
-    importlib.import_module(f"transformers.models.{module}.modeling_{module}")
-logging.disable_progress_bar()
 
 VOCABULARY = 50
 LENGTH = 24
@@ -94,6 +86,17 @@ CONFIGS: dict[str, dict[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
+def import_models() -> None:
+    """What transformers loads on first use: once before ranks are forked, or each of them does it again."""
+    from transformers.models.auto.configuration_auto import model_type_to_module_name
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    for family in families().values():
+        module = model_type_to_module_name(family.model_types[0])
+        importlib.import_module(f"transformers.models.{module}.modeling_{module}")
+
+
 def tokens() -> Tensor:
     """``[2, LENGTH + 1]``"""
     return torch.randint(0, VOCABULARY, (2, LENGTH + 1), generator=torch.Generator().manual_seed(11))
@@ -104,6 +107,8 @@ def make(family: Family, config: dict[str, Any], path: Path) -> None:
 
     Every number is drawn, biases and norms too: one in the wrong place shows.
     """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
     torch.manual_seed(5)
     full = AutoConfig.for_model(family.model_types[0], **config)
     model = AutoModelForCausalLM.from_config(full, attn_implementation="eager").float().eval()
