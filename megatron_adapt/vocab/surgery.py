@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_adapt.errors import CheckpointError, ConfigError
 from megatron_adapt.families import find_family
-from megatron_adapt.families.rules import EMBEDDING, OUTPUT, check_weights, redundant_head
+from megatron_adapt.families.rules import EMBEDDING, OUTPUT, check_weights, redundant_head, with_prefix
 from megatron_adapt.hf.directory import HFDirectory, read_json
 from megatron_adapt.vocab import methods
 from megatron_adapt.vocab.matching import ROLES, Matching, match
@@ -111,7 +111,8 @@ def _write_weights(directory: HFDirectory, shape: ModelShape, token_map: TokenMa
 
     family = find_family(directory.config, str(directory.config_path))
     vocabulary = {rule.hf[0]: rule.megatron for rule in family.rules if rule.megatron in (EMBEDDING, OUTPUT)}
-    with directory.weights() as reader:
+    with directory.weights() as weights:
+        reader = with_prefix(family, weights)
         check_weights(family, shape, reader)
         redundant = redundant_head(family, shape, reader)
         with WeightWriter(output) as writer:

@@ -8,11 +8,13 @@ import shutil
 
 import pytest
 import torch
+from family_models import CONFIGS
 from harness import assets
 from vocabularies import write_tokenizer
 
 from megatron_adapt.errors import CheckpointError, ConfigError, DataError
-from megatron_adapt.families import family_named, initial_tensors
+from megatron_adapt.families import families, family_named, initial_tensors
+from megatron_adapt.families.rules import EMBEDDING as MEGATRON_EMBEDDING, OUTPUT
 from megatron_adapt.hf.directory import HFDirectory
 from megatron_adapt.hf.tokenizer import Tokenizer
 from megatron_adapt.hf.weights import WeightReader, WeightWriter
@@ -53,6 +55,20 @@ def target(tmp_path):
     return write_tokenizer(tmp_path / "target", tokens, "byte-level", special)
 
 
+def make_family_model(path, name, key, prefix=""):
+    """A tiny fresh model of any family; ``prefix``: what its files leave out of the names."""
+    tokens = ["<unk>", "<s>", "</s>", "<0x41>", "▁Haus", "ä", *(f"▁e{i}" for i in range(14))]
+    write_tokenizer(path, tokens, "sentencepiece", {"unk": "<unk>", "bos": "<s>", "eos": "</s>"})
+    family = family_named(name)
+    given = {option: value for option, value in CONFIGS[name][key].items() if not option.endswith("token_id")}
+    full = family.complete_config({**given, "vocab_size": 24}, vocab_size=24, bos=1, eos=2)
+    (path / "config.json").write_text(json.dumps(full))
+    with WeightWriter(path) as writer:
+        for tensor_name, tensor in initial_tensors(family, family.read_config(full), seed=5):
+            writer.add(tensor_name.removeprefix(prefix), tensor)
+    return path
+
+
 def tensors(path):
     with WeightReader(path) as reader:
         return {name: reader.get(name).clone() for name in reader.names()}
@@ -64,6 +80,30 @@ def load(path):
     model, info = AutoModelForCausalLM.from_pretrained(path, dtype="auto", output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
     return model, AutoTokenizer.from_pretrained(path)
+
+
+@pytest.mark.parametrize(("name", "key"), [(name, key) for name in CONFIGS for key in CONFIGS[name]])
+def test_every_family_keeps_all_but_its_vocabulary(tmp_path, target, name, key):
+    source = make_family_model(tmp_path / "model", name, key)
+    report = swap(source, target, tmp_path / "out", "mean", pad_to_multiple=8)
+    old, new = tensors(source), tensors(tmp_path / "out")
+    vocabulary = {rule.hf[0] for rule in families()[name].rules if rule.megatron in (MEGATRON_EMBEDDING, OUTPUT)}
+    assert set(old) == set(new) and len(vocabulary & set(old)) == (1 if report["tied"] else 2)
+    for tensor in old:
+        assert len(new[tensor]) == 32 if tensor in vocabulary else new[tensor].equal(old[tensor]), tensor
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["vocab_size"] == 32
+    (embedding,) = (rule.hf[0] for rule in families()[name].rules if rule.megatron == MEGATRON_EMBEDDING)
+    assert load(tmp_path / "out")[0].get_input_embeddings().weight.equal(new[embedding])
+
+
+def test_names_without_the_prefix_become_whole(tmp_path, target):
+    bare = make_family_model(tmp_path / "bare", "gpt2", "released", prefix="transformer.")
+    whole = make_family_model(tmp_path / "whole", "gpt2", "released")
+    assert "wte.weight" in tensors(bare) and "transformer.wte.weight" in tensors(whole)
+    for path in (bare, whole):
+        swap(path, target, path / "out", "mean", seed=1)
+    one, other = tensors(bare / "out"), tensors(whole / "out")
+    assert set(one) == set(other) and all(one[name].equal(other[name]) for name in one)
 
 
 @pytest.mark.parametrize("tied", [False, True])
