@@ -34,27 +34,20 @@ from megatron_adapt.torch_dist.directory import (
     seal,
     step_folder,
 )
+from megatron_adapt.torch_dist.writer import CONTENT
 
 __all__ = [
     "MARK", "Checkpoint", "Position", "finished", "is_checkpoint", "latest", "load", "open_checkpoint", "resolve", "save",
 ]  # fmt: skip
 
-_METADATA = {
-    # The only optimizer format that may be read back at another TP/PP; Megatron's default names one it has removed.
-    "distrib_optim_sharding_type": "fully_reshardable",
-    # Every layer under its own name. Megatron's default stacks a parameter of all layers into one tensor, which cannot
-    # be saved when a phase trains (and so has optimizer state for) some of the layers only.
-    "non_homogeneous_layers": True,
-}
-
 
 def _sharded_state(model: GPTModel, optimizer: MegatronOptimizer | None, loading: bool) -> dict[str, Any]:
     # Layers of Transformer Engine and of Megatron each add states for FP8, empty without it and of different names.
     # Left out, a checkpoint of either kind loads into both.
-    sharded = model.sharded_state_dict(metadata=_METADATA)
+    sharded = model.sharded_state_dict(metadata=CONTENT)
     state = {"model": {name: value for name, value in sharded.items() if not name.endswith("_extra_state")}}
     if optimizer is not None:
-        state["optimizer"] = optimizer.sharded_state_dict(state["model"], is_loading=loading, metadata=_METADATA)
+        state["optimizer"] = optimizer.sharded_state_dict(state["model"], is_loading=loading, metadata=CONTENT)
     return state
 
 
@@ -126,7 +119,7 @@ def _write(partial: Path, model: GPTModel, optimizer: MegatronOptimizer | None) 
         filesystem_async._results_queue = queue.SimpleQueue()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dist_checkpointing.save(_sharded_state(model, optimizer, loading=False), str(partial))
+        dist_checkpointing.save(_sharded_state(model, optimizer, loading=False), str(partial), content_metadata=CONTENT)
     rng = partial / "rng"
     rng.mkdir(exist_ok=True)
     torch.save(backend.rng_state(), rng / f"rank_{backend.rank():05d}.pt")

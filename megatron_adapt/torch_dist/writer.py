@@ -33,6 +33,15 @@ FORMAT = {
     "common_backend": "torch",
     "common_backend_version": 1,
 }
+# Kept in the checkpoint as Megatron's "content metadata": a program that asks its model for a sharded state with these
+# settings, as Megatron-LM's training script does, finds what is stored.
+CONTENT = {
+    # The only optimizer format that may be read back at another TP/PP; Megatron's default names one it has removed.
+    "distrib_optim_sharding_type": "fully_reshardable",
+    # Every layer under its own name. Megatron's default stacks a parameter of all layers into one tensor, which cannot
+    # be saved when a phase trains (and so has optimizer state for) some of the layers only.
+    "non_homogeneous_layers": True,
+}
 
 
 class TensorWriter:
@@ -74,7 +83,7 @@ class TensorWriter:
     def close(self) -> None:
         try:
             self._close_file()
-            torch.save({}, self.path / "common.pt")
+            torch.save({"content_metadata": CONTENT}, self.path / "common.pt")
             (self.path / "metadata.json").write_text(json.dumps(FORMAT))
             FileSystemWriter(self.path).finish(Metadata(self._entries), [self._places])
         except (OSError, RuntimeError) as error:

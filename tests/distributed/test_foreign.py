@@ -8,6 +8,7 @@ import io
 import json
 import os
 import pickle
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -16,20 +17,21 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from harness import ROOT
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.enums import ModelType
 from test_conversion import Lines, assert_same, weights
-from worlds import SIZES, VOCABULARY, Layout, World
+from worlds import SIZES, VOCABULARY, Layout, World, tensors
 
 from megatron_adapt import launch
 from megatron_adapt.engine import backend, model as models
 from megatron_adapt.engine.convert import tensor_parallel_slice
 from megatron_adapt.errors import CheckpointError, ConfigError
-from megatron_adapt.families import find_family
+from megatron_adapt.families import family_named, find_family
 from megatron_adapt.families.rules import hf_to_megatron
 from megatron_adapt.hf.directory import HFDirectory
-from megatron_adapt.steps import export_hf
+from megatron_adapt.steps import export_hf, foreign, import_hf
 from megatron_adapt.steps.foreign import find_source
 from megatron_adapt.torch_dist import pickles
 
@@ -157,6 +159,35 @@ def test_megatron_bridge_by_its_run_config(world: World, megatron: Path, tmp_pat
     (place / "run_config.yaml").write_text("model: [1]")
     with pytest.raises(CheckpointError, match="run_config.yaml has no readable section 'model'"):
         find_source(tmp_path)
+
+
+def test_the_family_is_found_by_its_tensors(megatron: Path, monkeypatch):
+    assert find_source(megatron).family.name == "llama"
+    llama = family_named("llama")
+    monkeypatch.setattr(foreign, "families", lambda: {"llama": llama, "twin": replace(llama, name="twin")})
+    with pytest.raises(CheckpointError, match=r"may be a model of several families \(llama, twin\): choose one with --family"):
+        find_source(megatron)
+
+
+def test_the_readmes_lines_open_a_checkpoint_of_ours(world: World, tmp_path: Path):
+    """tools/checkpoint/README.md says how Megatron-LM does it; here in two layouts."""
+    lines = re.findall(r"```python\n(.*?)```", (ROOT / "tools" / "checkpoint" / "README.md").read_text(), re.S)[0]
+    import_hf.run(world.model("untied"), tmp_path, Lines(), verify="off")
+    code = lines.replace("OUT/", f"{tmp_path}/")
+    assert code != lines
+    shape = find_source(tmp_path).shape
+    expected = tensors(tmp_path)
+
+    def work() -> None:
+        with backend.session(layout, 0):
+            model = models.build(shape, layout, "fp32")
+            exec(code, {"model": model, "dist_checkpointing": dist_checkpointing})
+            for name, parameter in models.named_parameters(model):
+                part = tensor_parallel_slice(name, expected[name], parameter.shape, backend.rank(), layout.tensor)
+                assert parameter.equal(part), name
+
+    for layout in (LAYOUTS["one"], LAYOUTS["TP2"]):
+        launch.fork(layout.model_ranks, work)
 
 
 class Forged(enum.Enum):
