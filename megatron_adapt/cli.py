@@ -74,14 +74,14 @@ def _load(words: List[str], ranks: Optional[int] = None) -> "Plan":
 
     files = [word for word in words if "=" not in word]
     overrides = [word for word in words if "=" in word]
-    loaded = recipe.load(files, overrides, methods=methods.names())
+    loaded = recipe.load(files, overrides, methods=methods.checks())
     if ranks is not None:
         model_ranks = loaded.parallel.tensor * loaded.parallel.pipeline
         if ranks % model_ranks:
             raise ConfigError(
                 f"--nproc {ranks} is no multiple of parallel.tensor x parallel.pipeline = {model_ranks}: start a multiple."
             )
-        loaded = recipe.load(files, [*overrides, f"parallel.data={ranks // model_ranks}"], methods=methods.names())
+        loaded = recipe.load(files, [*overrides, f"parallel.data={ranks // model_ranks}"], methods=methods.checks())
     return plan.build(loaded)
 
 
@@ -287,6 +287,9 @@ def swap(
     tokenizer: Annotated[Optional[Path], typer.Option(help="directory of the new tokenizer")] = None,
     method: Annotated[str, typer.Option(help="how new rows start")] = "copy",
     seed: Annotated[int, typer.Option(help="of the drawn rows")] = 1234,
+    option: Annotated[Optional[List[str]], typer.Option(help="KEY=VALUE of the method (repeat)", metavar="KEY=VALUE")] = None,
+    corpus: Annotated[Optional[List[str]], typer.Option(help="text for methods that read it (repeat)")] = None,
+    text_key: Annotated[str, typer.Option(help="key of the text in JSON lines")] = "text",
     pad_to_multiple: Annotated[int, typer.Option(help="grow the vocabulary to a multiple of this")] = 1,
 ) -> None:
     """Exchange a model's vocabulary: a recipe's, or `swap HF_DIR OUT --tokenizer DIR --method copy`."""
@@ -295,11 +298,19 @@ def swap(
     source, output = _paths(words, "HF_DIR OUT")
     if tokenizer is None:
         raise ConfigError("swap HF_DIR OUT needs --tokenizer DIR.")
-    from megatron_adapt.steps import swap as work
-    from megatron_adapt.vocab import methods
+    from megatron_adapt.config import Corpus
+    from megatron_adapt.vocab import methods, options
 
-    methods.check(method)
-    _produce(output, lambda folder, reporter: work.run(source, tokenizer, folder, method, seed, pad_to_multiple, reporter))
+    given = options.from_words(option or ())
+    methods.read_options(method, given)
+    corpora = [Corpus.model_construct(path=corpus, text_key=text_key)] if corpus else []
+
+    def work(folder: Path, reporter: Any) -> Any:
+        from megatron_adapt.steps import swap
+
+        return swap.run(source, tokenizer, folder, swap.Choice(method, given, seed, pad_to_multiple, corpora), reporter)
+
+    _produce(output, work)
 
 
 Verify = Annotated[Optional[str], typer.Option(help="off | weights | logits; default: logits if the model fits into memory")]

@@ -148,6 +148,10 @@ class Vocabulary(Strict):
     tokenizer: TokenizerChoice = Field(description="the new tokenizer")
     method: Text = Field("copy", description="how the new embedding rows are initialised")
     compare: list[Text] = Field(default_factory=list, description="methods trained beside it for comparison")
+    options: dict[Name, dict[Name, Any]] = Field(default_factory=dict, description="method name: its options")
+    corpora: list[Text] = Field(
+        default_factory=list, description="corpora (under data) whose text methods may read; empty: the tokenizer's"
+    )
     pad_to_multiple: Count = Field(1, description="rows are added up to a multiple of this")
 
 

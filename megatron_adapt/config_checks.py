@@ -6,7 +6,7 @@ valid parts and puts `INVALID` where a value is missing or wrong.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, get_origin
 
 from pydantic import TypeAdapter, ValidationError
@@ -20,6 +20,7 @@ from megatron_adapt.schedule import problem
 
 INVALID: Any = type("Invalid", (), {"__repr__": lambda self: "INVALID"})()  # reported already: checks pass over it
 Found = tuple[tuple[str | int, ...], str]  # path of the key, and what is wrong with it
+Methods = Mapping[str, Callable[[Mapping[str, Any]], "list[tuple[str, str]]"]]
 
 
 def salvage(schema: Any, value: Any, metadata: Sequence[Any] = ()) -> Any:
@@ -46,8 +47,9 @@ def _valid_parts(schema: Any, value: Any) -> Any:
     return INVALID
 
 
-def check(recipe: Recipe, methods: Sequence[str] | None = None) -> list[Found]:
-    """All problems between the keys of a recipe, salvaged or whole; `methods` are the known vocabulary methods."""
+def check(recipe: Recipe, methods: Methods | None = None) -> list[Found]:
+    """All problems between the keys of a recipe, salvaged or whole; `methods` are the known vocabulary methods, each with
+    what gives the problems of its options as (key, text)."""
     found = [*_alternatives(recipe, ()), *_phase_names(recipe), *_corpora(recipe), *_vocabulary(recipe, methods)]
     for path, phase in _phases(recipe):
         found += _phase(phase, path, recipe.parallel, recipe.precision)
@@ -206,12 +208,13 @@ def _named_corpora(recipe: Recipe) -> Iterator[tuple[tuple[str | int, ...], Any]
             yield from (((*path, "tokenizer", "train", "corpora", i), name) for i, name in enumerate(training.corpora))
     for path, phase in _phases(recipe):
         yield from (((*path, "data", name), name) for name in (phase.data if isinstance(phase.data, dict) else {}))
-    if isinstance(recipe.evaluation, Evaluation) and isinstance(recipe.evaluation.corpora, list):
-        yield from ((("evaluation", "corpora", i), name) for i, name in enumerate(recipe.evaluation.corpora))
+    for key, holder in (("evaluation", recipe.evaluation), ("vocabulary", recipe.vocabulary)):
+        if isinstance(holder, (Evaluation, Vocabulary)) and isinstance(holder.corpora, list):
+            yield from (((key, "corpora", i), name) for i, name in enumerate(holder.corpora))
 
 
-def _vocabulary(recipe: Recipe, methods: Sequence[str] | None) -> Iterator[Found]:
-    """Methods are known, and each is run once."""
+def _vocabulary(recipe: Recipe, methods: Methods | None) -> Iterator[Found]:
+    """Methods are known and each is run once, with options that it has."""
     if not isinstance(recipe.vocabulary, Vocabulary):
         return
     compare = recipe.vocabulary.compare if isinstance(recipe.vocabulary.compare, list) else []
@@ -225,3 +228,13 @@ def _vocabulary(recipe: Recipe, methods: Sequence[str] | None) -> Iterator[Found
         elif method in seen:
             yield path, f"'{method}' is already run; list each method once, without vocabulary.method"
         seen.add(method)
+    options = recipe.vocabulary.options if isinstance(recipe.vocabulary.options, dict) else {}
+    for method, given in options.items():
+        if method not in seen:
+            run = [name for name in seen if isinstance(name, str)]
+            yield ("vocabulary", "options", method), f"options of a method that is not run.{did_you_mean(method, run, 'Methods run')}"
+    for method in [name for name in methods or () if name in seen]:
+        given = options.get(method, {})
+        for key, text in methods[method](given) if methods and isinstance(given, dict) else ():
+            path = ("vocabulary", "options", method, key) if key in given else ("vocabulary", "method")
+            yield path, text if key in given else f"option {key} of {method} is {text}"

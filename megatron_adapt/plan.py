@@ -22,6 +22,7 @@ from megatron_adapt.errors import ConfigError
 from megatron_adapt.hf.tokenizer import COMPANIONS
 from megatron_adapt.steps.receipt import Step, read
 from megatron_adapt.steps.reporter import Reporter
+from megatron_adapt.vocab import methods, options
 
 
 @dataclass(frozen=True)
@@ -183,29 +184,45 @@ class _Builder:
         return self._export("base/export", last, self.output / "base" / "model", own=False)
 
     def _branch(self, branch: str, base: Path, tokenizer: Path, data: str) -> Path:
-        vocabulary, seed = self.recipe.vocabulary, self.recipe.seed
         source = base
-        if vocabulary is not None:
-
-            def action(output: Path, reporter: Reporter) -> dict[str, Any]:
-                from megatron_adapt.steps import swap
-
-                return swap.run(base, tokenizer, output, branch, seed, vocabulary.pad_to_multiple, reporter)
-
-            source = self._add(
-                name=f"{branch}/swap",
-                verb="swap",
-                output=self.output / branch / "swapped",
-                action=action,
-                settings={"method": branch, "seed": seed, "pad_to_multiple": vocabulary.pad_to_multiple},
-                inputs={"model": base, "tokenizer": self._tokenizer_input(tokenizer)},
-            )
+        if self.recipe.vocabulary is not None:
+            source = self._swap(branch, base, tokenizer)
             self._evaluate(Stage(branch, "vocabulary swapped", source, f"evaluation/{branch}-swapped"))
         last = self._import(branch, source)
         for number, phase in enumerate(self.recipe.phases):
             last = self._phase(branch, data, number, phase, last)
             self._evaluate(Stage(branch, f"phase {phase.name}", last, f"evaluation/{branch}-{phase.name}"))
         return last
+
+    def _swap(self, method: str, base: Path, tokenizer: Path) -> Path:
+        vocabulary, seed = self.recipe.vocabulary, self.recipe.seed
+        assert vocabulary is not None
+        given = vocabulary.options.get(method, {})
+        chosen = methods.read_options(method, given)
+        training = vocabulary.tokenizer.train
+        names = vocabulary.corpora or (training.corpora if training else [])
+        if not methods.reads_text(method, chosen):
+            names = []
+        elif not names:
+            raise ConfigError(f"vocabulary method {method} reads text in the target language: name corpora under vocabulary.corpora.")
+        corpora = [self.recipe.data[name] for name in names]
+
+        def action(output: Path, reporter: Reporter) -> dict[str, Any]:
+            from megatron_adapt.steps import swap
+
+            choice = swap.Choice(method, given, seed, vocabulary.pad_to_multiple, corpora)
+            return swap.run(base, tokenizer, output, choice, reporter)
+
+        return self._add(
+            name=f"{method}/swap",
+            verb="swap",
+            output=self.output / method / "swapped",
+            action=action,
+            settings={"method": method, "seed": seed, "pad_to_multiple": vocabulary.pad_to_multiple}
+            | {"options": options.settings(chosen), "corpora": {name: _reading(self.recipe.data[name]) for name in names}},
+            inputs={"model": base, "tokenizer": self._tokenizer_input(tokenizer), **options.paths(chosen)}
+            | {f"corpus {name}": _files(self.recipe.data[name].path) for name in names},
+        )
 
     def _import(self, branch: str, source: Path) -> Path:
         def action(output: Path, reporter: Reporter) -> dict[str, Any]:

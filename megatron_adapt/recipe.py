@@ -18,7 +18,7 @@ import yaml
 from pydantic import ValidationError
 
 from megatron_adapt.config import Parallel, Phase, Recipe, model_of, step_into
-from megatron_adapt.config_checks import Found, check, salvage
+from megatron_adapt.config_checks import Found, Methods, check, salvage
 from megatron_adapt.config_types import did_you_mean, got
 from megatron_adapt.errors import ConfigError
 from megatron_adapt.recipe_files import Loader, Problem, Tree, apply_override, merge, read_file
@@ -30,10 +30,10 @@ _LIMITS = {
 
 
 def load(paths: Sequence[Path | str] | Path | str, overrides: Sequence[str] = (),
-         methods: Sequence[str] | None = None) -> Recipe:
+         methods: Methods | None = None) -> Recipe:
     """The recipe of several YAML files, later ones over earlier ones, and `path=value` overrides over the files.
 
-    `methods` are the known vocabulary methods (None: not checked). Raises ConfigError with one line for each problem.
+    `methods`: the known vocabulary methods, with what checks the options of each (None: not checked). Raises ConfigError with one line for each problem.
     """
     problems: list[Problem] = []
     files = [paths] if isinstance(paths, (str, Path)) else list(paths)
@@ -51,7 +51,7 @@ def load(paths: Sequence[Path | str] | Path | str, overrides: Sequence[str] = ()
     return _validate(merged, problems, methods)
 
 
-def _validate(tree: Tree, problems: list[Problem], methods: Sequence[str] | None) -> Recipe:
+def _validate(tree: Tree, problems: list[Problem], methods: Methods | None) -> Recipe:
     raw = tree.plain()
     found: list[Found] = []
     try:

@@ -118,6 +118,11 @@ class Tokenizer:
         """The text of some ids. sentencepiece models never show their control tokens."""
         return self._backend.decode([int(i) for i in ids], skip_special_tokens)
 
+    def pieces(self, spelling: str) -> list[int] | None:
+        """Ids into which the vocabulary alone cuts a raw spelling (with ``Ġ`` or ``▁`` as stored): no normalizer, no
+        pre-tokenizer, no prefix. None for a sentencepiece model, which cannot be asked without them."""
+        return self._backend.pieces(spelling)
+
     def tokens(self) -> list[str | None]:
         """Raw vocabulary strings by id (``Ġ``, ``▁``, ``<0x0A>`` … as stored), ``None`` where an id is unused."""
         return list(self._tokens)
@@ -146,6 +151,9 @@ class _RustBackend:
 
     def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
         return self.full.decode(ids, skip_special_tokens=skip_special_tokens)
+
+    def pieces(self, spelling: str) -> list[int] | None:
+        return [token.id for token in self.plain.model.tokenize(spelling)]
 
     def tokens(self) -> list[str | None]:
         vocabulary = self.full.get_vocab(with_added_tokens=True)
@@ -180,6 +188,9 @@ class _SentencePieceBackend:
 
     def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
         return self.model.decode(ids)
+
+    def pieces(self, spelling: str) -> list[int] | None:
+        return None
 
     def tokens(self) -> list[str | None]:
         return [self.model.id_to_piece(i) for i in range(self.size)]

@@ -2,18 +2,46 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Iterator, Mapping, Sequence
 
+from megatron_adapt.config import Corpus
 from megatron_adapt.steps.reporter import Reporter
-from megatron_adapt.vocab import surgery
+from megatron_adapt.vocab import methods, surgery
 
 
-def run(source: Path, tokenizer: Path, output: Path, method: str, seed: int, pad_to_multiple: int, reporter: Reporter) -> dict[str, Any]:
-    report = surgery.swap(source, tokenizer, output, method, seed, pad_to_multiple)
+@dataclass(frozen=True)
+class Choice:
+    """How the new rows start.
+
+    Attributes:
+        options: of the method. seed: of everything that is random.
+        pad_to_multiple: the matrices get a multiple of this many rows.
+        corpora: text in the target language, for methods that read some; held-out documents are left out.
+    """
+
+    method: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 1234
+    pad_to_multiple: int = 1
+    corpora: Sequence[Corpus] = ()
+
+
+def run(source: Path, tokenizer: Path, output: Path, choice: Choice, reporter: Reporter) -> dict[str, Any]:
+    from megatron_adapt.steps.tokenizer import training_texts
+
+    def texts() -> Iterator[str]:
+        return training_texts(choice.corpora)
+
+    chosen = methods.read_options(choice.method, choice.options)
+    reads = bool(choice.corpora) and methods.reads_text(choice.method, chosen)
+    report = surgery.swap(
+        source, tokenizer, output, choice.method, choice.seed, choice.pad_to_multiple, choice.options, texts if reads else None
+    )
     reporter.log(
         f"{report['target_vocab_size']:,} tokens in {report['target_rows']:,} rows: {report['overlap']['total']:,} are in the old "
-        f"vocabulary, {report['copied']:,} rows copied, {report['drawn']:,} drawn"
+        f"vocabulary, {report['copied']:,} rows copied, {report['composed']:,} composed, {report['drawn']:,} drawn"
     )
     for warning in report["warnings"]:
         reporter.log(f"warning: {warning}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Iterator, Union
+from typing import TYPE_CHECKING, Any, Callable, Iterator, Union
 
 import numpy as np
 
@@ -88,11 +88,13 @@ def match(target: Tokenizer, source: Tokenizer) -> Matching:
 
 @dataclass(frozen=True)
 class TokenKeys:
-    """A vocabulary by id: raw strings, what they stand for (None for unused ids), and which are byte fallbacks."""
+    """A vocabulary by id: raw strings, what they stand for (None for unused ids), and which are byte fallbacks;
+    ``spell`` writes bytes as a raw string of this vocabulary (UnicodeDecodeError where it only could with byte tokens)."""
 
     tokens: list[str | None]
     keys: list[Key | None]
     is_byte: list[bool]
+    spell: Callable[[bytes], str]
 
 
 def token_keys(tokenizer: Tokenizer) -> TokenKeys:
@@ -105,7 +107,7 @@ def token_keys(tokenizer: Tokenizer) -> TokenKeys:
     keys: list[Key | None] = [None] * len(tokens)
     is_byte = [False] * len(tokens)
     added, special = _added_tokens(tokenizer)
-    to_bytes, fallback = _reader_of(tokenizer)
+    to_bytes, spell, fallback = _reader_of(tokenizer)
     for index, token in enumerate(tokens):
         if token is None:
             continue
@@ -117,14 +119,14 @@ def token_keys(tokenizer: Tokenizer) -> TokenKeys:
             keys[index], is_byte[index] = bytes([int(match[1], 16)]), True
         else:
             keys[index] = to_bytes(token)
-    return TokenKeys(tokens, keys, is_byte)
+    return TokenKeys(tokens, keys, is_byte, spell)
 
 
-def _reader_of(tokenizer: Tokenizer) -> tuple[Any, bool]:
-    """A function from a raw token to its bytes, and whether ``<0xNN>`` are single bytes."""
+def _reader_of(tokenizer: Tokenizer) -> tuple[Callable[[str], bytes], Callable[[bytes], str], bool]:
+    """Functions from a raw token to its bytes and back, and whether ``<0xNN>`` are single bytes."""
     parsed = tokenizer.backend_json
     if parsed is None:  # a sentencepiece model
-        return lambda token: token.replace("▁", " ").encode(), True
+        return *_with_mark("▁"), True
     model = parsed.get("model") or {}
     parts = [*_components(parsed.get("pre_tokenizer")), *_components(parsed.get("decoder"))]
     kinds = {part.get("type") for part in parts}
@@ -134,14 +136,21 @@ def _reader_of(tokenizer: Tokenizer) -> tuple[Any, bool]:
             f"byte-level BPE, sentencepiece and WordPiece ones can."
         )
     if "ByteLevel" in kinds:
-        return _from_byte_alphabet, False
+        return _from_byte_alphabet, _to_byte_alphabet, False
     if model.get("type") == "WordPiece":
         prefix = model.get("continuing_subword_prefix", "##")
-        return lambda token: (token[len(prefix) :] if token.startswith(prefix) else " " + token).encode(), False
+        return (
+            lambda token: (token[len(prefix) :] if token.startswith(prefix) else " " + token).encode(),
+            lambda data: data[1:].decode() if data[:1] == b" " else prefix + data.decode(),
+            False,
+        )
     fallback = bool(model.get("byte_fallback")) or "ByteFallback" in kinds
     marks = [part["replacement"] for part in parts if part.get("type") == "Metaspace" and part.get("replacement")]
-    mark = marks[0] if marks else "▁"
-    return lambda token: token.replace(mark, " ").encode(), fallback
+    return *_with_mark(marks[0] if marks else "▁"), fallback
+
+
+def _with_mark(mark: str) -> tuple[Callable[[str], bytes], Callable[[bytes], str]]:
+    return lambda token: token.replace(mark, " ").encode(), lambda data: data.decode().replace(" ", mark)
 
 
 def _components(value: Any) -> Iterator[dict]:
@@ -166,6 +175,11 @@ def _from_byte_alphabet(token: str) -> bytes:
         return bytes([alphabet[character] for character in token])
     except KeyError:  # a token that byte-level BPE can never produce, such as a reserved placeholder
         return token.encode()
+
+
+def _to_byte_alphabet(data: bytes) -> str:
+    spelled = {byte: character for character, byte in _byte_alphabet().items()}
+    return "".join(spelled[byte] for byte in data)
 
 
 def _added_tokens(tokenizer: Tokenizer) -> tuple[set[int], set[int]]:

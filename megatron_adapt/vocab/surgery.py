@@ -7,19 +7,19 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Callable, Iterable, Mapping
 
 from megatron_adapt.errors import CheckpointError, ConfigError
 from megatron_adapt.families import find_family
 from megatron_adapt.families.rules import EMBEDDING, OUTPUT, check_weights, redundant_head, with_prefix
 from megatron_adapt.hf.directory import HFDirectory, read_json
-from megatron_adapt.vocab import methods
-from megatron_adapt.vocab.matching import ROLES, Matching, match
+from megatron_adapt.vocab import methods, provenance
+from megatron_adapt.vocab.material import Maps, Material
+from megatron_adapt.vocab.matching import ROLES
 
 if TYPE_CHECKING:
     from megatron_adapt.families import ModelShape
     from megatron_adapt.hf.tokenizer import Tokenizer
-    from megatron_adapt.vocab.token_map import TokenMap
 
 # Settings of generation_config.json that name ids of the old vocabulary and have no counterpart in the new one.
 ID_SETTINGS = (
@@ -31,7 +31,8 @@ LEGAL = ("LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY")
 
 def swap(
     source_dir: str | Path, tokenizer_dir: str | Path, output_dir: str | Path, method: str, seed: int = 0,
-    pad_to_multiple: int = 1,
+    pad_to_multiple: int = 1, options: Mapping[str, Any] | None = None,
+    texts: Callable[[], Iterable[str]] | None = None,
 ) -> dict[str, Any]:
     """Write a copy of a model whose vocabulary is that of another tokenizer.
 
@@ -44,15 +45,18 @@ def swap(
         output_dir: must not exist, or be empty.
         method: a name of ``vocab.methods``.
         pad_to_multiple: the new matrices have a multiple of this many rows; the rows beyond are drawn.
+        options: of the method; absent ones have their defaults.
+        texts: opens the documents of a text in the target language, for methods that read one.
     Returns:
-        Sizes, and how many rows were copied, composed and drawn.
+        Sizes, how many rows were copied, composed and drawn, their lengths beside the source's, and what the method
+        reports. Where each row came from is in ``provenance.jsonl.gz`` of the new directory.
     Raises:
         ConfigError: unsupported model, unknown method, tokenizer that does not fit the model, occupied output.
         CheckpointError: broken weights, or failure to write.
     """
     from megatron_adapt.hf.tokenizer import Tokenizer
 
-    methods.check(method)
+    methods.read_options(method, options)
     if pad_to_multiple < 1:
         raise ConfigError(f"pad_to_multiple = {pad_to_multiple} is not a positive whole number.")
     output = Path(output_dir)
@@ -70,19 +74,21 @@ def swap(
             f"model does. Convert it to tokenizer.json first."
         )
     rows = -(-target.vocab_size // pad_to_multiple) * pad_to_multiple
-    token_map = methods.build(method, target, source).padded(rows)
+    material = Material(target, source, shape.num_layers, shape.tied, seed, texts)
+    maps = methods.build(method, material, options).padded(rows)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{output.name}.", suffix=".partial", dir=output.parent) as folder:
             partial = Path(folder) / output.name
             partial.mkdir()
-            _write_weights(directory, shape, token_map, seed, partial)
+            lengths = _write_weights(directory, shape, maps, seed, partial)
+            provenance.write(partial / provenance.FILE, material, maps, shape.tied)
             _write_configs(directory, target, rows, partial)
             _copy_files(directory, target, partial)
             os.replace(partial, output)
     except OSError as error:
         raise CheckpointError(f"could not write {output}: {error}.") from None
-    return _report(method, seed, shape, source, target, token_map, match(target, source))
+    return _report(method, seed, shape, material, maps) | {"row_norms": lengths}
 
 
 def check_tokenizer(model_dir: str | Path, vocab_size: int) -> Tokenizer:
@@ -106,11 +112,15 @@ def check_tokenizer(model_dir: str | Path, vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def _write_weights(directory: HFDirectory, shape: ModelShape, token_map: TokenMap, seed: int, output: Path) -> None:
+def _write_weights(
+    directory: HFDirectory, shape: ModelShape, maps: Maps, seed: int, output: Path
+) -> dict[str, dict[str, list[float]]]:
+    """Returns the lengths of rows for each matrix of the vocabulary."""
     from megatron_adapt.hf.weights import WeightWriter
 
     family = find_family(directory.config, str(directory.config_path))
     vocabulary = {rule.hf[0]: rule.megatron for rule in family.rules if rule.megatron in (EMBEDDING, OUTPUT)}
+    lengths: dict[str, dict[str, list[float]]] = {}
     with directory.weights() as weights:
         reader = with_prefix(family, weights)
         check_weights(family, shape, reader)
@@ -118,9 +128,14 @@ def _write_weights(directory: HFDirectory, shape: ModelShape, token_map: TokenMa
         with WeightWriter(output) as writer:
             for name in reader.names():
                 if name in vocabulary and name != redundant:
-                    writer.add(name, token_map.apply(reader.get(name), seed, vocabulary[name]))
+                    token_map = maps.output if vocabulary[name] == OUTPUT else maps.input
+                    old = reader.get(name)
+                    new = token_map.apply(old, seed, vocabulary[name])
+                    lengths["output" if vocabulary[name] == OUTPUT else "input"] = provenance.norms(old, new, token_map)
+                    writer.add(name, new)
                 elif name != redundant:
                     writer.add(name, reader.get(name))
+    return lengths
 
 
 def _write_configs(directory: HFDirectory, target: Tokenizer, rows: int, output: Path) -> None:
@@ -161,11 +176,9 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
         os.fsync(file.fileno())
 
 
-def _report(
-    method: str, seed: int, shape: ModelShape, source: Tokenizer, target: Tokenizer, token_map: TokenMap,
-    matching: Matching,
-) -> dict[str, Any]:
-    warnings = []
+def _report(method: str, seed: int, shape: ModelShape, material: Material, maps: Maps) -> dict[str, Any]:
+    source, target, matching = material.source, material.target, material.matching
+    warnings = list(maps.warnings)
     if target.bos_id is not None and matching.source_ids[target.bos_id] < 0:
         warnings.append(
             "the target has a BOS token and the source has none: its row is new, although attention often rests on the "
@@ -178,8 +191,10 @@ def _report(
         "source_vocab_size": source.vocab_size,
         "source_rows": shape.vocab_size,
         "target_vocab_size": target.vocab_size,
-        "target_rows": token_map.rows,
+        "target_rows": maps.input.rows,
         "overlap": matching.counts(),
-        **token_map.counts(),
+        **maps.input.counts(),
+        **({} if maps.output is maps.input or shape.tied else {"output": maps.output.counts()}),
+        "details": maps.report,
         "warnings": warnings,
     }

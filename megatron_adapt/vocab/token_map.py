@@ -1,14 +1,15 @@
-"""TokenMap: every row of a new embedding matrix as a weighted sum of old rows, or as a draw around their mean.
+"""TokenMap: every row of a new embedding matrix as a weighted sum of old rows, or as a draw.
 
 A vocabulary method only builds such a map; :meth:`TokenMap.apply` is the only code that touches weights, so dtype,
-padding, determinism and memory are solved once.
+padding, determinism, norms and memory are solved once.
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Sequence
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Callable, Sequence
 
 import numpy as np
 
@@ -18,20 +19,53 @@ if TYPE_CHECKING:
     from torch import Generator, Tensor
 
 CHUNK = 4096  # rows held in float32 at a time
+CHUNK_VALUES = 2**26  # values of the source gathered in float32 at a time
+
+# Standard deviation of drawn rows by width and number of rows, before ``spread``; "matched" follows the source's rows.
+DEVIATIONS: dict[str, Callable[[int, int], float]] = {
+    "normal": lambda width, rows: 1.0,
+    "small_init": lambda width, rows: math.sqrt(2 / (5 * width)),  # Nguyen & Salazar 2019
+    "xavier": lambda width, rows: math.sqrt(2 / (width + rows)),  # Glorot & Bengio 2010, normal
+    "wang": lambda width, rows: 2 / math.sqrt(width),  # with spread 1 / layers: Wang & Komatsuzaki 2021
+}
+DRAWS = ("matched", *DEVIATIONS)
+
+# What is done about the length of composed rows; sums of different rows are shorter than these.
+NORMS = ("none", "length", "deviation", "clip")
+
+
+@dataclass(frozen=True)
+class Factors:
+    """Dense weights of low rank: row ``rows[i]`` is ``left[i] @ right.T @ source[anchors]``.
+
+    Attributes:
+        rows: int64 [n], target rows. left: float32 [n, h].
+        anchors: int64 [m], source ids. right: float32 [m, h].
+    """
+
+    rows: np.ndarray
+    left: np.ndarray
+    anchors: np.ndarray
+    right: np.ndarray
 
 
 @dataclass(frozen=True)
 class TokenMap:
     """Row ``i`` of the target is ``sum_k weights[k] * source[source_ids[k]]`` for ``k`` in ``indptr[i]:indptr[i+1]``,
-    unless ``drawn[i]``; then it is drawn from N(mean, (spread * std)²), per dimension, over the source's rows.
+    or comes from ``factors``, or is drawn.
 
     Attributes:
         indptr: int64 [rows + 1].
         source_ids: int64 [entries].
-        weights: float32 [entries]; they sum to 1 within a row.
+        weights: float32 [entries].
         drawn: bool [rows]; a drawn row has no entries.
         source_size: ids of the source tokenizer. Rows of the source matrix beyond are padding and never looked at.
-        spread: 1 draws rows that are distributed like the source's; 0 makes every drawn row their mean.
+        spread: multiplies the standard deviation of drawn rows; 0 with "matched" makes each the mean of the source.
+        draw: distribution of drawn rows: "matched" is N(mean, std²) per dimension over the source's rows, the others
+            N(0, s²) with s from ``DEVIATIONS``.
+        norm: of composed rows. "length" gives a row the weighted mean length of its sources, "clip" at most that;
+            "deviation" does so for what a row has beyond the mean of the source's rows; "none" leaves it.
+        factors: rows with so many sources that only a product can be stored.
     """
 
     indptr: np.ndarray
@@ -40,22 +74,44 @@ class TokenMap:
     drawn: np.ndarray
     source_size: int
     spread: float = 1.0
+    draw: str = "matched"
+    norm: str = "none"
+    factors: Factors | None = None
 
     def __post_init__(self) -> None:
         entries = np.diff(self.indptr)
+        dense = np.zeros(len(self.drawn), dtype=bool)
+        if self.factors is not None:
+            dense[self.factors.rows] = True
         assert len(entries) == len(self.drawn) and self.indptr[0] == 0 and (entries >= 0).all()
         assert len(self.source_ids) == len(self.weights) == self.indptr[-1]
-        assert ((entries == 0) == self.drawn).all(), "a row has entries or is drawn"
+        assert ((entries == 0) == (self.drawn ^ dense)).all(), "a row has entries or is drawn"
         assert not len(self.source_ids) or 0 <= self.source_ids.min() <= self.source_ids.max() < self.source_size
+        assert self.draw in DRAWS and self.norm in NORMS
 
     @classmethod
-    def from_copies(cls, source_ids: Sequence[int] | np.ndarray, source_size: int, spread: float = 1.0) -> TokenMap:
+    def from_copies(
+        cls, source_ids: Sequence[int] | np.ndarray, source_size: int, spread: float = 1.0, draw: str = "matched"
+    ) -> TokenMap:
         """A map that copies row ``source_ids[i]`` to row ``i``; where that is -1, the row is drawn."""
         ids = np.asarray(source_ids, dtype=np.int64)
-        copied = ids >= 0
-        indptr = np.concatenate([[0], np.cumsum(copied)]).astype(np.int64)
-        weights = np.ones(int(copied.sum()), dtype=np.float32)
-        return cls(indptr, ids[copied], weights, ~copied, source_size, spread)
+        kept = np.flatnonzero(ids >= 0)
+        return cls.from_entries(kept, ids[kept], np.ones(len(kept)), len(ids), source_size, spread=spread, draw=draw)
+
+    @classmethod
+    def from_entries(
+        cls, rows: np.ndarray, source_ids: np.ndarray, weights: np.ndarray, size: int, source_size: int,
+        spread: float = 1.0, draw: str = "matched", norm: str = "none", factors: Factors | None = None,
+    ) -> TokenMap:
+        """A map of ``size`` rows from (target row, source id, weight) triples in any order; each pair of row and id
+        at most once. Rows without entries and factors are drawn."""
+        order = np.lexsort((source_ids, rows))
+        indptr = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=size))]).astype(np.int64)
+        drawn = np.diff(indptr) == 0
+        if factors is not None:
+            drawn[factors.rows] = False
+        ids, values = np.asarray(source_ids, dtype=np.int64)[order], np.asarray(weights, dtype=np.float32)[order]
+        return cls(indptr, ids, values, drawn, source_size, spread, draw, norm, factors)
 
     @property
     def rows(self) -> int:
@@ -64,11 +120,20 @@ class TokenMap:
     def row_sums(self) -> np.ndarray:
         """Sum of the weights of every row, float64 [rows]; 0 for drawn rows."""
         cumulated = np.concatenate([[0.0], np.cumsum(self.weights, dtype=np.float64)])
-        return cumulated[self.indptr[1:]] - cumulated[self.indptr[:-1]]
+        sums = cumulated[self.indptr[1:]] - cumulated[self.indptr[:-1]]
+        if self.factors is not None:
+            sums[self.factors.rows] = self.factors.left.astype(np.float64) @ self.factors.right.sum(0, dtype=np.float64)
+        return sums
+
+    def copies(self) -> np.ndarray:
+        """Rows with a single entry of weight 1, which keep the bits of their source: bool [rows]."""
+        single = np.diff(self.indptr) == 1
+        single[single] = self.weights[self.indptr[:-1][single]] == 1
+        return single
 
     def counts(self) -> dict[str, int]:
         """How many rows are copies of one row, composed of several, and drawn."""
-        copied = int(self._copies().sum())
+        copied = int(self.copies().sum())
         drawn = int(self.drawn.sum())
         return {"copied": copied, "composed": self.rows - copied - drawn, "drawn": drawn}
 
@@ -77,8 +142,7 @@ class TokenMap:
         extra = rows - self.rows
         assert extra >= 0, f"{self.rows} rows cannot be padded to {rows}"
         indptr = np.concatenate([self.indptr, np.full(extra, self.indptr[-1])])
-        drawn = np.concatenate([self.drawn, np.ones(extra, dtype=bool)])
-        return TokenMap(indptr, self.source_ids, self.weights, drawn, self.source_size, self.spread)
+        return replace(self, indptr=indptr, drawn=np.concatenate([self.drawn, np.ones(extra, dtype=bool)]))
 
     def apply(self, matrix: Tensor, seed: int, name: str = "embedding") -> Tensor:
         """The target matrix [rows, d] of a source matrix [at least source_size, d], in the source's dtype.
@@ -97,43 +161,86 @@ class TokenMap:
             )
         source = matrix.detach().cpu()[: self.source_size]
         target = torch.empty(self.rows, source.shape[1], dtype=source.dtype, device="cpu")
-        copies = self._copies()
+        copies = self.copies()
         first = torch.from_numpy(self.indptr[:-1][copies])
         target[torch.from_numpy(np.flatnonzero(copies))] = source[torch.from_numpy(self.source_ids)[first]]
-        self._compose(source, target, np.flatnonzero(~copies & ~self.drawn))
+        composed = ~copies & ~self.drawn
+        mean = std = None
+        if self.drawn.any() or (self.norm == "deviation" and composed.any()):
+            mean, std = statistics(source)
+            if not (mean.isfinite().all() and std.isfinite().all()):
+                raise CheckpointError(f"{name} holds values that are not finite; the source model is broken.")
+        centre = mean if self.norm == "deviation" else torch.zeros(source.shape[1])
+        if self.factors is not None:
+            composed[self.factors.rows] = False
+            self._multiply(source, target, centre)
+        self._compose(source, target, np.flatnonzero(composed), centre)
         if self.drawn.any():
             digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
             generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-            self._draw(source, target, np.flatnonzero(self.drawn), generator, name)
+            self._draw(mean, std, target, np.flatnonzero(self.drawn), generator)
         return target
 
-    def _copies(self) -> np.ndarray:
-        """Rows with a single entry of weight 1: bool [rows]."""
-        single = np.diff(self.indptr) == 1
-        single[single] = self.weights[self.indptr[:-1][single]] == 1
-        return single
+    def _compose(self, source: Tensor, target: Tensor, rows: np.ndarray, centre: Tensor | None) -> None:
+        """The sparse rows, as many at a time as CHUNK_VALUES allows."""
+        import torch
+        from torch.nn.functional import embedding_bag
 
-    def _compose(self, source: Tensor, target: Tensor, rows: np.ndarray) -> None:
+        lengths = self.indptr[rows + 1] - self.indptr[rows]
+        groups = np.cumsum(lengths) // max(1, CHUNK_VALUES // source.shape[1])
+        for chosen in np.split(rows, np.flatnonzero(np.diff(groups)) + 1) if len(rows) else ():
+            spans = [np.arange(self.indptr[row], self.indptr[row + 1]) for row in chosen]
+            entries = np.concatenate(spans)
+            offsets = torch.from_numpy(np.cumsum([0, *map(len, spans[:-1])]))
+            unique, local = np.unique(self.source_ids[entries], return_inverse=True)
+            gathered = source[torch.from_numpy(unique)].float()
+            local, weights = torch.from_numpy(local.reshape(-1)), torch.from_numpy(self.weights[entries])
+            sums = embedding_bag(local, gathered, offsets, mode="sum", per_sample_weights=weights)
+            if self.norm != "none":
+                lengths_of = (gathered - centre).norm(dim=1, keepdim=True)
+                wanted = embedding_bag(local, lengths_of, offsets, mode="sum", per_sample_weights=weights.abs())
+                total = embedding_bag(local, torch.ones(len(unique), 1), offsets, mode="sum", per_sample_weights=weights.abs())
+                sums = self._scaled(sums, wanted / total.clamp_min(1e-30), centre)
+            target[torch.from_numpy(chosen)] = sums.to(target.dtype)
+
+    def _multiply(self, source: Tensor, target: Tensor, centre: Tensor | None) -> None:
         import torch
 
-        for row in rows:
-            entries = slice(self.indptr[row], self.indptr[row + 1])
-            weights = torch.from_numpy(self.weights[entries].astype(np.float32))
-            target[row] = (weights @ source[torch.from_numpy(self.source_ids[entries])].float()).to(target.dtype)
+        assert self.factors is not None
+        right, anchors = torch.from_numpy(self.factors.right), torch.from_numpy(self.factors.anchors)
+        product = torch.zeros(right.shape[1], source.shape[1])
+        length = 0.0
+        for begin in range(0, len(anchors), CHUNK):
+            rows = source[anchors[begin : begin + CHUNK]].float()
+            product += right[begin : begin + CHUNK].T @ rows
+            length += float((rows - centre).norm(dim=1).sum())
+        for begin in range(0, len(self.factors.rows), CHUNK):
+            sums = torch.from_numpy(self.factors.left[begin : begin + CHUNK]) @ product
+            if self.norm != "none":
+                sums = self._scaled(sums, torch.full((len(sums), 1), length / len(anchors)), centre)
+            target[torch.from_numpy(self.factors.rows[begin : begin + CHUNK])] = sums.to(target.dtype)
 
-    def _draw(self, source: Tensor, target: Tensor, rows: np.ndarray, generator: Generator, name: str) -> None:
+    def _scaled(self, sums: Tensor, wanted: Tensor, centre: Tensor | None) -> Tensor:
+        deviation = sums - centre
+        factor = wanted / deviation.norm(dim=1, keepdim=True).clamp_min(1e-12)
+        return centre + deviation * (factor.clamp_max(1) if self.norm == "clip" else factor)
+
+    def _draw(
+        self, mean: Tensor | None, std: Tensor | None, target: Tensor, rows: np.ndarray, generator: Generator
+    ) -> None:
         import torch
 
-        mean, std = _statistics(source)
-        if not (mean.isfinite().all() and std.isfinite().all()):
-            raise CheckpointError(f"{name} holds values that are not finite; the source model is broken.")
+        width = target.shape[1]
+        assert mean is not None and std is not None
+        if self.draw != "matched":
+            mean, std = torch.zeros(width), torch.full((width,), DEVIATIONS[self.draw](width, self.rows))
         for begin in range(0, len(rows), CHUNK):
             chunk = torch.from_numpy(rows[begin : begin + CHUNK])
-            noise = torch.randn(len(chunk), source.shape[1], generator=generator, dtype=torch.float32, device="cpu")
+            noise = torch.randn(len(chunk), width, generator=generator, dtype=torch.float32, device="cpu")
             target[chunk] = (mean + self.spread * std * noise).to(target.dtype)
 
 
-def _statistics(source: Tensor) -> tuple[Tensor, Tensor]:
+def statistics(source: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and (population) standard deviation of the rows per dimension, float32 [d]; accumulated in float64 so that
     neither the size of the vocabulary nor the number of threads shows."""
     chunks = source.split(CHUNK)

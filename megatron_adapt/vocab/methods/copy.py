@@ -1,15 +1,19 @@
-"""copy: tokens that both vocabularies have keep their rows, the others are drawn like the source's rows."""
+"""copy: tokens that both vocabularies have keep their rows, the others are drawn."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
-from megatron_adapt.vocab.matching import overlap
+from megatron_adapt.vocab.material import Maps, Material
+from megatron_adapt.vocab.options import option
 from megatron_adapt.vocab.token_map import TokenMap
 
-if TYPE_CHECKING:
-    from megatron_adapt.hf.tokenizer import Tokenizer
+
+@dataclass(frozen=True)
+class Options:
+    others: str = option("matched", "distribution of the other rows", choices=("matched", "small_init", "xavier"))
 
 
-def build(target: Tokenizer, source: Tokenizer) -> TokenMap:
-    return TokenMap.from_copies(overlap(target, source), source.vocab_size)
+def build(material: Material, options: Options) -> Maps:
+    ids = material.matching.source_ids
+    return Maps.same(TokenMap.from_copies(ids, material.source.vocab_size, draw=options.others))
