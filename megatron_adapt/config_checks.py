@@ -218,23 +218,25 @@ def _vocabulary(recipe: Recipe, methods: Methods | None) -> Iterator[Found]:
     if not isinstance(recipe.vocabulary, Vocabulary):
         return
     compare = recipe.vocabulary.compare if isinstance(recipe.vocabulary.compare, list) else []
-    seen: set[Any] = set()
+    places: dict[Any, tuple[str | int, ...]] = {}
     paths = [("vocabulary", "method"), *(("vocabulary", "compare", index) for index in range(len(compare)))]
     for path, method in zip(paths, [recipe.vocabulary.method, *compare]):
         if method is INVALID:
             continue
         if methods is not None and method not in methods:
             yield path, f"unknown method '{method}'.{did_you_mean(method, methods, 'Known methods')}"
-        elif method in seen:
+        elif method in places:
             yield path, f"'{method}' is already run; list each method once, without vocabulary.method"
-        seen.add(method)
+        places.setdefault(method, path)
     options = recipe.vocabulary.options if isinstance(recipe.vocabulary.options, dict) else {}
     for method, given in options.items():
-        if method not in seen:
-            run = [name for name in seen if isinstance(name, str)]
-            yield ("vocabulary", "options", method), f"options of a method that is not run.{did_you_mean(method, run, 'Methods run')}"
-    for method in [name for name in methods or () if name in seen]:
+        if method not in places:
+            hint = did_you_mean(method, places, "Methods run")
+            yield ("vocabulary", "options", method), f"options of a method that is not run.{hint}"
+    for method, place in places.items():
         given = options.get(method, {})
-        for key, text in methods[method](given) if methods and isinstance(given, dict) else ():
-            path = ("vocabulary", "options", method, key) if key in given else ("vocabulary", "method")
+        if methods is None or method not in methods or not isinstance(given, dict):
+            continue
+        for key, text in methods[method](given):
+            path = ("vocabulary", "options", method, key) if key in given else place
             yield path, text if key in given else f"option {key} of {method} is {text}"

@@ -75,8 +75,8 @@ def _factorised(codes: np.ndarray, weights: np.ndarray, size: int, dim: int, see
     positive = information > 0
     indices = torch.from_numpy(np.stack([rows[positive], columns[positive]]))
     values = torch.from_numpy(information[positive].astype(np.float32))
-    matrix = torch.sparse_coo_tensor(indices, values, (size, size)).coalesce().to_sparse_csr()
-    transposed = torch.sparse_coo_tensor(indices.flip(0), values, (size, size)).coalesce().to_sparse_csr()
+    matrix = torch.sparse_coo_tensor(indices, values, (size, size), check_invariants=False).coalesce()
+    transposed = torch.sparse_coo_tensor(indices.flip(0), values, (size, size), check_invariants=False).coalesce()
     width = min(size, dim + 16)
     generator = torch.Generator("cpu").manual_seed(seed)
     basis = torch.linalg.qr(matrix @ torch.randn(size, width, generator=generator, device="cpu"))[0]

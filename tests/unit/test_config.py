@@ -254,10 +254,29 @@ def test_pretraining_phases_need_a_swap(tmp_path):
         "recipe.yaml:23: phases[1].name: another phase is already named 'full'; names must differ"]
 
 
+def no_options(given):
+    return [(key, "unknown option.") for key in given]
+
+
+def test_options_belong_to_methods_that_are_run(tmp_path):
+    from megatron_adapt.vocab import methods
+
+    overrides = ["vocabulary.method=focus", "vocabulary.compare=[clp]", "vocabulary.options.focus.dimm=3",
+                 "vocabulary.options.focus.rare=never", "vocabulary.options.copy={}", "vocabulary.corpora=[germn]"]
+    assert problems(tmp_path, overrides=overrides, methods=methods.checks()) == [
+        "override 'vocabulary.compare=[clp]': vocabulary.compare[0]: option helper of clp is missing; Hugging Face directory of a "
+        "model that has the target's tokenizer",
+        "override 'vocabulary.options.focus.dimm=3': vocabulary.options.focus.dimm: unknown option. Did you mean 'dim'?",
+        "override 'vocabulary.options.focus.rare=never': vocabulary.options.focus.rare: expected subwords or draw, got 'never'",
+        "override 'vocabulary.options.copy={}': vocabulary.options.copy: options of a method that is not run. "
+        "Methods run: focus, clp.",
+        "override 'vocabulary.corpora=[germn]': vocabulary.corpora[0]: unknown corpus 'germn'. Did you mean 'german'?"]
+
+
 def test_methods_are_checked_where_they_are_known(tmp_path):
     overrides = ["vocabulary.method=copi", "vocabulary.compare=[zzz]"]
     assert problems(tmp_path, overrides=overrides) == []
-    assert problems(tmp_path, overrides=overrides, methods=["copy", "mean"]) == [
+    assert problems(tmp_path, overrides=overrides, methods=dict.fromkeys(["copy", "mean"], no_options)) == [
         "override 'vocabulary.method=copi': vocabulary.method: unknown method 'copi'. Did you mean 'copy'?",
         "override 'vocabulary.compare=[zzz]': vocabulary.compare[0]: unknown method 'zzz'. Known methods: copy, mean."]
-    assert problems(tmp_path, methods=["copy"]) == []
+    assert problems(tmp_path, methods={"copy": no_options}) == []

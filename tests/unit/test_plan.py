@@ -33,7 +33,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def build(*overrides: str, **changes: Any) -> Plan:
-    return plan.build(recipe.load([tiny.write(Path("."), tiny.recipe(**changes))], overrides, methods=methods.names()))
+    return plan.build(recipe.load([tiny.write(Path("."), tiny.recipe(**changes))], overrides, methods=methods.checks()))
 
 
 def names(built: Plan) -> list[str]:
@@ -173,6 +173,19 @@ def test_nor_can_a_phase_of_the_base(name: str) -> None:
         build(f"model.from_scratch.phases.pretrain.name={name}")
 
 
+def test_what_methods_read_is_input_of_the_swap(tmp_path, monkeypatch):
+    (tmp_path / "helper").mkdir()
+    built = build("vocabulary.method=clp", "vocabulary.compare=[focus]", f"vocabulary.options.clp.helper={tmp_path / 'helper'}")
+    clp, focus = built.step("clp/swap"), built.step("focus/swap")
+    assert clp.inputs["helper"] == tmp_path / "helper" and clp.settings["options"]["weights"] == "sparsemax"
+    assert "helper" not in clp.settings["options"] and not clp.settings["corpora"]
+    assert set(focus.settings["corpora"]) == {"german"} and "corpus german" in focus.inputs  # the tokenizer's
+    given = build("vocabulary.method=align", "vocabulary.corpora=[english]").step("align/swap")
+    assert set(given.settings["corpora"]) == {"english"}
+    with pytest.raises(ConfigError, match="vocabulary method focus reads text in the target language: name corpora under"):
+        build("vocabulary.method=focus", f"vocabulary.tokenizer={tmp_path}")
+
+
 def test_an_unknown_step() -> None:
     with pytest.raises(ConfigError, match="no step 'copy/ful' in this recipe; there are: tokenizers/base, .*, copy/full, .*, report"):
         build().step("copy/ful")
@@ -189,10 +202,10 @@ EXAMPLES = sorted((ROOT / "examples").rglob("*.yaml"))
 @pytest.mark.parametrize("file", EXAMPLES, ids=[str(file.relative_to(ROOT)) for file in EXAMPLES])
 def test_every_example_can_be_planned(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    built = plan.build(recipe.load([file], methods=methods.names()))
+    built = plan.build(recipe.load([file], methods=methods.checks()))
     assert checks.check(built) and list(checks.summary(built))
     (tmp_path / "dumped.yaml").write_text(recipe.dump(built.recipe), encoding="utf-8")
-    assert recipe.load([tmp_path / "dumped.yaml"], methods=methods.names()) == built.recipe
+    assert recipe.load([tmp_path / "dumped.yaml"], methods=methods.checks()) == built.recipe
 
 
 def test_there_are_examples() -> None:

@@ -43,7 +43,7 @@ def test_any_value_anywhere_is_a_recipe_or_a_config_error(tmp_path_factory, data
         target[path[-1]] = copy.deepcopy(junk)
     path = write(tmp_path_factory.getbasetemp(), yaml.safe_dump(broken), "fuzz.yaml")
     try:
-        load([path], methods=["copy"])
+        load([path], methods={"copy": lambda given: []})
     except ConfigError as error:
         for line in str(error).splitlines():
             assert line.startswith(f"{path}:") and "pydantic" not in line and "INVALID" not in line, line

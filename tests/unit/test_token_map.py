@@ -15,8 +15,9 @@ from vocabularies import write_tokenizer
 from megatron_adapt.errors import CheckpointError, ConfigError
 from megatron_adapt.hf.tokenizer import Tokenizer
 from megatron_adapt.vocab import methods
+from megatron_adapt.vocab.material import Material
 from megatron_adapt.vocab.matching import overlap
-from megatron_adapt.vocab.token_map import TokenMap
+from megatron_adapt.vocab.token_map import Factors, TokenMap
 
 WORDS = [f"▁w{i}" for i in range(300)]
 
@@ -43,26 +44,12 @@ def matrix(source, dtype=torch.float32, padding=5, width=16):
     return torch.cat([rows, torch.full((padding, width), 1e9)]).to(dtype)
 
 
-@pytest.mark.parametrize("method", methods.names())
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_every_method(method, dtype, source, target):
-    token_map = methods.build(method, target, source)
-    assert token_map.rows == target.vocab_size and token_map.source_size == source.vocab_size
-    sums = token_map.row_sums()
-    assert np.allclose(sums[~token_map.drawn], 1, atol=1e-5) and (sums[token_map.drawn] == 0).all()
-    old = matrix(source, padding=0).to(dtype)
-    new = token_map.apply(old, seed=3)
-    assert new.dtype == dtype and tuple(new.shape) == (target.vocab_size, old.shape[1])
-    assert new.isfinite().all() and new.float().abs().max() < 100
-    assert new.equal(methods.build(method, target, source).apply(old, seed=3))
-    padded = torch.cat([old, torch.full((5, old.shape[1]), 1e4, dtype=dtype)])
-    assert new.equal(token_map.apply(padded, seed=3)), "padded rows of the source must not matter"
-    assert token_map.padded(500).rows == 500 and token_map.padded(500).drawn[target.vocab_size :].all()
-    assert new.equal(token_map.padded(500).apply(old, seed=3)[: target.vocab_size])
+def build(method, target, source):
+    return methods.build(method, Material(target, source)).input
 
 
 def test_copy(source, target):
-    token_map = methods.build("copy", target, source)
+    token_map = build("copy", target, source)
     ids = overlap(target, source)
     assert ((ids < 0) == token_map.drawn).all() and (ids >= 0).sum() == 201
     old = matrix(source).bfloat16()
@@ -72,7 +59,7 @@ def test_copy(source, target):
 
 
 def test_mean(source, target):
-    token_map = methods.build("mean", target, source)
+    token_map = build("mean", target, source)
     old = matrix(source)
     new = token_map.apply(old, seed=0)
     ids = torch.from_numpy(overlap(target, source))
@@ -83,7 +70,7 @@ def test_mean(source, target):
 
 
 def test_random(source, target):
-    token_map = methods.build("random", target, source)
+    token_map = build("random", target, source)
     assert token_map.counts() == {"copied": 0, "composed": 0, "drawn": target.vocab_size}
     old = matrix(source)[: source.vocab_size]
     new = token_map.padded(20_000).apply(old, seed=0)
@@ -92,7 +79,7 @@ def test_random(source, target):
 
 
 def test_draws_depend_on_seed_and_matrix(source, target):
-    token_map = methods.build("random", target, source)
+    token_map = build("random", target, source)
     old = matrix(source)
     one = token_map.apply(old, seed=0, name="embedding")
     assert not one.equal(token_map.apply(old, seed=1, name="embedding"))
@@ -100,7 +87,7 @@ def test_draws_depend_on_seed_and_matrix(source, target):
 
 
 def test_draws_are_the_same_on_any_number_of_threads(source, target):
-    token_map = methods.build("random", target, source).padded(5000)
+    token_map = build("random", target, source).padded(5000)
     old = matrix(source, width=256)
     threads = torch.get_num_threads()
     try:
@@ -141,14 +128,14 @@ def test_weighted_rows(data):
 
 def test_a_matrix_smaller_than_the_tokenizer(source, target):
     with pytest.raises(CheckpointError, match="head has 302 rows, but the source tokenizer has 303 ids"):
-        methods.build("copy", target, source).apply(torch.zeros(302, 4), seed=0, name="head")
+        build("copy", target, source).apply(torch.zeros(302, 4), seed=0, name="head")
 
 
 def test_a_broken_source(source, target):
     old = matrix(source)
     old[4, 2] = float("nan")
     with pytest.raises(CheckpointError, match="embedding holds values that are not finite"):
-        methods.build("copy", target, source).apply(old, seed=0)
+        build("copy", target, source).apply(old, seed=0)
 
 
 def test_inconsistent_maps_are_our_own_mistake():
@@ -158,14 +145,39 @@ def test_inconsistent_maps_are_our_own_mistake():
         TokenMap.from_copies([0, 1, -1], 2).padded(2)
 
 
+def test_factors_are_their_product():
+    generator = np.random.default_rng(0)
+    left, right = generator.normal(size=(3, 2)).astype(np.float32), generator.normal(size=(4, 2)).astype(np.float32)
+    factors = Factors(np.array([1, 2, 5]), left, np.array([0, 2, 3, 6]), right)
+    token_map = TokenMap.from_entries(np.array([0, 4]), np.array([5, 1]), np.array([1.0, 0.5]), 6, 7, factors=factors)
+    old = torch.from_numpy(generator.normal(size=(7, 9)).astype(np.float32))
+    new = token_map.apply(old, seed=0)
+    assert torch.allclose(new[[1, 2, 5]], torch.from_numpy(left @ right.T) @ old[[0, 2, 3, 6]], atol=1e-5)
+    assert new[0].equal(old[5]) and torch.allclose(new[4], old[1] / 2) and token_map.drawn.tolist() == [False] * 3 + [True] + [False] * 2
+    assert np.allclose(token_map.row_sums()[[1, 2, 5]], (left @ right.T).sum(1), atol=1e-5)
+    assert token_map.counts() == {"copied": 1, "composed": 4, "drawn": 1}
+    scaled = TokenMap.from_entries(np.array([0]), np.array([5]), np.array([1.0]), 6, 7, factors=factors, norm="length").apply(old, seed=0)
+    assert torch.allclose(scaled[[1, 2, 5]].norm(dim=1), old[[0, 2, 3, 6]].norm(dim=1).mean().expand(3), atol=1e-4)
+
+
+def test_blocks_of_composed_rows_do_not_show(monkeypatch):
+    generator = np.random.default_rng(0)
+    rows, ids = np.repeat(np.arange(50), 4), np.concatenate([generator.choice(30, 4, replace=False) for _ in range(50)])
+    token_map = TokenMap.from_entries(rows, ids, generator.random(200), 50, 30, norm="deviation")
+    old = torch.from_numpy(generator.normal(size=(30, 8)).astype(np.float32))
+    whole = token_map.apply(old, seed=0)
+    monkeypatch.setattr("megatron_adapt.vocab.token_map.CHUNK_VALUES", 8 * 8)
+    assert torch.allclose(token_map.apply(old, seed=0), whole, atol=1e-6)
+
+
 def test_unknown_methods(source, target):
-    with pytest.raises(ConfigError, match="no vocabulary method 'copi'; there are: copy, mean, random.*mean 'copy'"):
-        methods.build("copi", target, source)
+    with pytest.raises(ConfigError, match="no vocabulary method 'copi'; there are: align, .*, wechsel. Did you mean 'copy'"):
+        build("copi", target, source)
 
 
-def test_names_need_no_torch():
+def test_names_and_options_need_no_torch():
     code = (
         "import sys; from megatron_adapt.vocab import methods; "
-        "assert methods.names() == ['copy', 'mean', 'random'], methods.names(); sys.exit('torch' in sys.modules)"
+        "[check({'x': 1}) for check in methods.checks().values()]; sys.exit('torch' in sys.modules or 'tokenizers' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

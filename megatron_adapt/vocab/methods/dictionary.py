@@ -46,11 +46,11 @@ def build(material: Material, options: Options) -> Maps:
     if not options.keep_overlap:
         special = np.array([isinstance(material.target_keys.keys[row], str) for row in kept], dtype=bool)
         kept, old = kept[special], old[special]
-    translated, words = _translated(material, options, pairs, set(kept.tolist()))
+    translated, words, used = _translated(material, options, pairs, set(kept.tolist()))
     if not words:
         raise ConfigError(
-            f"{options.file}: none of {len(pairs)} pairs has a target word that is one token of {material.target.path}"
-            f"{'' if options.several else ' and a source word that is one token'}. Is the order source, tab, target?"
+            f"{options.file}: none of {len(pairs)} pairs has a target word that is one token of {material.target.path}. Is the "
+            f"order source, tab, target?"
         )
     done = np.zeros(material.target.vocab_size, dtype=bool)
     done[kept] = done[translated[0]] = True
@@ -60,22 +60,29 @@ def build(material: Material, options: Options) -> Maps:
         triples = concatenated((kept, old, np.ones(len(kept))), translated, rest.weighted(side, 0.7) if rest else empty())
         sizes = material.target.vocab_size, material.source.vocab_size
         maps.append(TokenMap.from_entries(*triples, *sizes, spread=float(options.rest != "mean"), norm=options.norm))
-    return Maps(*maps, {"pairs": len(pairs), "pairs_used": words, "translated_tokens": len(np.unique(translated[0]))})
+    warnings = [] if used else [f"no pair of {options.file} was used: their tokens are kept, or the source words are several tokens"]
+    report = {"pairs": len(pairs), "pairs_matched": words, "pairs_used": used}
+    return Maps(*maps, report | {"translated_tokens": len(np.unique(translated[0]))}, warnings)
 
 
-def _translated(material: Material, options: Options, pairs: list[tuple[str, str]], kept: set[int]) -> tuple[Triples, int]:
-    """Triples of translated tokens, and how many pairs they come from."""
+def _translated(
+    material: Material, options: Options, pairs: list[tuple[str, str]], kept: set[int]
+) -> tuple[Triples, int, int]:
+    """Triples of translated tokens; how many pairs have a target word that is a token; how many entered the triples."""
     by_bytes: dict[bytes, int] = {}
     for index, key in enumerate(material.target_keys.keys):
         if isinstance(key, bytes) and not material.target_keys.is_byte[index]:
             by_bytes.setdefault(key, index)
     pieces = Pieces(material.source, material.source_keys)
     found: dict[int, list[list[int]]] = {}
-    used = set()
+    words, used = set(), set()
     for pair in pairs:
         for start in (" ", ""):
             token = by_bytes.get((start + pair[1]).encode())
-            if token is None or token in kept or (found.get(token) and not options.several):
+            if token is None:
+                continue
+            words.add(pair)
+            if token in kept or (found.get(token) and not options.several):
                 continue
             ids = pieces.of((start + pair[0]).encode())
             if ids and (len(ids) == 1 or options.several) and ids not in found.get(token, []):
@@ -86,4 +93,4 @@ def _translated(material: Material, options: Options, pairs: list[tuple[str, str
         for token, translations in found.items()
         for ids in translations
     ]
-    return summed(parts, material.source.vocab_size), len(used)
+    return summed(parts, material.source.vocab_size), len(words), len(used)
