@@ -298,19 +298,10 @@ def swap(
     source, output = _paths(words, "HF_DIR OUT")
     if tokenizer is None:
         raise ConfigError("swap HF_DIR OUT needs --tokenizer DIR.")
-    from megatron_adapt.config import Corpus
-    from megatron_adapt.vocab import methods, options
+    from megatron_adapt.steps import swap as work
 
-    given = options.from_words(option or ())
-    methods.read_options(method, given)
-    corpora = [Corpus.model_construct(path=corpus, text_key=text_key)] if corpus else []
-
-    def work(folder: Path, reporter: Any) -> Any:
-        from megatron_adapt.steps import swap
-
-        return swap.run(source, tokenizer, folder, swap.Choice(method, given, seed, pad_to_multiple, corpora), reporter)
-
-    _produce(output, work)
+    choice = work.choice(method, option or (), seed, pad_to_multiple, corpus or (), text_key)
+    _produce(output, lambda folder, reporter: work.run(source, tokenizer, folder, choice, reporter))
 
 
 Verify = Annotated[Optional[str], typer.Option(help="off | weights | logits; default: logits if the model fits into memory")]

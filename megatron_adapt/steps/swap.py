@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Iterator, Mapping, Sequence
+from typing import Any, Iterable, Iterator, Mapping, Sequence
 
 from megatron_adapt.config import Corpus
 from megatron_adapt.steps.reporter import Reporter
-from megatron_adapt.vocab import methods, surgery
+from megatron_adapt.vocab import methods, options, surgery
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,16 @@ class Choice:
     seed: int = 1234
     pad_to_multiple: int = 1
     corpora: Sequence[Corpus] = ()
+
+
+def choice(
+    method: str, words: Iterable[str], seed: int, pad_to_multiple: int, files: Sequence[str], text_key: str
+) -> Choice:
+    """From a command line: options as ``key=value``, text as files. Raises ``ConfigError`` for what the method lacks."""
+    given = options.from_words(words)
+    methods.read_options(method, given)
+    corpora = [Corpus.model_construct(path=list(files), text_key=text_key)] if files else []
+    return Choice(method, given, seed, pad_to_multiple, corpora)
 
 
 def run(source: Path, tokenizer: Path, output: Path, choice: Choice, reporter: Reporter) -> dict[str, Any]:
