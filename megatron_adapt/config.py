@@ -97,6 +97,21 @@ class Schedule(Strict):
     )
 
 
+class Spikes(Strict):
+    """What happens when a loss is not finite, or jumps; plain text in the YAML is short for `action`."""
+
+    action: Literal["log", "skip", "rollback"] = Field(
+        "log", description="note it; leave the update out; or go back to the last checkpoint and leave out the data since"
+    )
+    factor: Annotated[Number, Field(gt=1)] = Field(2.0, description="a spike is so many times the mean of recent losses")
+    window: Count = Field(100, description="recent losses: so many steps")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shorthand(cls, value: Any) -> Any:
+        return {"action": value} if isinstance(value, str) else value
+
+
 class Phase(Strict):
     """One stretch of training with its own data, optimizer and trainable parts."""
 
@@ -112,6 +127,7 @@ class Phase(Strict):
     micro_batch_size: Count = Field(1, description="sequences per forward pass of one rank")
     optimizer: Optimizer = Field(description="how the weights are updated")
     schedule: Schedule = Field(default_factory=Schedule, description="learning rate over the steps")
+    on_spike: Spikes = Field(default_factory=Spikes, description="what happens when the loss jumps")
     precision: Precision | None = Field(None, description="arithmetic of this phase; null: the recipe's")
     evaluate_every: Count | None = Field(None, description="steps between evaluations while training; null: none")
     save_every: Count | None = Field(None, description="steps between checkpoints; null: only at the end")

@@ -110,3 +110,10 @@ def training_notes(curves: Sequence[Curve]) -> list[str]:
             values += [f"{last['loss']:.4f}", f"{speeds[len(speeds) // 2]:,.0f}"]
             lines.append("| " + " | ".join(values) + " |")
     return lines
+
+
+def event_notes(events: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Lines about the spikes of training and what was done about them."""
+    actions = {"log": "noted", "skip": "update left out", "rollback": "rolled back, data left out"}
+    lines = [f"- phase {event['phase']}, step {event['step']:,}: {event['spike']}; {actions[event['action']]}" for event in events]
+    return ["", "Spikes of the loss:", "", *lines] if lines else []

@@ -29,6 +29,7 @@ from megatron_adapt.torch_dist.directory import (
     finished,
     is_checkpoint,
     latest,
+    latest_intact,
     open_checkpoint,
     resolve,
     seal,
@@ -37,7 +38,8 @@ from megatron_adapt.torch_dist.directory import (
 from megatron_adapt.torch_dist.writer import CONTENT
 
 __all__ = [
-    "MARK", "Checkpoint", "Position", "finished", "is_checkpoint", "latest", "load", "open_checkpoint", "resolve", "save",
+    "MARK", "Checkpoint", "Position", "finished", "is_checkpoint", "latest", "latest_intact", "load", "open_checkpoint",
+    "resolve", "save",
 ]  # fmt: skip
 
 
@@ -146,7 +148,7 @@ def load(checkpoint: Checkpoint, model: GPTModel, optimizer: MegatronOptimizer |
     assert not unexpected and all(name.endswith("_extra_state") for name in missing), (missing, unexpected)
     if optimizer is None:
         return
-    _load_optimizer(optimizer, loaded["optimizer"], checkpoint.position.step)
+    _load_optimizer(optimizer, loaded["optimizer"], checkpoint.position.updates)
     rng = checkpoint.path / "rng" / f"rank_{backend.rank():05d}.pt"
     if checkpoint.world == _world() and rng.is_file():
         backend.set_rng_state(torch.load(rng, weights_only=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Callable
 
@@ -14,7 +14,7 @@ from megatron.core.distributed import finalize_model_grads
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron_adapt import schedule as schedules
 from megatron_adapt.config import Phase
-from megatron_adapt.engine import backend, checkpoint, evaluate, model as models, optimizer as optimizers
+from megatron_adapt.engine import backend, checkpoint, evaluate, guard, model as models, optimizer as optimizers
 from megatron_adapt.engine.backend import Layout
 from megatron_adapt.engine.batches import Batches
 from megatron_adapt.engine.checkpoint import Checkpoint, Position
@@ -44,6 +44,13 @@ class Job:
     tensorboard: Path | None = None
     # (steps of all phases before, steps of all phases): what a schedule `over: run` spans
     run: tuple[int, int] = (0, 0)
+
+
+DONE = {
+    "log": "nothing is done about it",
+    "skip": "the step's update is left out",
+    "rollback": "back to the last checkpoint, without the data since",
+}  # fmt: skip
 
 
 class Stopped(Exception):
@@ -86,7 +93,10 @@ def train(
 class _Run:
     def __init__(self, job: Job, log: Callable[[str], None], progress: Callable[[int, int], None]) -> None:
         self.job, self.phase, self.progress = job, job.phase, progress
-        resumed = checkpoint.latest(job.output)
+        self.log = log if backend.rank() == 0 else lambda line: None
+        resumed, damaged = checkpoint.latest_intact(job.output)
+        for problem in damaged:
+            self.log(f"{problem} Continuing from {resumed.path.name}, the newest that is intact.")
         self.source: Checkpoint = resumed or checkpoint.resolve(job.start)
         self.position = self.source.position
         if resumed is None:
@@ -95,6 +105,7 @@ class _Run:
             raise CheckpointError(f"{job.output} holds checkpoints of phase '{self.position.phase}', not of '{self.phase.name}'.")
         family = find_family(self.source.config)
         self.shape: ModelShape = family.read_config(self.source.config)
+        self.resumed = resumed is not None
         self.hf = self.source.hf
         self.tokenizer = Tokenizer.load(self.hf)
         self.bare = models.build(self.shape, job.layout, job.precision)
@@ -148,10 +159,13 @@ class _Run:
 
     def _steps(self, stop: StopRequest) -> dict[str, Any]:
         job, phase, last = self.job, self.phase, {}
-        saved = self.position.step if checkpoint.latest(job.output) else -1
+        saved = self.position.step if self.resumed else -1
         self.model.train()
         while self.position.step < job.steps:
+            step = self.position.step
             last = self._step()
+            if self.position.step <= step:  # rolled back
+                continue
             step = self.position.step
             final = step == job.steps
             if phase.evaluate_every and (step % phase.evaluate_every == 0 or final):
@@ -166,7 +180,8 @@ class _Run:
                     raise Stopped(step, path)
         if saved < 0:
             self._save()
-        return last
+        events = self.position.history.events
+        return last | ({"events": events} if events else {})
 
     def _bits_per_byte(self, text: evaluate.Text) -> float:
         return evaluate.bits_per_byte(self.model, text, self.job.layout)["bits_per_byte"]
@@ -196,15 +211,12 @@ class _Run:
             micro_batch_size=phase.micro_batch_size,
             forward_only=False,
         )
-        updated, norm = optimizers.step(self.optimizer, phase.optimizer.clip_grad)
+        norm = optimizers.prepare(self.optimizer, phase.optimizer.clip_grad)
+        losses = self._losses(outputs)
+        if not self._accepted(losses["loss"], norm):
+            return {}
         position.step += 1
         position.tokens += phase.batch_size * phase.sequence_length
-        losses = self._losses(outputs)
-        if not (updated and math.isfinite(losses["loss"]) and math.isfinite(norm)):
-            raise CheckpointError(
-                f"phase '{phase.name}' diverged at step {position.step}: loss {losses['loss']}, gradient norm {norm}. "
-                f"Lower optimizer.lr or lengthen schedule.warmup; checkpoints before this step are intact."
-            )
         backend.synchronize()
         seconds = time.perf_counter() - began
         tokens = phase.batch_size * phase.sequence_length
@@ -218,6 +230,47 @@ class _Run:
             "memory_gb": backend.peak_memory() / 1e9,
             **self._changed_weights(),
         }
+
+    def _accepted(self, loss: float, norm: float) -> bool:
+        """Update the weights, unless the step is a spike that is to be left out; False: everything is back at a checkpoint."""
+        settings, position = self.phase.on_spike, self.position
+        number = position.step + 1
+        why = guard.spike(settings, position.history, loss, norm)
+        if why is None:
+            guard.accept(settings, position.history, loss)
+            optimizers.update(self.optimizer)
+            return True
+        if settings.action == "log" and not (math.isfinite(loss) and math.isfinite(norm)):
+            raise CheckpointError(
+                f"phase '{self.phase.name}' diverged at step {number}: {why}. Lower optimizer.lr, lengthen schedule.warmup "
+                "or set on_spike; checkpoints before this step are intact."
+            )
+        guard.record(settings, position.history, self.phase.name, number, why)
+        self.log(f"spike at step {number}: {why}; {DONE[settings.action]}")
+        if settings.action == "log":
+            guard.accept(settings, position.history, loss)
+            optimizers.update(self.optimizer)
+        elif settings.action == "skip":
+            position.history.skipped += 1
+        else:
+            self._roll_back()
+        return settings.action != "rollback"
+
+    def _roll_back(self) -> None:
+        """Weights, optimizer and schedule of the last checkpoint, or of the start; the data goes on behind the spike."""
+        source = checkpoint.latest(self.job.output)
+        if source is not None:
+            checkpoint.load(source, self.bare, self.optimizer)
+            position = source.position
+        else:
+            checkpoint.load(checkpoint.resolve(self.job.start), self.bare)
+            optimizers.reset(self.optimizer)
+            position = Position(phase=self.phase.name)
+        ahead, history = self.position, position.history
+        history = replace(history, events=ahead.history.events, in_a_row=ahead.history.in_a_row)
+        # The counters of the data stay the same objects, which self.batches advances.
+        self.position = replace(position, consumed=ahead.consumed, drawn=ahead.drawn, history=history)
+        self.metrics.rewind(self.position.step)
 
     def _changed_weights(self) -> dict[str, float]:
         share = optimizers.changed_share(self.optimizer)

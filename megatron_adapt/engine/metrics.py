@@ -16,20 +16,25 @@ class Metrics:
 
     def __init__(self, folder: Path, tensorboard: Path | None, start: int, log: Callable[[str], None]) -> None:
         self.writer = self.file = None
-        self.log = log
+        self.folder, self.tensorboard, self.log = folder, tensorboard, log
+        self.rewind(start)
+
+    def rewind(self, start: int) -> None:
+        """Go on after step ``start``; lines of later steps are dropped."""
+        self.close()
         if backend.rank() != 0:
             return
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "metrics.jsonl"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / "metrics.jsonl"
         kept = [line for line in read_lines(path) if line["step"] <= start]
         partial = path.with_suffix(".tmp")
         partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
         os.replace(partial, path)
         self.file = open(path, "a", buffering=1)
-        if tensorboard is not None:
+        if self.tensorboard is not None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.writer = SummaryWriter(str(tensorboard), purge_step=start + 1)
+            self.writer = SummaryWriter(str(self.tensorboard), purge_step=start + 1)
 
     def add(self, step: int, values: dict[str, Any], show: bool) -> None:
         if self.file is None:

@@ -99,17 +99,21 @@ def _replace(single: Any, settings: Optimizer, model: DistributedDataParallel, l
     single.init_state_fn = lambda optimizer, config=None: optimizer.initialize()
 
 
-def step(optimizer: MegatronOptimizer, clip_grad: float) -> tuple[bool, float]:
-    """One update; (whether it happened, gradient norm before clipping over all model-parallel ranks)."""
+def prepare(optimizer: MegatronOptimizer, clip_grad: float) -> float:
+    """Take over the gradients and clip them; their norm before, over all model-parallel ranks. ``update`` follows, or not."""
     single = base(optimizer)
-    if not _is_low(single):
-        done, norm, _ = optimizer.step()
-        return done, float(optimizer.get_grad_norm() if norm is None else norm)
     single.prepare_grads()
+    if not _is_low(single):
+        return float(single.clip_grad_norm(clip_grad) if clip_grad else single.get_grad_norm())
     norm = _norm(single)
     if single.optimizer is not None:
         single.optimizer.gradient_scale = min(1.0, clip_grad / (norm + 1e-6)) if clip_grad else 1.0
-    return single.step_with_ready_grads(), norm
+    return norm
+
+
+def update(optimizer: MegatronOptimizer) -> None:
+    """One update with the gradients that ``prepare`` took over."""
+    base(optimizer).step_with_ready_grads()
 
 
 def _is_low(single: Any) -> bool:
@@ -124,6 +128,17 @@ def _norm(single: Any) -> float:
         total += torch.linalg.vector_norm(gradient, dtype=torch.float32) ** 2
     dist.all_reduce(total, group=single.get_grad_stats_parallel_group())
     return float(total.sqrt())
+
+
+def reset(optimizer: MegatronOptimizer) -> None:
+    """As if just built on the model's weights as they are now: no moments, no steps."""
+    single = base(optimizer)
+    if single.optimizer is not None:
+        single.optimizer.state.clear()
+        for group in single.param_groups:
+            if "step" in group:
+                group["step"] = 0
+    single.reload_model_params()
 
 
 def changed_share(optimizer: MegatronOptimizer) -> float | None:

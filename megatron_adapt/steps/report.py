@@ -28,7 +28,9 @@ def run(
     for name, folder in curves.items():
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         phases.append(report.Curve(*name.split("/", 1), rows))
-    notes = report.training_notes(phases)
+    receipts = [read(folder) for folder in curves.values()]
+    events = [event for receipt in receipts if receipt for event in receipt["metrics"].get("events", [])]
+    notes = report.training_notes(phases) + report.event_notes(events)
     if not measured:
         (output / "report.md").write_text("\n".join([f"# {recipe.name}", "", "No held-out text to evaluate on.", "", *notes, ""]))
         return {}

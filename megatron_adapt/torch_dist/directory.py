@@ -25,6 +25,16 @@ PARTIAL = ".tmp"
 
 
 @dataclass
+class History:
+    """What the verdict on the next loss depends on (``engine/guard.py``): a continued run judges alike."""
+
+    recent: list[float] = field(default_factory=list)  # accepted losses, oldest first
+    events: list[dict[str, Any]] = field(default_factory=list)  # spikes, and what was done about them
+    skipped: int = 0  # steps of the phase without an update
+    in_a_row: int = 0  # spikes since the last accepted step
+
+
+@dataclass
 class Position:
     """Where training stands: all integers, so that a resumed run is the same run."""
 
@@ -35,6 +45,12 @@ class Position:
     consumed: dict[str, int] = field(default_factory=dict)
     # corpus -> samples drawn in this phase
     drawn: dict[str, int] = field(default_factory=dict)
+    history: History = field(default_factory=History)
+
+    @property
+    def updates(self) -> int:
+        """Steps of the phase whose update was applied: the optimizer's own count."""
+        return self.step - self.history.skipped
 
 
 @dataclass
@@ -78,7 +94,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if problems:
         raise CheckpointError(f"{path}: damaged checkpoint: {'; '.join(problems)}. Use an earlier one or repeat the phase.")
     config = json.loads((path / "hf" / "config.json").read_text())
-    return Checkpoint(path, Position(**mark["position"]), mark["world"], config)
+    position = Position(**mark["position"] | {"history": History(**mark["position"].get("history", {}))})
+    return Checkpoint(path, position, mark["world"], config)
 
 
 def resolve(path: Path) -> Checkpoint:
@@ -99,6 +116,22 @@ def finished(folder: Path) -> list[Path]:
 def latest(folder: Path) -> Checkpoint | None:
     found = finished(folder)
     return open_checkpoint(found[-1]) if found else None
+
+
+def latest_intact(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest undamaged checkpoint of a folder, and what is wrong with newer ones.
+
+    Raises ``CheckpointError`` when all are damaged: beginning anew is not for a program to decide.
+    """
+    damaged: list[str] = []
+    for path in reversed(finished(folder)):
+        try:
+            return open_checkpoint(path), damaged
+        except CheckpointError as error:
+            damaged.append(str(error))
+    if damaged:
+        raise CheckpointError(" ".join([*damaged, f"No checkpoint in {folder} is intact; remove it to train the phase anew."]))
+    return None, []
 
 
 def step_folder(folder: Path, step: int) -> Path:

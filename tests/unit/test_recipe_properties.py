@@ -66,7 +66,7 @@ CHOICES = st.one_of(st.fixed_dictionaries({"path": WORDS}), WORDS, st.fixed_dict
         "type": st.sampled_from(["bpe", "unigram"]), "max_bytes": st.none() | COUNTS})}))
 SCHEDULES = st.one_of(
     st.fixed_dictionaries({}, optional={"type": st.sampled_from(["constant", "linear", "cosine"]), "warmup": SHARES}),
-    st.fixed_dictionaries({"type": st.just("wsd"), "warmup": SHARES, "decay": st.one_of(SHARES, st.integers(1, 99))}))
+    st.fixed_dictionaries({"type": st.just("wsd"), "warmup": SHARES, "decay": SHARES}))
 
 
 @st.composite

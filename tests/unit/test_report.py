@@ -112,3 +112,16 @@ def test_a_run_with_held_out_text(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert result["table"] == [["stage", "german"], ["before", "7.000"], ["phase full", "3.500"]]
     assert capsys.readouterr().out.splitlines()[1:] == ["stage       german", "before       7.000", "phase full   3.500"]
     assert (tmp_path / "report" / "report.png").exists()
+
+
+def test_spikes_are_told() -> None:
+    events = [
+        {"phase": "full", "step": 1200, "spike": "loss 9, 3 times the mean of the last 100 steps", "action": "skip"},
+        {"phase": "full", "step": 1300, "spike": "loss nan and gradient norm nan", "action": "rollback"},
+    ]
+    assert report.event_notes(events) == [
+        "", "Spikes of the loss:", "",
+        "- phase full, step 1,200: loss 9, 3 times the mean of the last 100 steps; update left out",
+        "- phase full, step 1,300: loss nan and gradient norm nan; rolled back, data left out",
+    ]  # fmt: skip
+    assert report.event_notes([]) == []
