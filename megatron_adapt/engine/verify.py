@@ -13,6 +13,7 @@ from megatron.core.models.gpt import GPTModel
 from megatron_adapt.engine import evaluate
 from megatron_adapt.engine.convert import to_hf
 from megatron_adapt.errors import CheckpointError
+from megatron_adapt.families import find_family
 from megatron_adapt.families.family import ModelShape
 from megatron_adapt.hf.directory import HFDirectory
 from megatron_adapt.hf.tokenizer import Tokenizer
@@ -70,7 +71,7 @@ def reference(directory: HFDirectory, texts: Sequence[str] | None = None, length
 
     logging.disable_progress_bar()
     tokenizer = Tokenizer.load(directory.path)
-    limit = directory.config.get("max_position_embeddings", length)
+    limit = find_family(directory.config).read_config(directory.config).max_position_embeddings
     text = evaluate.tokenize(list(texts or SAMPLES), tokenizer, min(length, limit) - 1)
     windows = [torch.from_numpy(window)[None] for window in text.windows]
     model = AutoModelForCausalLM.from_pretrained(directory.path, dtype=torch.float32).eval()
