@@ -104,7 +104,8 @@ def build(shape: ModelShape, layout: Layout, precision: str) -> GPTModel:
     if shape.logit_softcap is not None and model.post_process:
         model.output_layer.register_forward_hook(partial(_cap, shape.logit_softcap))
     _mark_sharded_parameters(model)
-    return model.to(backend.device())
+    # Megatron makes learned positions in float32 whatever the model's precision is.
+    return model.to(backend.device(), config.params_dtype)
 
 
 def _scale(factor: float, module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:

@@ -88,7 +88,7 @@ def gradient_differences(model: torch.nn.Module, expected: dict[str, torch.Tenso
 
     And of the gradient norm, which counts every parameter of the model once.
     """
-    wrapped = models.wrap(model)
+    wrapped = models.wrap(model, "fp32")
     model.config.finalize_model_grads_func = finalize_model_grads
     rows = tokens()
     get_forward_backward_func()(
