@@ -1,5 +1,7 @@
 """The C++ extension; everything else is declared in pyproject.toml."""
 
+from glob import glob
+
 from pybind11.setup_helpers import Pybind11Extension
 from setuptools import setup
 
@@ -7,8 +9,8 @@ setup(
     ext_modules=[
         Pybind11Extension(
             "megatron_adapt._C",
-            ["csrc/indexed_dataset.cpp", "csrc/merge.cpp", "csrc/bindings.cpp"],
-            depends=["csrc/indexed_dataset.h", "csrc/merge.h"],
+            sorted(glob("csrc/*.cpp")),
+            depends=sorted(glob("csrc/*.h")),
             cxx_std=17,
         )
     ]

@@ -8,6 +8,7 @@
 
 #include "indexed_dataset.h"
 #include "merge.h"
+#include "text_bindings.h"
 
 namespace py = pybind11;
 using megatron_adapt::FileError;
@@ -57,6 +58,7 @@ std::pair<std::uint64_t, std::uint64_t> merge_indexed(const std::vector<std::str
 
 PYBIND11_MODULE(_C, module) {
   module.doc() = "The compiled part of megatron_adapt.";
+  megatron_adapt::bind_text(module);
 
   py::register_exception_translator([](std::exception_ptr pointer) {
     try {

@@ -17,7 +17,7 @@ from typing import Any, Iterator
 
 from megatron_adapt import recipe as recipes, schedule
 from megatron_adapt.config import Phase, Recipe, TokenizerChoice
-from megatron_adapt.data.corpus import find_files
+from megatron_adapt.data.sources import find_files
 from megatron_adapt.errors import ConfigError
 from megatron_adapt.hf.tokenizer import COMPANIONS
 from megatron_adapt.steps.receipt import Step, read

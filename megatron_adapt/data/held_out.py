@@ -62,25 +62,16 @@ def writing(path: Path) -> Iterator[None]:
         raise DataError(f"cannot write {error.filename or path}: {error.strerror}") from error
 
 
-def divert(texts: Iterator[str], share: Fraction, held_out: HeldOutWriter) -> Iterator[str]:
-    """Moves document i to the held-out file when floor((i + 1) * share) > floor(i * share); the others go through.
+def held_out_between(begin: int, end: int, share: Fraction, last: int | None) -> list[int]:
+    """Numbers i of the held-out documents, begin <= i < end: floor((i + 1) * share) > floor(i * share), or ``last``.
 
-    A share too small for any such i takes the last of two or more documents, so each is passed on one document late.
+    ``last`` is the one document that is held out where the share is too small for any.
     """
-    previous: str | None = None
-    number = -1
-    for number, text in enumerate(texts):
-        if previous is not None:
-            yield previous
-        previous = text
-        if (number + 1) * share.numerator // share.denominator > number * share.numerator // share.denominator:
-            held_out.write(text)
-            previous = None
-    if previous is not None:
-        if share and number > 0 and not held_out.documents:
-            held_out.write(previous)
-        else:
-            yield previous
+    if last is not None:
+        return [last] if begin <= last < end else []
+    before, behind = (number * share.numerator // share.denominator for number in (begin, end))
+    # The k-th held-out document is the first i with (i + 1) * share >= k.
+    return [-(-k * share.denominator // share.numerator) - 1 for k in range(before + 1, behind + 1)]
 
 
 def refuse_shared(held_out_file: Path, prefix: Path) -> None:

@@ -96,12 +96,18 @@ class Tokenizer:
     def __reduce__(self) -> tuple:
         return Tokenizer.load, (self.path,)  # worker processes read the file again
 
-    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+    @property
+    def library(self) -> str:
+        """What encodes: "tokenizers" or "sentencepiece"."""
+        return self._backend.name
+
+    def encode(self, texts: Sequence[str], parse_special_tokens: bool = False) -> list[np.ndarray]:
         """Ids of each text alone, int32: no BOS or EOS is added, and the spelling of a special token inside a text
-        is plain text, so that no document can forge one.
+        is plain text, so that no document can forge one, unless ``parse_special_tokens`` asks for its id.
 
         Raises:
             DataError: a text is not valid Unicode (a lone surrogate).
+            ConfigError: special tokens are to be parsed by sentencepiece, which never does that.
         """
         texts = list(texts)
         for number, text in enumerate(texts):  # the libraries differ: some raise, some replace the character
@@ -112,7 +118,7 @@ class Tokenizer:
                     f"text {number} of this batch contains the lone surrogate U+{ord(text[error.start]):04X} at "
                     f"character {error.start}, which is not Unicode text; repair or drop the document."
                 ) from None
-        return self._backend.encode(texts)
+        return self._backend.encode(texts, parse_special_tokens)
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
         """The text of some ids. sentencepiece models never show their control tokens."""
@@ -131,6 +137,8 @@ class Tokenizer:
 class _RustBackend:
     """A ``tokenizer.json`` behind the ``tokenizers`` library."""
 
+    name = "tokenizers"
+
     def __init__(self, file: Path, parsed: dict) -> None:
         from tokenizers import Tokenizer as RustTokenizer
 
@@ -141,13 +149,24 @@ class _RustBackend:
         except Exception as error:  # the library raises bare Exception for every malformed file
             reason = " ".join(str(error).split())
             raise DataError(f"{file} is not a tokenizer that the tokenizers library can read: {reason}.") from None
+        self._parsing: Any = None
         self.plain.encode_special_tokens = True
         self.plain.no_truncation()
         self.plain.no_padding()
 
-    def encode(self, texts: list[str]) -> list[np.ndarray]:
-        encodings = self.plain.encode_batch_fast(texts, add_special_tokens=False)
+    def encode(self, texts: list[str], parse_special_tokens: bool) -> list[np.ndarray]:
+        tokenizer = self.parsing() if parse_special_tokens else self.plain
+        encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+
+    def parsing(self) -> Any:
+        """The tokenizer that finds special tokens in text; made at first use."""
+        if self._parsing is None:
+            self._parsing = type(self.full).from_str(self.full.to_str())
+            self._parsing.no_truncation()
+            self._parsing.no_padding()
+            self._parsing.encode_special_tokens = False
+        return self._parsing
 
     def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
         return self.full.decode(ids, skip_special_tokens=skip_special_tokens)
@@ -172,6 +191,8 @@ class _RustBackend:
 class _SentencePieceBackend:
     """A sentencepiece ``.model``."""
 
+    name = "sentencepiece"
+
     def __init__(self, file: Path) -> None:
         from sentencepiece import SentencePieceProcessor
 
@@ -183,7 +204,9 @@ class _SentencePieceBackend:
         if not self.size:
             raise DataError(f"{file} is not a sentencepiece model: it holds no pieces.")
 
-    def encode(self, texts: list[str]) -> list[np.ndarray]:
+    def encode(self, texts: list[str], parse_special_tokens: bool) -> list[np.ndarray]:
+        if parse_special_tokens:
+            raise ConfigError("sentencepiece never finds special tokens in text; use a tokenizer.json to parse them")
         return [np.array(self.model.encode(text), dtype=np.int32) for text in texts]
 
     def decode(self, ids: list[int], skip_special_tokens: bool) -> str:

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from harness import assets
 
-from megatron_adapt.data import corpus
-from megatron_adapt.data.corpus import Document, find_files, read_documents
+from megatron_adapt.data import readers
+from megatron_adapt.data.corpus import Document, read_documents
+from megatron_adapt.data.documents import Task
+from megatron_adapt.data.sources import find_files
 from megatron_adapt.errors import ConfigError, DataError
 
 
@@ -123,7 +125,7 @@ def write_raw(path: Path, data: bytes) -> Path:
 
 
 def test_endless_line_and_block(tmp_path, monkeypatch):
-    monkeypatch.setattr(corpus, "_MAX_BYTES", 1 << 20)
+    monkeypatch.setattr(readers, "MAX_BYTES", 1 << 20)
     long = write(tmp_path / "a.jsonl", b'{"text": "good"}\n' + b"x" * (1 << 21))
     with pytest.raises(DataError, match="a.jsonl:2: the line is longer than 1 MiB; is this text?"):
         texts(long)
@@ -157,7 +159,7 @@ def test_unreadable_file(tmp_path):
     with pytest.raises(DataError, match="contains no corpus file"):
         texts(link)
     with pytest.raises(DataError, match="cannot read .*loop.jsonl: Is a directory"):
-        list(corpus._lines(tmp_path / "loop.jsonl"))
+        list(readers.read(Task(0, "json", (str(tmp_path / "loop.jsonl"),)), "text"))
 
 
 def test_real_text():

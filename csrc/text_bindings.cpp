@@ -1,0 +1,141 @@
+#include "text_bindings.h"
+
+#include <fcntl.h>
+#include <pybind11/numpy.h>
+
+#include <stdexcept>
+#include <utility>
+
+#include "documents.h"
+#include "sequences.h"
+
+namespace py = pybind11;
+
+namespace megatron_adapt {
+
+namespace {
+
+using Offsets = py::array_t<std::int64_t, py::array::c_style | py::array::forcecast>;
+
+// A numpy array that owns what the vector held.
+template <typename T>
+py::array_t<T> as_array(std::vector<T>&& values) {
+  auto* const owner = new std::vector<T>(std::move(values));
+  const py::capsule free(owner, [](void* pointer) { delete static_cast<std::vector<T>*>(pointer); });
+  return py::array_t<T>(static_cast<py::ssize_t>(owner->size()), owner->data(), free);
+}
+
+py::tuple take(DocumentScanner& scanner) {
+  Documents documents = scanner.take();
+  const py::ssize_t size = static_cast<py::ssize_t>(documents.size);
+  const py::capsule free(documents.text.get(), [](void* pointer) { std::free(pointer); });
+  py::array_t<std::uint8_t> text(size, reinterpret_cast<const std::uint8_t*>(documents.text.release()), free);
+  return py::make_tuple(std::move(text), as_array(std::move(documents.offsets)), as_array(std::move(documents.lines)));
+}
+
+std::string_view view(const py::buffer_info& buffer) {
+  if (buffer.itemsize != 1 || buffer.ndim != 1 || buffer.strides[0] != 1) throw py::value_error("data must be contiguous bytes");
+  return {static_cast<const char*>(buffer.ptr), static_cast<std::size_t>(buffer.size)};
+}
+
+std::pair<std::size_t, std::size_t> scan(DocumentScanner& scanner, const py::buffer& data, std::size_t begin) {
+  const py::buffer_info buffer = data.request();
+  const std::string_view bytes = view(buffer);
+  if (begin > bytes.size()) throw py::value_error("begin is behind the data");
+  const py::gil_scoped_release released;
+  const DocumentScanner::Odd odd = scanner.scan(bytes, begin);
+  return {odd.begin, odd.end};
+}
+
+void check_offsets(const Offsets& offsets, std::int64_t limit, const char* name) {
+  bool ascending = offsets.ndim() == 1 && offsets.size() > 0 && offsets.at(0) >= 0 && offsets.at(offsets.size() - 1) <= limit;
+  for (py::ssize_t i = 1; ascending && i < offsets.size(); ++i) ascending = offsets.data()[i - 1] <= offsets.data()[i];
+  if (!ascending) throw py::value_error(std::string(name) + " must ascend within the array they point into");
+}
+
+template <typename Out, typename In>
+py::tuple build_as(const py::array& ids, const Offsets& id_offsets, const Offsets& text_offsets, const Offsets& first_text,
+                   const SequenceOptions& options) {
+  std::vector<Out> out;
+  std::vector<std::int32_t> sizes, texts;
+  SequenceCounts counts;
+  {
+    const In* const data = static_cast<const In*>(ids.data());
+    const std::size_t documents = static_cast<std::size_t>(first_text.size() - 1);
+    const py::gil_scoped_release released;
+    out.reserve(static_cast<std::size_t>(ids.size()) + 2 * documents);
+    counts = build_sequences<Out, In>(data, id_offsets.data(), text_offsets.data(), first_text.data(), documents, options,
+                                      out, sizes, texts);
+  }
+  py::dict found;
+  found["documents"] = counts.documents;
+  found["empty"] = counts.empty;
+  found["bytes"] = counts.bytes;
+  found["unknown_tokens"] = counts.unknown;
+  return py::make_tuple(as_array(std::move(out)), as_array(std::move(sizes)), as_array(std::move(texts)), found);
+}
+
+template <typename Out>
+py::tuple build(const py::array& ids, const Offsets& id_offsets, const Offsets& text_offsets, const Offsets& first_text,
+                const SequenceOptions& options) {
+  if (py::isinstance<py::array_t<std::uint32_t>>(ids)) {
+    return build_as<Out, std::uint32_t>(ids, id_offsets, text_offsets, first_text, options);
+  }
+  if (py::isinstance<py::array_t<std::int32_t>>(ids)) {
+    return build_as<Out, std::int32_t>(ids, id_offsets, text_offsets, first_text, options);
+  }
+  if (py::isinstance<py::array_t<std::int64_t>>(ids)) {
+    return build_as<Out, std::int64_t>(ids, id_offsets, text_offsets, first_text, options);
+  }
+  throw py::type_error("ids must be int32, uint32 or int64");
+}
+
+py::tuple sequences(const py::array& ids, const Offsets& id_offsets, const Offsets& text_offsets, const Offsets& first_text,
+                    std::int64_t bos, std::int64_t eod, std::int64_t unknown, std::uint64_t vocab_size, bool uint16) {
+  if (ids.ndim() != 1 || (ids.flags() & py::array::c_style) == 0) throw py::value_error("ids must be flat and contiguous");
+  if (vocab_size == 0 || vocab_size > std::uint64_t{1} << 31 || (uint16 && vocab_size > std::uint64_t{1} << 16)) {
+    throw py::value_error("a vocabulary of " + std::to_string(vocab_size) + " ids cannot be stored in this type");
+  }
+  if (bos >= static_cast<std::int64_t>(vocab_size) || eod >= static_cast<std::int64_t>(vocab_size)) {
+    throw py::value_error("BOS or EOD is outside the vocabulary");
+  }
+  check_offsets(id_offsets, ids.size(), "id_offsets");
+  check_offsets(first_text, id_offsets.size() - 1, "first_text");
+  if (text_offsets.ndim() != 1 || text_offsets.size() != id_offsets.size()) {
+    throw py::value_error("text_offsets and id_offsets must be of the same texts");
+  }
+  const SequenceOptions options{bos, eod, unknown, vocab_size};
+  return uint16 ? build<std::uint16_t>(ids, id_offsets, text_offsets, first_text, options)
+                : build<std::int32_t>(ids, id_offsets, text_offsets, first_text, options);
+}
+
+void start_writeback([[maybe_unused]] int descriptor, [[maybe_unused]] std::int64_t offset, [[maybe_unused]] std::int64_t bytes) {
+#ifdef SYNC_FILE_RANGE_WRITE
+  // Only a hint, so that the final fsync finds little left to do: its errors come back from fsync.
+  const py::gil_scoped_release released;
+  static_cast<void>(::sync_file_range(descriptor, offset, bytes, SYNC_FILE_RANGE_WRITE));
+#endif
+}
+
+}  // namespace
+
+void bind_text(py::module_& module) {
+  py::class_<DocumentScanner>(module, "DocumentScanner", "Documents of JSON lines or of plain text; see csrc/documents.h.")
+      .def(py::init<std::string, bool>(), py::arg("key"), py::arg("is_json"))
+      .def("scan", &scan, py::arg("data"), py::arg("begin") = 0,
+           "Read whole lines up to what Python has to decide; returns where that begins and ends.")
+      .def("push", [](DocumentScanner& scanner, const py::bytes& text) { scanner.push(static_cast<std::string_view>(text)); },
+           py::arg("text"), "Add a document decided by the caller.")
+      .def("pass_", [](DocumentScanner& scanner, const py::bytes& odd) { scanner.pass(static_cast<std::string_view>(odd)); },
+           py::arg("odd"), "Count the lines of what the caller has decided.")
+      .def("take", &take, "(text uint8, offsets int64 [documents + 1], line of each document from 0 int64); starts afresh.")
+      .def_property_readonly("lines", &DocumentScanner::lines)
+      .def("__len__", &DocumentScanner::count);
+  module.def("sequences", &sequences, py::arg("ids"), py::arg("id_offsets"), py::arg("text_offsets"), py::arg("first_text"),
+             py::kw_only(), py::arg("bos"), py::arg("eod"), py::arg("unknown"), py::arg("vocab_size"), py::arg("uint16"),
+             "(ids as stored, size of each sequence, sequences of each document, counts); see csrc/sequences.h.");
+  module.def("start_writeback", &start_writeback, py::arg("descriptor"), py::arg("offset"), py::arg("bytes"),
+             "Let the kernel begin to write a part of a file to the disk.");
+}
+
+}  // namespace megatron_adapt

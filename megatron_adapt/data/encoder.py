@@ -1,0 +1,204 @@
+"""Texts -> what a .bin file holds, by the fastest library that gives the tokenizer's own ids."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from megatron_adapt.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from megatron_adapt.hf.flat_encoding import Gigatoken
+    from megatron_adapt.hf.tokenizer import Tokenizer
+
+BACKENDS = ("auto", "gigatoken", "tokenizers", "sentencepiece")
+SAMPLES = 128  # documents of a run that are encoded by both libraries
+_SMALL_CORPUS = 4 << 20  # bytes below which loading a second library takes longer than it saves
+_REFERENCE_BYTES = 1 << 20  # encoded at a time by libraries that return an object per text
+_EXCERPT = 16 << 10  # bytes of a document that are compared
+_UINT16_VOCABULARY = 65_500  # ids below which Megatron stores uint16
+_ODD = ("", " ", "a", "  a  b\t\tc ", "\n\n a\r\n", "e\u0301\u00e9\u00a0\u200b\u3000x", "\U0001f600\U0001f468\u200d\U0001f469", "\0\x01\x7f",
+        "don't WE'LL 12345 3.14 a1b2", "\u0645\u0631\u062d\u0628\u0627 \u4f60\u597d", "<s>[INST]<|x|>", "\ufb01\uff21 \u1e9e")  # fmt: skip
+
+
+class Difference(DataError):
+    """gigatoken gives other ids than the library that defines them."""
+
+
+class Sequences(NamedTuple):
+    """ids [tokens] as stored, sizes int32 [sequences], sequences of each document int32 [documents], counts."""
+
+    ids: np.ndarray
+    sizes: np.ndarray
+    texts: np.ndarray
+    counts: dict[str, int]
+
+
+class Encoder:
+    """Flat texts to flat ids, and these to sequences with BOS and EOD.
+
+    Attributes:
+        backend: "gigatoken", "tokenizers" or "sentencepiece": what encodes.
+        parallel: use all cores from this process.
+        samples: documents of each batch that are compared, on average.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, append_bos: bool, append_eod: bool, parse_special_tokens: bool, fast: Gigatoken | None
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.bos = _special(tokenizer, "BOS", tokenizer.bos_id) if append_bos else -1
+        self.eod = _special(tokenizer, "EOD (end-of-text)", tokenizer.eos_id) if append_eod else -1
+        self.parse = parse_special_tokens
+        self.fast = fast
+        self.backend = tokenizer.library if fast is None else "gigatoken"
+        self.dtype = np.dtype(np.uint16 if tokenizer.vocab_size < _UINT16_VOCABULARY else np.int32)
+        self.parallel = False
+        self.samples = 0.0
+
+    def encode(self, text: np.ndarray, offsets: np.ndarray, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """ids [tokens] and their offsets [texts + 1], for text [bytes] uint8 and offsets [texts + 1].
+
+        Raises:
+            Difference: a document of the sample has other ids by the other library.
+        """
+        if self.fast is None:
+            return self.reference(text, offsets)
+        ids, id_offsets = self.fast.encode(text, offsets, self.parallel)
+        self._compare(text, offsets, ids, id_offsets, random)
+        return ids, id_offsets
+
+    def reference(self, text: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The same by the library that defines the ids."""
+        pieces: list[np.ndarray] = []
+        begin, count = 0, len(offsets) - 1
+        while begin < count:
+            end = max(begin + 1, int(np.searchsorted(offsets, offsets[begin] + _REFERENCE_BYTES, "right")) - 1)
+            raw = text[offsets[begin] : offsets[end]].tobytes()
+            cuts = (offsets[begin : end + 1] - offsets[begin]).tolist()
+            texts = [raw[a:b].decode("utf-8") for a, b in zip(cuts[:-1], cuts[1:])]
+            pieces += self.tokenizer.encode(texts, True) if self.parse else self.tokenizer.encode(texts)
+            begin = end
+        lengths = [len(piece) for piece in pieces]
+        ids = np.concatenate(pieces).astype(np.int32, copy=False) if pieces else np.empty(0, np.int32)
+        return ids, np.cumsum([0, *lengths], dtype=np.int64)
+
+    def build(self, ids: np.ndarray, id_offsets: np.ndarray, offsets: np.ndarray, first_text: np.ndarray | None) -> Sequences:
+        """Sequences of documents; ``first_text`` [documents + 1] where documents consist of several texts.
+
+        Raises:
+            DataError: an id is outside the vocabulary, a document is too long.
+        """
+        from megatron_adapt import _C
+
+        if first_text is None:
+            first_text = np.arange(len(offsets))
+        unknown = -1 if self.tokenizer.unk_id is None else self.tokenizer.unk_id
+        try:
+            return Sequences(*_C.sequences(
+                np.ascontiguousarray(ids), id_offsets, offsets, first_text, bos=self.bos, eod=self.eod, unknown=unknown,
+                vocab_size=self.tokenizer.vocab_size, uint16=self.dtype == np.uint16,
+            ))  # fmt: skip
+        except ValueError as error:
+            raise DataError(f"the tokenizer {self.tokenizer.path}: {error}") from error
+
+    def check(self) -> None:
+        """Compare both libraries on odd strings, special tokens among them.
+
+        Raises:
+            Difference: they differ.
+        """
+        if self.fast is None:
+            return
+        added = [token["content"] for token in (self.tokenizer.backend_json or {}).get("added_tokens") or []][:64]
+        texts = [text.encode() for text in (*_ODD, *added, *(f"a{token}b {token} c" for token in added))]
+        text, offsets = np.frombuffer(b"".join(texts), np.uint8), np.cumsum([0, *map(len, texts)], dtype=np.int64)
+        ids, id_offsets = self.fast.encode(text, offsets, False)
+        self._compare_all(text, offsets, ids, id_offsets)
+
+    def _compare(
+        self, text: np.ndarray, offsets: np.ndarray, ids: np.ndarray, id_offsets: np.ndarray, random: np.random.Generator
+    ) -> None:
+        wanted = int(self.samples + random.random())
+        if not wanted or len(offsets) < 2:
+            return
+        chosen = np.sort(random.choice(len(offsets) - 1, size=min(wanted, len(offsets) - 1), replace=False))
+        short = [int(number) for number in chosen if offsets[number + 1] - offsets[number] <= _EXCERPT]
+        if short:
+            self._compare_all(*_subset(text, offsets, short), *_subset(ids, id_offsets, short))
+        for number in set(chosen.tolist()) - set(short):
+            piece = text[offsets[number] : offsets[number] + _EXCERPT].tobytes().decode("utf-8", "ignore").encode()
+            excerpt, ends = np.frombuffer(piece, np.uint8), np.array([0, len(piece)])
+            self._compare_all(excerpt, ends, *self.fast.encode(excerpt, ends, False))  # type: ignore[union-attr]
+
+    def _compare_all(self, text: np.ndarray, offsets: np.ndarray, ids: np.ndarray, id_offsets: np.ndarray) -> None:
+        expected, starts = self.reference(text, offsets)
+        if np.array_equal(starts, id_offsets) and np.array_equal(expected, ids):
+            return
+        for number in range(len(offsets) - 1):
+            found = ids[id_offsets[number] : id_offsets[number + 1]]
+            right = expected[starts[number] : starts[number + 1]]
+            if not np.array_equal(found, right):
+                at = next((i for i, (a, b) in enumerate(zip(found, right)) if a != b), min(len(found), len(right)))
+                piece = text[offsets[number] : offsets[number + 1]].tobytes().decode("utf-8")
+                raise Difference(
+                    f"gigatoken and {self.tokenizer.library} give different ids for {piece[:80]!r} with the tokenizer "
+                    f"{self.tokenizer.path}: at token {at} {found[at : at + 5].tolist()} and {right[at : at + 5].tolist()}; "
+                    f"use --tokenizer-backend {self.tokenizer.library} (or auto)"
+                )
+
+
+def choose(
+    tokenizer: Tokenizer, backend: str | None, corpus_bytes: int, append_bos: bool, append_eod: bool, parse_special_tokens: bool
+) -> Encoder:
+    """The encoder for a corpus.
+
+    Args:
+        backend: one of :data:`BACKENDS`. "gigatoken" insists on it, "tokenizers" and "sentencepiece" do without. None and
+            "auto": gigatoken where it supports the tokenizer and the corpus is worth loading it.
+
+    Raises:
+        ConfigError: the backend is unknown or cannot read this tokenizer.
+        DataError: no BOS or EOD to append.
+        Difference: the two libraries differ on odd strings, and ``backend`` is not "auto".
+    """
+    plain = Encoder(tokenizer, append_bos, append_eod, parse_special_tokens, None)
+    if backend is not None and backend not in BACKENDS:
+        raise ConfigError(f"the tokenizer backend is one of {', '.join(BACKENDS)}, not {backend!r}")
+    if backend in ("tokenizers", "sentencepiece"):
+        if tokenizer.library != backend:
+            raise ConfigError(f"the tokenizer {tokenizer.path} is read by {tokenizer.library}, not by {backend}")
+        return plain
+    if backend != "gigatoken" and (corpus_bytes < _SMALL_CORPUS or tokenizer.library != "tokenizers"):
+        return plain
+    from megatron_adapt.hf.flat_encoding import Gigatoken, Unsupported
+
+    try:
+        fast = Gigatoken(tokenizer, parse_special_tokens)
+    except Unsupported as error:
+        if backend == "gigatoken":
+            raise ConfigError(f"gigatoken cannot be used with the tokenizer {tokenizer.path}: {error}") from None
+        return plain
+    encoder = Encoder(tokenizer, append_bos, append_eod, parse_special_tokens, fast)
+    try:
+        encoder.check()
+    except Difference:
+        if backend != "auto":
+            raise
+        return plain
+    return encoder
+
+
+def _special(tokenizer: Tokenizer, role: str, token_id: int | None) -> int:
+    if token_id is None:
+        raise DataError(
+            f"the tokenizer {tokenizer.path} has no {role} token to append: name one in its "
+            "tokenizer_config.json (bos_token, eos_token) or do not append it"
+        )
+    return token_id
+
+
+def _subset(values: np.ndarray, offsets: np.ndarray, chosen: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    pieces = [values[offsets[number] : offsets[number + 1]] for number in chosen]
+    return np.concatenate(pieces), np.cumsum([0, *map(len, pieces)], dtype=np.int64)

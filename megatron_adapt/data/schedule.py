@@ -1,0 +1,114 @@
+"""Who does which task when: tasks start in order, and each gets its place in the output once those before are encoded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from megatron_adapt.data.documents import Task
+from megatron_adapt.data.pool import Pool
+from megatron_adapt.data.worker import BadInput, Worker
+
+Make = Callable[[Callable[[dict[str, int]], None]], Worker]
+
+
+def count(tasks: Sequence[Task], make: Make, workers: int, enough: int | None) -> Iterator[int]:
+    """Non-empty documents of each task in order; not necessarily of all tasks once there are ``enough``."""
+    if workers == 1:
+        worker = make(lambda report: None)
+        for task in tasks:
+            yield worker.count(task)["documents"]
+        return
+    found: dict[int, int] = {}
+    remaining, done, total = iter(tasks), 0, 0
+    with Pool(workers, make) as pool:
+        busy = sum(_ask(pool, number, "count", remaining) for number in range(workers))
+        while busy:
+            for number, _, value in pool.receive():
+                busy -= 1
+                found[value["number"]] = value["documents"]
+                while done < len(tasks) and tasks[done].number in found:
+                    total += found[tasks[done].number]
+                    yield found[tasks[done].number]
+                    done += 1
+                if enough is None or total < enough:
+                    busy += _ask(pool, number, "count", remaining)
+
+
+def _ask(pool: Pool, worker: int, method: str, tasks: Iterator[Task]) -> bool:
+    task = next(tasks, None)
+    if task is not None:
+        pool.ask(worker, method, task)
+    return task is not None
+
+
+class Encoding:
+    """All tasks encoded and in their places.
+
+    Args:
+        on_report: receives increments, see :class:`Worker`.
+        on_encoded: receives the header of each task, in order of the tasks.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        make: Make,
+        on_report: Callable[[dict[str, int]], None],
+        on_encoded: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self.tasks, self.make = tasks, make
+        self.on_report, self.on_encoded = on_report, on_encoded
+        self.offset = 0
+
+    def here(self) -> None:
+        """In this process.
+
+        Raises:
+            BadInput: the first bad line, unless these are skipped.
+        """
+        worker = self.make(self.on_report)
+        for task in self.tasks:
+            header = worker.encode(task)
+            worker.place(task.number, self._advance(header))
+
+    def forked(self, workers: int) -> None:
+        """In processes of their own; the same result, and the same first error."""
+        owners: dict[int, int] = {}
+        headers: dict[int, dict[str, Any]] = {}
+        failure: BadInput | None = None
+        order = [task.number for task in self.tasks]
+        remaining, encoded, placed = iter(self.tasks), 0, 0
+        with Pool(workers, self.make) as pool:
+
+            def start(worker: int) -> None:
+                if failure is None and (task := next(remaining, None)) is not None:
+                    owners[task.number] = worker
+                    pool.ask(worker, "encode", task)
+
+            for worker in range(workers):
+                start(worker)
+            while placed < len(order):
+                for worker, name, value in pool.receive():
+                    if name == "report":
+                        self.on_report(value)
+                    elif name == "place":
+                        placed += 1
+                    elif name == "bad":
+                        if failure is None or value.number < failure.number:
+                            failure = value
+                    else:
+                        headers[value["number"]] = value
+                        start(worker)
+                while encoded < len(order) and order[encoded] in headers:
+                    header = headers.pop(order[encoded])
+                    pool.ask(owners.pop(order[encoded]), "place", order[encoded], self._advance(header))
+                    encoded += 1
+                if failure is not None and placed == encoded and order[encoded] == failure.number:
+                    raise failure
+
+    def _advance(self, header: dict[str, Any]) -> int:
+        self.on_encoded(header)
+        offset = self.offset
+        self.offset += header["size"]
+        return offset

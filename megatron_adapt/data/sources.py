@@ -1,0 +1,88 @@
+"""Which files, or what else, a corpus consists of."""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from megatron_adapt.errors import DataError
+
+Paths = str | Path | Iterable[str | Path]
+
+KINDS = {".jsonl": "json", ".json": "json", ".txt": "text"}
+COMPRESSIONS = (".gz", ".zst")
+SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".json.zst", ".txt", ".txt.gz", ".txt.zst", ".parquet")
+# Plain .json is read when it is named, but not when a folder is searched: there it is more often something else.
+_NAMED_SUFFIXES = (*SUFFIXES, ".json")
+STDIN, HUB = "-", "hf:"
+MAX_BYTES = 256 << 20  # of one document: what has no line ends or blank lines must not fill the memory
+BLANK_LINE = re.compile(rb"\n[ \t\r\x0b\x0c]*\n")
+
+
+def find_files(paths: Paths) -> list[Path]:
+    """The corpus files that the paths name: files as given, folders (searched recursively) and globs in sorted order.
+
+    Raises:
+        DataError: a path does not exist or has no corpus file, a file is of an unknown kind or named twice.
+    """
+    paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
+    if not paths:
+        raise DataError("no corpus file was given")
+    files = [file for path in paths for file in _expand(Path(path))]
+    seen: set[Path] = set()
+    for file in files:
+        if file.resolve() in seen:
+            raise DataError(f"the corpus file {file} is named twice; name it once (weights belong in the recipe)")
+        seen.add(file.resolve())
+    return files
+
+
+def find_sources(paths: Paths) -> list[str]:
+    """:func:`find_files`, and beside files ``-`` (standard input) and ``hf:NAME[@CONFIG][:SPLIT]`` (a data set)."""
+    paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
+    files = [path for path in paths if not is_stream(str(path))]
+    found = {str(path): [str(file) for file in find_files(path)] for path in files}
+    names = [name for path in paths for name in found.get(str(path), [str(path)])]
+    if files:
+        find_files(files)  # a file may not be named twice
+    for name in {name for name in names if names.count(name) > 1}:
+        raise DataError(f"the corpus {name} is named twice; name it once (weights belong in the recipe)")
+    if not names:
+        raise DataError("no corpus file was given")
+    return names
+
+
+def is_stream(name: str) -> bool:
+    """Whether this names something else than files."""
+    return name == STDIN or name.startswith(HUB)
+
+
+def kind_of(name: str, text_documents: str = "blocks") -> str:
+    """What :class:`Task` says about it; ``text_documents``: "blocks" or "files"."""
+    if name.startswith(HUB):
+        return "hub"
+    if name.endswith(".parquet"):
+        return "parquet"
+    for suffix in COMPRESSIONS:
+        name = name.removesuffix(suffix)
+    kind = "json" if name == STDIN else KINDS[Path(name).suffix]
+    return "file" if kind == "text" and text_documents == "files" else kind
+
+
+def _expand(path: Path) -> list[Path]:
+    if path.is_dir():
+        inner = (file for file in path.rglob("*") if file.name.endswith(SUFFIXES) and file.is_file())
+        files = sorted(file for file in inner if not any(part.startswith(".") for part in file.relative_to(path).parts))
+        if not files:
+            raise DataError(f"{path} contains no corpus file ({', '.join(SUFFIXES)})")
+        return files
+    files = [path] if path.exists() else [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
+    if not files:
+        hint = f" (for a data set of the Hugging Face hub write {HUB}{path})" if len(path.parts) == 2 and not path.suffix else ""
+        raise DataError(f"the corpus {path} does not exist{hint}")
+    for file in files:
+        if not file.name.endswith(_NAMED_SUFFIXES):
+            raise DataError(f"{file} is of an unknown kind; a corpus file ends in {', '.join(_NAMED_SUFFIXES)}")
+    return files
