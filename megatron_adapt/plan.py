@@ -142,6 +142,7 @@ class _Builder:
             action=action,
             settings=_reading(corpus),
             inputs=inputs,
+            resumable=True,
         )
         if corpus.held_out or corpus.held_out_path:
             self.held_out[name] = folder / "held_out.jsonl"

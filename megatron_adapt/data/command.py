@@ -3,36 +3,44 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from megatron_adapt.data.encoder import BACKENDS
 from megatron_adapt.data.preprocess import preprocess_keys, tokenizer_file
 from megatron_adapt.errors import AdaptError
+
+# Flags of Megatron's tool that have nothing to switch here.
+_NEEDLESS = {
+    "partitions": "large files are cut by themselves and --workers counts processes",
+    "keep-sequential-samples": "documents always stay in the order of the input",
+}
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Returns the exit code: 0, or 2 after one sentence on stderr about what the user can correct."""
     arguments = _parser(prog).parse_args(argv)
+    for flag, reason in _NEEDLESS.items():
+        if getattr(arguments, flag.replace("-", "_")):
+            print(f"--{flag} changes nothing: {reason}", file=sys.stderr)
+    shown = _Progress(arguments.log_interval)
     try:
         from megatron_adapt.hf.tokenizer import Tokenizer
 
         tokenizer = Tokenizer.load(tokenizer_file(arguments.tokenizer_model, arguments.tokenizer_type))
-        results = preprocess_keys(
-            arguments.input,
-            tokenizer,
-            arguments.output_prefix,
-            arguments.json_keys,
-            append_bos=arguments.append_bos,
-            append_eod=arguments.append_eod,
-            on_error=arguments.on_error,
-            on_skip=lambda message: print(f"skipped {message}", file=sys.stderr),
-            held_out=arguments.held_out,
-            held_out_path=arguments.held_out_path,
-            max_documents=arguments.max_documents,
-            on_progress=_Progress(arguments.log_interval),
-        )
+        with shown:
+            results = preprocess_keys(
+                arguments.input,
+                tokenizer,
+                arguments.output_prefix,
+                arguments.json_keys,
+                on_skip=shown.skipped,
+                on_progress=shown,
+                **_options(arguments),
+            )
     except AdaptError as error:
         print(error, file=sys.stderr)
         return 2
@@ -47,40 +55,109 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
         description="Tokenize a corpus into Megatron's <output-prefix>_<key>_document.bin and .idx.",
     )
     add = parser.add_argument
-    add("--input", nargs="+", required=True, metavar="PATH", help="files, folders, globs: .jsonl .json .txt, or .gz")
+    inputs = "files, folders, globs (.jsonl .json .txt, also .gz and .zst, .parquet), - or hf:NAME[@CONFIG][:SPLIT]"
+    add("--input", nargs="+", required=True, metavar="PATH", help=inputs)
     add("--output-prefix", required=True, type=Path, metavar="PREFIX", help="begin of the output's path")
     add("--json-keys", nargs="+", default=["text"], metavar="KEY", help="keys of the text (text); a corpus each")
     types = ["HuggingFaceTokenizer", "SentencePieceTokenizer"]
     add("--tokenizer-type", choices=types, help="without it: what --tokenizer-model holds")
     add("--tokenizer-model", required=True, type=Path, metavar="PATH", help="directory, tokenizer.json or .model")
+    backend = "what encodes; without it gigatoken where it can, checked on a sample; auto: another one where that differs"
+    add("--tokenizer-backend", choices=BACKENDS, help=backend)
     add("--append-eod", action="store_true", help="end every document with the end-of-text token")
     add("--append-bos", action="store_true", help="begin every document with the begin-of-text token")
-    add("--on-error", choices=["stop", "skip"], default="stop", help="at a bad line; default: stop")
+    add("--parse-special-tokens", action="store_true", help="special tokens spelled in the text get their ids")
+    add("--text-documents", choices=["blocks", "files"], default="blocks", help="documents of .txt: between blank lines (blocks)")
+    add("--split-sentences", action="store_true", help="a sequence for each sentence (nltk); <output-prefix>_<key>_sentence")
+    add("--keep-newlines", action="store_true", help="with --split-sentences: line ends between sentences stay")
+    add("--lang", default="english", help="of the model that splits sentences (english)")
+    add("--on-error", choices=["stop", "skip"], default="stop", help="at a bad line (stop); skipped: PREFIX.skipped.jsonl")
     add("--held-out", type=float, default=0.0, metavar="SHARE", help="share of documents for held_out.jsonl")
     add("--held-out-path", nargs="+", metavar="PATH", help="held-out text of its own instead")
     add("--max-documents", type=int, metavar="N", help="stop after N documents")
-    add("--log-interval", type=int, default=1000, metavar="N", help="report every N documents, 0: never; default: 1000")
+    add("--shard", type=_shard, metavar="I/N", help="only part I (from 0) of N, for N machines; merge_datasets.py joins them")
+    add("--seed", type=int, default=1234, help="of the sample of documents that two libraries encode (1234)")
+    add("--workers", type=int, metavar="N", help="processes; without it one for each core where that pays")
+    add("--partitions", type=int, metavar="N", help=argparse.SUPPRESS)
+    add("--keep-sequential-samples", action="store_true", help=argparse.SUPPRESS)
+    add("--log-interval", type=int, default=1000, metavar="N", help="where there is no terminal: a line every N documents (1000)")
     return parser
 
 
+def _options(arguments: argparse.Namespace) -> dict[str, Any]:
+    names = (
+        "append_bos", "append_eod", "parse_special_tokens", "tokenizer_backend", "text_documents", "keep_newlines",
+        "on_error", "held_out", "held_out_path", "max_documents", "shard", "seed", "workers",
+    )  # fmt: skip
+    split = arguments.lang if arguments.split_sentences else None
+    return {"split_sentences": split, **{name: getattr(arguments, name) for name in names}}
+
+
+def _shard(text: str) -> tuple[int, int]:
+    index, _, parts = text.partition("/")
+    if not (index.isdecimal() and parts.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not I/N, like 0/4")
+    return int(index), int(parts)
+
+
 class _Progress:
-    """Prints a line whenever another ``interval`` documents are done."""
+    """A bar on a terminal; elsewhere a line whenever another ``interval`` documents are done. ``interval`` 0: nothing."""
 
     def __init__(self, interval: int) -> None:
         self.interval = interval
         self.reported = 0
+        self._bar: Any = None
+        self._task: Any = None
 
     def __call__(self, done: dict[str, Any]) -> None:
-        if self.interval < 1 or done["documents"] // self.interval == self.reported // self.interval:
+        if self.interval < 1:
             return
-        self.reported = done["documents"]
-        seconds = max(done["seconds"], 1e-9)
-        print(
-            f"Processed {done['documents']} documents ({done['documents'] / seconds:.0f} docs/s, "
-            f"{done['bytes'] / seconds / 1e6:.2f} MB/s).",
-            file=sys.stderr,
-            flush=True,
-        )
+        if sys.stderr.isatty():
+            self._show(done)
+        elif done["documents"] // self.interval != self.reported // self.interval:
+            self.reported = done["documents"]
+            print(f"Processed {_state(done)}", file=sys.stderr, flush=True)
+
+    def skipped(self, message: str) -> None:
+        if self._bar is not None:
+            self._bar.console.print(f"skipped {message}", markup=False, highlight=False)
+        else:
+            print(f"skipped {message}", file=sys.stderr)
+
+    def _show(self, done: dict[str, Any]) -> None:
+        if self._bar is None:
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = [BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TextColumn("{task.fields[state]}"), TimeRemainingColumn()]
+            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._task = self._bar.add_task("", total=None, state="")
+            self._bar.start()  # here, not before: a thread, and workers are forked before the first report
+        read = min(done["read"], done["total"])
+        self._bar.update(self._task, completed=read, total=done["total"] or None, state=_state(done))
+        if done["total"] and done["read"] >= done["total"]:
+            self._stop()  # the next key's workers are forked without a thread beside
+
+    def _stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._stop()
+
+
+def _state(done: dict[str, Any]) -> str:
+    seconds = max(done["seconds"], 1e-9)
+    left = done["total"] - done["read"]
+    remaining = f", {left / done['read'] * seconds:.0f} s left" if done["read"] and left > 0 else ""
+    return (
+        f"{done['documents']} documents ({done['documents'] / seconds:.0f} docs/s, {done['bytes'] / seconds / 1e6:.2f} MB/s, "
+        f"{done['tokens']} tokens{remaining})"
+    )
 
 
 def _summary(prefix: str, stats: dict[str, Any]) -> str:
@@ -91,10 +168,13 @@ def _summary(prefix: str, stats: dict[str, Any]) -> str:
         "lone surrogates replaced": stats["replaced_surrogates"],
         "unknown tokens": stats["unknown_tokens"],
     }
+    size = sum(os.path.getsize(f"{prefix}{suffix}") for suffix in (".bin", ".idx"))
+    per_token = f" ({stats['bytes'] / stats['tokens']:.2f} a token)" if stats["tokens"] else ""
     return ", ".join([
         f"{prefix}: {stats['documents']} documents",
-        f"{stats['tokens']} tokens ({stats['dtype']})",
-        f"{stats['bytes']} bytes of text",
+        f"{stats['tokens']} tokens ({stats['dtype']}, {stats['tokenizer_backend']})",
+        f"{stats['bytes']} bytes of text{per_token}",
+        f"{size / 1e6:.1f} MB on disk",
         f"{stats['seconds']:.1f} s",
         *(f"{count} {name}" for name, count in extra.items() if count),
     ])  # fmt: skip

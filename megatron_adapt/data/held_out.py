@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -24,11 +25,21 @@ class HeldOutWriter:
 
     def write(self, text: str) -> None:
         with writing(self._temporary):
-            if self._stream is None:
-                self._stream = self._temporary.open("wb")
-            self._stream.write(json.dumps({"text": text}, ensure_ascii=False).encode("utf-8") + b"\n")
+            self._open().write(json.dumps({"text": text}, ensure_ascii=False).encode("utf-8") + b"\n")
         self.documents += 1
         self.bytes += len(text.encode("utf-8"))
+
+    def append(self, file: Path, documents: int, size: int) -> None:
+        """Lines that are written already, of documents with ``size`` bytes of text."""
+        with writing(self._temporary), file.open("rb") as lines:
+            shutil.copyfileobj(lines, self._open(), 1 << 20)
+        self.documents += documents
+        self.bytes += size
+
+    def _open(self) -> BinaryIO:
+        if self._stream is None:
+            self._stream = self._temporary.open("wb")
+        return self._stream
 
     def sync(self) -> None:
         if self._stream is not None:

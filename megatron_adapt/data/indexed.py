@@ -14,9 +14,10 @@ from megatron_adapt.errors import DataError
 
 # Megatron Core's type codes; its float codes 6 and 7 cannot be token ids.
 _DTYPES = {1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 8: np.uint16}
+TYPE_CODES = {dtype: code for code, dtype in _DTYPES.items()}
 VERSION = 1  # of the format, the only one there is
-_MAGIC = b"MMIDIDX\x00\x00"
-_HEADER = struct.Struct("<9sQBQQ")  # magic, version, type code, sequences, document boundaries
+MAGIC = b"MMIDIDX\x00\x00"
+HEADER = struct.Struct("<9sQBQQ")  # magic, version, type code, sequences, document boundaries
 _CHUNK = 1 << 20  # index entries checked at a time
 _REMEDY = "preprocess the corpus again"
 
@@ -135,7 +136,7 @@ class IndexedReader:
         index_path, data_path = Path(f"{prefix}.idx"), Path(f"{prefix}.bin")
         self.dtype, sequences, boundaries = _read_header(index_path)
         index = np.memmap(index_path, dtype=np.uint8, mode="r")
-        offset = _HEADER.size
+        offset = HEADER.size
         sizes = _view(index, np.int32, sequences, offset)
         pointers = _view(index, np.int64, sequences, offset + sizes.nbytes)
         documents = _view(index, np.int64, boundaries, offset + sizes.nbytes + pointers.nbytes)
@@ -192,19 +193,19 @@ def _read_header(path: Path) -> tuple[np.dtype, int, int]:
     found = _file_size(path)
     try:
         with path.open("rb") as stream:
-            header = stream.read(_HEADER.size)
+            header = stream.read(HEADER.size)
     except OSError as error:
         raise DataError(f"cannot open {path}: {error.strerror}") from error
-    if not header.startswith(_MAGIC):
+    if not header.startswith(MAGIC):
         raise DataError(f"{path} is not a Megatron corpus index (it does not begin with MMIDIDX)")
-    if len(header) < _HEADER.size:
-        raise DataError(f"{path} is truncated: it has {found} bytes and its header alone {_HEADER.size}; {_REMEDY}")
-    _, version, code, sequences, boundaries = _HEADER.unpack(header)
+    if len(header) < HEADER.size:
+        raise DataError(f"{path} is truncated: it has {found} bytes and its header alone {HEADER.size}; {_REMEDY}")
+    _, version, code, sequences, boundaries = HEADER.unpack(header)
     if version != VERSION:
         raise DataError(f"{path} has format version {version}; only version {VERSION} is known")
     if code not in _DTYPES:
         raise DataError(f"{path} has the type code {code}, not one of integers ({', '.join(map(str, _DTYPES))})")
-    expected = _HEADER.size + sequences * 12 + boundaries * 8
+    expected = HEADER.size + sequences * 12 + boundaries * 8
     if expected != found:
         raise DataError(
             f"{path} has {found} bytes but its header describes {expected} ({sequences} sequences): "

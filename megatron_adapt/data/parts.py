@@ -34,7 +34,7 @@ class Parts:
     def __init__(self, prefix: Path, lock: int, data: int, resumed: bool) -> None:
         self.prefix, self.folder = prefix, _folder(prefix)
         self.data, self.resumed = data, resumed
-        self._lock = lock
+        self._lock: int | None = lock
 
     @classmethod
     def open(cls, prefix: Path, plan: dict[str, Any]) -> Parts:
@@ -81,18 +81,15 @@ class Parts:
         with writing(self.folder):
             write_atomically(self.path(number, "json"), json.dumps(header), sync=False)
 
-    def close(self) -> None:
-        """Leave the folder as it is where a part is finished, else remove it."""
+    def close(self, done: bool = False) -> None:
+        """Unlock the folder. It is removed where all is done, and where no part is finished."""
+        if self._lock is None:
+            return
         os.close(self.data)
-        if not any(self.folder.glob("*[0-9].json")):
+        if done or not any(self.folder.glob("*[0-9].json")):
             shutil.rmtree(self.folder, ignore_errors=True)
         os.close(self._lock)
-
-    def remove(self) -> None:
-        """All is done."""
-        os.close(self.data)
-        shutil.rmtree(self.folder, ignore_errors=True)
-        os.close(self._lock)
+        self._lock = None
 
 
 def digest_of(path: Path) -> str:

@@ -1,27 +1,47 @@
-"""Raw text -> token ids: documents are streamed, encoded in batches and written in input order, in bounded memory."""
+"""Raw text -> PREFIX.bin and PREFIX.idx: read, encoded and written in input order by all cores, in bounded memory.
+
+Tasks of about 16 MiB (``ranges.py``) go to workers (``worker.py``), each finished one is kept in PREFIX.parts
+(``parts.py``) and lies at its final place in what becomes PREFIX.bin: there is nothing to merge, and a killed run
+continues. Memory: about 300 MB for this process and 200 MB for each worker, and what documents above 16 MiB need.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, replace
 from fractions import Fraction
-from itertools import islice
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from megatron_adapt.data.corpus import Paths, find_files, read_documents
-from megatron_adapt.data.held_out import HeldOutWriter, divert, refuse_shared, writing
-from megatron_adapt.data.indexed import IndexedReader, IndexedWriter
+from megatron_adapt.data import assembly
+from megatron_adapt.data.corpus import read_documents
+from megatron_adapt.data.documents import Task
+from megatron_adapt.data.encoder import SAMPLES, Difference, Encoder, choose
+from megatron_adapt.data.held_out import HeldOutWriter, refuse_shared
+from megatron_adapt.data.indexed import IndexedReader
+from megatron_adapt.data.options import Options
+from megatron_adapt.data.parts import Parts
+from megatron_adapt.data.ranges import plan
+from megatron_adapt.data.schedule import Encoding, count
+from megatron_adapt.data.sources import COMPRESSIONS, STDIN, Paths, find_files, find_sources, is_stream
+from megatron_adapt.data.tracker import Progress, Tracker
+from megatron_adapt.data.worker import BadInput, Job, Worker
 from megatron_adapt.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from megatron_adapt.hf.tokenizer import Tokenizer
 
-_DOCUMENT_OVERHEAD = 256  # bytes of Python objects that a document costs beside its text
+_SMALL_CORPUS = 32 << 20  # bytes below which one process is as fast as several
+_COMPRESSED = 4  # bytes of text in a byte of a compressed file, about
+_READ_BYTES = 4 << 20  # of a batch of the readers
+_NOT_IN_PARTS = ("workers", "held_out_path", "on_error")  # parts with skipped lines are told apart by their headers
+_FORMAT = 1  # of the parts: raise it when those of older versions must not be used
 
 
 def preprocess(
@@ -29,69 +49,56 @@ def preprocess(
     tokenizer: Tokenizer,
     output_prefix: str | Path,
     *,
-    text_key: str = "text",
-    append_bos: bool = False,
-    append_eod: bool = True,
-    on_error: str = "stop",
     on_skip: Callable[[str], None] | None = None,
-    held_out: float = 0.0,
-    held_out_path: Paths | None = None,
-    max_documents: int | None = None,
-    batch_bytes: int = 4 << 20,
     on_progress: Callable[[dict[str, Any]], None] | None = None,
+    **options: Any,
 ) -> dict[str, Any]:
     """Tokenize a corpus into PREFIX.bin and PREFIX.idx, and write what was done to PREFIX.json, last.
 
-    Nothing appears under these names before all is written, and an exception leaves no file behind. A document that is
-    empty or becomes no token is left out and counted. BOS and EOD are not added where a document already has them.
+    Nothing appears under these names before all is written. What a failed or killed run has finished waits in
+    PREFIX.parts, and the same call continues with it; the result does not depend on that, nor on the number of workers.
+    A document that is empty or becomes no token is left out and counted.
 
     Args:
-        paths, text_key, on_error, on_skip: see :func:`megatron_adapt.data.corpus.read_documents`.
-        append_bos, append_eod: begin each document with ``tokenizer.bos_id``, end it with ``tokenizer.eos_id``.
-        held_out: share of the documents, evenly spread, that goes as text to ``held_out.jsonl`` beside the prefix
-            instead of into the corpus; at least one if the corpus has two.
-        held_out_path: held-out text of its own instead, copied to ``held_out.jsonl``.
-        max_documents: stop after so many documents, held-out ones included.
-        batch_bytes: UTF-8 bytes of text encoded at a time.
-        on_progress: receives {"documents", "tokens", "bytes", "seconds"} so far, after every batch.
+        paths: files, folders, globs, "-" (JSON lines on standard input), "hf:NAME[@CONFIG][:SPLIT]".
+        on_skip: receives the message of every skipped line, in order.
+        on_progress: receives {"documents", "tokens", "bytes" of text, "read" and "total" bytes of input, "seconds"}.
+        options: of :class:`Options`.
 
     Returns:
         The content of PREFIX.json (see ``_describe``), and "seconds", which is not in it: equal input, equal files.
 
     Raises:
         ConfigError: an argument is out of its range, or an output would overwrite an input.
-        DataError: bad input, no text at all, an id outside the vocabulary, a full disk.
+        DataError: bad input, no text at all, an id outside the vocabulary, a full disk, a worker that was killed.
     """
     started = time.monotonic()
+    chosen = Options(**options)
+    chosen.check()
     prefix = Path(output_prefix)
-    files = find_files(paths)
-    held_out_files = [] if held_out_path is None else find_files(held_out_path)
-    share = _check_arguments(held_out, held_out_files, max_documents, batch_bytes)
-    _check_paths(prefix, files, held_out_files, writes_held_out=bool(share or held_out_files))
-    encoder = _Encoder(tokenizer, append_bos, append_eod)
-    source = _Source(text_key, on_error, on_skip)
-    with HeldOutWriter(prefix.parent / "held_out.jsonl") as kept, IndexedWriter(prefix, tokenizer.vocab_size) as writer:
-        for text in source.read(held_out_files):
-            kept.write(text)
-        texts = divert(islice(source.read(files), max_documents), share, kept)
-        for batch in _batches(texts, batch_bytes):
-            writer.add(*encoder.encode(batch))
-            if on_progress is not None:
-                done = {"documents": writer.num_documents, "tokens": writer.num_tokens, "bytes": encoder.bytes}
-                on_progress({**done, "seconds": time.monotonic() - started})
-        stats = _describe(source, encoder, writer, kept)
-        if writer.num_tokens == 0:
-            shown = ", ".join(map(str, files[:3])) + (" ..." if len(files) > 3 else "")
-            counts = f"{stats['skipped']} bad lines were skipped, {stats['empty']} documents are empty"
-            raise DataError(f"the corpus {shown} is empty: no text becomes a token ({counts})")
-        _publish(prefix, stats, writer, kept)
+    names = find_sources(paths)
+    held_out_files = [] if chosen.held_out_path is None else find_files(chosen.held_out_path)
+    files = [Path(name) for name in names if not is_stream(name)]
+    _check_paths(prefix, files, held_out_files, writes_held_out=bool(chosen.held_out or held_out_files))
+    if STDIN in names and (chosen.held_out or chosen.max_documents):
+        raise ConfigError("standard input can be read once, and held_out and max_documents read twice: save it to a file")
+    if chosen.shard is not None:
+        prefix = Path(f"{prefix}_{chosen.shard[0]:05d}-of-{chosen.shard[1]:05d}")
+    run = _Run(prefix, plan(names, chosen.text_documents, chosen.chunk_bytes), tokenizer, chosen, on_skip)
+    try:
+        stats = run.do(held_out_files, Progress(on_progress, run.size, started))
+    except Difference:
+        if chosen.tokenizer_backend != "auto":
+            raise
+        run.options = replace(chosen, tokenizer_backend=tokenizer.library)
+        stats = run.do(held_out_files, Progress(on_progress, run.size, started))
     return {**stats, "seconds": time.monotonic() - started}
 
 
 def preprocess_keys(
     paths: Paths, tokenizer: Tokenizer, output_prefix: str | Path, keys: Iterable[str], **options: Any
 ) -> dict[str, dict[str, Any]]:
-    """One corpus for each JSON key, named PREFIX_<key>_document as Megatron's tool does.
+    """One corpus for each JSON key, named PREFIX_<key>_document (or _sentence) as Megatron's tool does.
 
     Args:
         options: those of :func:`preprocess`, except ``text_key``.
@@ -102,7 +109,10 @@ def preprocess_keys(
     keys = list(dict.fromkeys(keys))
     if len(keys) > 1 and (options.get("held_out") or options.get("held_out_path")):
         raise ConfigError(f"held-out text can be set aside for one JSON key at a time, not for {', '.join(keys)}")
-    prefixes = {key: f"{output_prefix}_{key}_document" for key in keys}
+    if len(keys) > 1 and STDIN in ([paths] if isinstance(paths, (str, Path)) else list(paths)):
+        raise ConfigError(f"standard input can be read once, not for each of the keys {', '.join(keys)}: save it to a file")
+    level = "sentence" if options.get("split_sentences") else "document"
+    prefixes = {key: f"{output_prefix}_{key}_{level}" for key in keys}
     return {prefixes[key]: preprocess(paths, tokenizer, prefixes[key], text_key=key, **options) for key in keys}
 
 
@@ -156,92 +166,110 @@ def open_corpus(prefix: str | Path, tokenizer_digest: str | None = None) -> tupl
     return reader, stats
 
 
-class _Source:
-    """Reads documents and counts what is left out or changed."""
+class _Run:
+    """One corpus in the making."""
 
-    def __init__(self, text_key: str, on_error: str, on_skip: Callable[[str], None] | None) -> None:
-        self.text_key, self.on_error, self.on_skip = text_key, on_error, on_skip
-        self.skipped = self.empty = self.replaced = 0
+    def __init__(
+        self, prefix: Path, tasks: list[Task], tokenizer: Tokenizer, options: Options, on_skip: Callable[[str], None] | None
+    ) -> None:
+        self.prefix, self.tokenizer, self.options, self.on_skip = prefix, tokenizer, options, on_skip
+        self.all_tasks = self.tasks = tasks
+        if options.shard is not None:
+            index, parts = options.shard
+            self.tasks = tasks[index * len(tasks) // parts : (index + 1) * len(tasks) // parts]
+        self.size = sum(task.size for task in self.tasks)
+        # What is to come out of it: compressed files hold more text than they have bytes.
+        self.text_size = sum(
+            task.size * (_COMPRESSED if task.files[0].endswith((*COMPRESSIONS, ".parquet")) else 1) for task in self.tasks
+        )
+        if any(STDIN in task.files for task in tasks):
+            self.text_size = max(self.text_size, _SMALL_CORPUS)
 
-    def read(self, files: list[Path]) -> Iterator[str]:
-        # read_documents refuses an empty list
-        for document in read_documents(files, self.text_key, self.on_error, self._skip) if files else ():
-            self.replaced += document.replaced
-            self.empty += not document.text
-            if document.text:
-                yield document.text
+    def do(self, held_out_files: list[Path], progress: Progress) -> dict[str, Any]:
+        options = self.options
+        encoder = choose(
+            self.tokenizer, options.tokenizer_backend, self.text_size, options.append_bos, options.append_eod,
+            options.parse_special_tokens,
+        )  # fmt: skip
+        encoder.samples = SAMPLES / max(1.0, self.text_size / _READ_BYTES)
+        job = Job(options.text_key, options.on_error, encoder, seed=options.seed)
+        if options.split_sentences is not None:
+            from megatron_adapt.data.sentences import splitter
 
-    def _skip(self, message: str) -> None:
-        self.skipped += 1
-        if self.on_skip is not None:
-            self.on_skip(message)
+            job.split = splitter(options.split_sentences, options.keep_newlines)
+        cores = len(os.sched_getaffinity(0))
+        workers = min(self._workers(cores), len(self.tasks))
+        encoder.parallel = workers <= 1 and options.workers != 1 and cores > 1 and self.text_size >= _SMALL_CORPUS
+        with ExitStack() as stack:
+            kept = HeldOutWriter(self.prefix.parent / "held_out.jsonl")
+            stack.enter_context(kept)
+            parts = Parts.open(self.prefix, self._key(encoder, held_out_files))
+            stack.callback(parts.close)
+            for document in read_documents(held_out_files, options.text_key, options.on_error, self.on_skip) if held_out_files else ():
+                if document.text:
+                    kept.write(document.text)
+            make = lambda report: Worker(job, parts, report)  # noqa: E731
+            self._number(job, make, workers)
+            tracker = Tracker(parts, self.tasks, self.on_skip)
+            stack.callback(tracker.close)
+            encoding = Encoding(self.tasks, make, progress, tracker.encoded)
+            try:
+                encoding.here() if workers <= 1 else encoding.forked(workers)
+            except BadInput as error:
+                raise DataError(tracker.message(error)) from None
+            stats = self._finish(parts, encoder, tracker, kept)
+            parts.close(done=True)
+        return stats
 
+    def _workers(self, cores: int) -> int:
+        if any(STDIN in task.files for task in self.tasks) or self.options.workers == 1:
+            return 1
+        return self.options.workers or (1 if self.text_size < _SMALL_CORPUS else cores)
 
-class _Encoder:
-    """Texts -> ids with BOS and EOD; counts the bytes of what it encoded, unknown tokens and documents without any."""
+    def _key(self, encoder: Encoder, held_out_files: Sequence[Path]) -> dict[str, Any]:
+        """What parts of another run must have in common with this one."""
+        names = [name for task in self.all_tasks for name in task.files]
+        inputs = []
+        for name in dict.fromkeys(names):
+            status = None if is_stream(name) else Path(name).stat()
+            inputs.append([name, os.urandom(8).hex() if name == STDIN else status and [status.st_size, status.st_mtime_ns]])
+        told = {key: str(value) for key, value in asdict(self.options).items() if key not in _NOT_IN_PARTS}
+        key = [inputs, told, self.tokenizer.digest, self.tokenizer.vocab_size, encoder.backend, encoder.bos, encoder.eod]
+        return {"format": _FORMAT, "digest": hashlib.sha256(json.dumps(key).encode()).hexdigest()}
 
-    def __init__(self, tokenizer: Tokenizer, append_bos: bool, append_eod: bool) -> None:
-        self.tokenizer = tokenizer
-        self.begin = self._special("BOS", tokenizer.bos_id) if append_bos else None
-        self.end = self._special("EOD (end-of-text)", tokenizer.eos_id) if append_eod else None
-        self.bytes = self.unknown = self.dropped = 0
+    def _number(self, job: Job, make: Callable[..., Worker], workers: int) -> None:
+        """Numbers the documents, where which of them are held out, or come at all, depends on that."""
+        limit, share = self.options.max_documents, Fraction(str(self.options.held_out))  # 0.29 is 29/100: exact
+        if not share and limit is None:
+            return
+        counts = []
+        for documents in count(self.tasks, make, workers, limit):
+            counts.append(documents)
+            if limit is not None and sum(counts) >= limit:
+                break
+        starts = list(accumulate(counts, initial=0))
+        total = starts[-1] if limit is None else min(starts[-1], limit)
+        self.tasks = [
+            replace(task, first=first, limit=None if limit is None else limit - first)
+            for task, first in zip(self.tasks, starts)
+            if limit is None or first < limit
+        ]
+        job.share = share
+        if share and total > 1 and total * share.numerator // share.denominator == 0:
+            job.last = total - 1
 
-    def _special(self, role: str, token_id: int | None) -> np.ndarray:
-        if token_id is None:
-            raise DataError(
-                f"the tokenizer {self.tokenizer.path} has no {role} token to append: name one in its "
-                "tokenizer_config.json (bos_token, eos_token) or do not append it"
-            )
-        return np.array([token_id], dtype=np.int64)
-
-    def encode(self, batch: list[tuple[str, int]]) -> tuple[np.ndarray, np.ndarray]:
-        """Texts with their UTF-8 sizes -> (ids of all back to back, number of ids of each document that has some)."""
-        pieces: list[np.ndarray] = []
-        lengths: list[int] = []
-        for ids, (_, size) in zip(self.tokenizer.encode([text for text, _ in batch]), batch):
-            if len(ids) == 0:
-                self.dropped += 1
-                continue
-            self.bytes += size
-            if self.tokenizer.unk_id is not None:  # before EOD is added: in GPT-2 they are the same token
-                self.unknown += int(np.count_nonzero(ids == self.tokenizer.unk_id))
-            document = [ids]
-            if self.begin is not None and ids[0] != self.begin[0]:
-                document.insert(0, self.begin)
-            if self.end is not None and ids[-1] != self.end[0]:
-                document.append(self.end)
-            pieces += document
-            lengths.append(sum(map(len, document)))
-        flat = np.concatenate(pieces) if pieces else np.empty(0, dtype=np.int64)
-        return flat, np.array(lengths, dtype=np.int64)
-
-
-def _batches(texts: Iterator[str], batch_bytes: int) -> Iterator[list[tuple[str, int]]]:
-    batch: list[tuple[str, int]] = []
-    total = 0
-    for text in texts:
-        size = len(text.encode("utf-8"))
-        batch.append((text, size))
-        total += size + _DOCUMENT_OVERHEAD
-        if total >= batch_bytes:
-            yield batch
-            batch, total = [], 0
-    if batch:
-        yield batch
-
-
-def _check_arguments(
-    held_out: float, held_out_files: list[Path], max_documents: int | None, batch_bytes: int
-) -> Fraction:
-    if not 0 <= held_out < 1:
-        raise ConfigError(f"held_out is a share of the documents, at least 0 and below 1, not {held_out}")
-    if held_out and held_out_files:
-        raise ConfigError("give either held_out, a share of the corpus, or held_out_path, a file of its own, not both")
-    if max_documents is not None and max_documents < 1:
-        raise ConfigError(f"max_documents must be at least 1, not {max_documents}")
-    if batch_bytes < 1:
-        raise ConfigError(f"batch_bytes must be at least 1, not {batch_bytes}")
-    return Fraction(str(held_out))  # 0.29 is 29/100: exact for any number of documents
+    def _finish(self, parts: Parts, encoder: Encoder, tracker: Tracker, kept: HeldOutWriter) -> dict[str, Any]:
+        total = tracker.total
+        if total["tokens"] == 0 and self.options.shard is None:
+            names = list(dict.fromkeys(name for task in self.tasks for name in task.files))
+            shown = ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
+            counts = f"{total['skipped']} bad lines were skipped, {total['empty']} documents are empty"
+            raise DataError(f"the corpus {shown} is empty: no text becomes a token ({counts})")
+        assembly.take_held_out(parts, tracker.headers, kept)
+        assembly.complete(parts, tracker.headers, encoder.dtype, self.options.split_sentences is not None)
+        stats = _describe(encoder, tracker, kept, self.prefix, self.options)
+        assembly.publish(parts, stats, kept, tracker.skipped)
+        return stats
 
 
 def _check_paths(prefix: Path, files: list[Path], held_out_files: list[Path], writes_held_out: bool) -> None:
@@ -261,39 +289,22 @@ def _check_paths(prefix: Path, files: list[Path], held_out_files: list[Path], wr
         refuse_shared(held_out_file, prefix)
 
 
-def _describe(source: _Source, encoder: _Encoder, writer: IndexedWriter, held_out: HeldOutWriter) -> dict[str, Any]:
-    """What PREFIX.json says: bytes are the UTF-8 bytes of the text behind the tokens, skipped the bad lines."""
-    tokenizer = encoder.tokenizer
+def _describe(encoder: Encoder, tracker: Tracker, held_out: HeldOutWriter, prefix: Path, options: Options) -> dict[str, Any]:
+    """What PREFIX.json says: bytes are the UTF-8 bytes of the text behind the tokens, skipped the bad lines; shards have
+    documents, tokens and the SHA-256 of their ids, in order."""
+    tokenizer, total = encoder.tokenizer, tracker.total
+    item = encoder.dtype.itemsize
     return {
-        "documents": writer.num_documents, "tokens": writer.num_tokens, "bytes": encoder.bytes,
-        "skipped": source.skipped, "empty": source.empty + encoder.dropped, "replaced_surrogates": source.replaced,
+        "documents": total["documents"], "tokens": total["tokens"], "bytes": total["bytes"],
+        "skipped": total["skipped"], "empty": total["empty"], "replaced_surrogates": total["replaced_surrogates"],
         "held_out": held_out.path.name if held_out.documents else None,
         "held_out_documents": held_out.documents, "held_out_bytes": held_out.bytes,
-        "unknown_tokens": encoder.unknown,
+        "unknown_tokens": total["unknown_tokens"],
         "tokenizer_digest": tokenizer.digest, "tokenizer_path": str(tokenizer.path),
-        "vocab_size": tokenizer.vocab_size, "dtype": writer.dtype.name,
-        "append_bos": encoder.begin is not None, "append_eod": encoder.end is not None,
+        "vocab_size": tokenizer.vocab_size, "dtype": encoder.dtype.name,
+        "append_bos": encoder.bos >= 0, "append_eod": encoder.eod >= 0,
+        "parse_special_tokens": encoder.parse, "tokenizer_backend": encoder.backend,
+        "sequences": total["sequences"], "split_sentences": options.split_sentences,
+        "skipped_lines": f"{prefix.name}.skipped.jsonl" if tracker.skipped else None,
+        "shards": [[header["documents"], header["size"] // item, header["sha256"]] for header in tracker.headers],
     }  # fmt: skip
-
-
-def _publish(prefix: Path, stats: dict[str, Any], writer: IndexedWriter, held_out: HeldOutWriter) -> None:
-    """All is written and synced before the first name changes; the description goes first and comes back last."""
-    description = Path(f"{prefix}.json")
-    temporary = Path(f"{description}.tmp")
-    with writing(temporary):
-        stream = temporary.open("w", encoding="utf-8")
-    try:
-        with writing(temporary), stream:
-            stream.write(json.dumps(stats, indent=2, ensure_ascii=False) + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        held_out.sync()
-        writer.sync()
-        with writing(description):
-            description.unlink(missing_ok=True)
-        writer.finish()
-        held_out.publish()
-        with writing(description):
-            os.replace(temporary, description)
-    finally:
-        temporary.unlink(missing_ok=True)

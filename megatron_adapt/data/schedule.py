@@ -89,6 +89,7 @@ class Encoding:
             for worker in range(workers):
                 start(worker)
             while placed < len(order):
+                idle = []
                 for worker, name, value in pool.receive():
                     if name == "report":
                         self.on_report(value)
@@ -99,11 +100,13 @@ class Encoding:
                             failure = value
                     else:
                         headers[value["number"]] = value
-                        start(worker)
+                        idle.append(worker)
                 while encoded < len(order) and order[encoded] in headers:
                     header = headers.pop(order[encoded])
                     pool.ask(owners.pop(order[encoded]), "place", order[encoded], self._advance(header))
                     encoded += 1
+                for worker in idle:
+                    start(worker)
                 if failure is not None and placed == encoded and order[encoded] == failure.number:
                     raise failure
 

@@ -68,7 +68,7 @@ class Worker:
             BadInput: at a bad line, unless these are skipped.
         """
         done = self.parts.finished(task.number)
-        if done is not None:
+        if done is not None and not (done["skipped"] and self.job.on_error == "stop"):
             self.report({"read": task.size, **{key: done[key] for key in ("bytes", "documents", "tokens")}})
             return done
         with writing(self.parts.folder):

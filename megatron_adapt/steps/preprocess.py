@@ -24,6 +24,7 @@ def run(corpus: Corpus, tokenizer_dir: Path, output: Path, reporter: Reporter) -
         text_key=corpus.text_key,
         append_bos=tokenizer.bos_id not in (None, tokenizer.eos_id),
         append_eod=True,
+        tokenizer_backend="auto",
         on_error=corpus.on_error,
         on_skip=lambda message: reporter.log(f"skipped {message}"),
         held_out=0.0 if corpus.held_out_path else corpus.held_out,
@@ -32,11 +33,12 @@ def run(corpus: Corpus, tokenizer_dir: Path, output: Path, reporter: Reporter) -
     )
     reporter.log(
         f"{stats['documents']:,} documents, {stats['tokens']:,} tokens, {stats['bytes'] / stats['tokens']:.2f} bytes a token, "
-        f"{stats['held_out_documents']:,} documents held out, {stats['skipped']:,} skipped"
+        f"{stats['held_out_documents']:,} documents held out, {stats['skipped']:,} skipped, "
+        f"tokenized by {stats['tokenizer_backend']}"
     )
     if corpus.held_out and not stats["held_out_documents"]:
         raise DataError(
             f"{corpus.path}: nothing to hold out (held_out {corpus.held_out:g}): a single document. Split it, give a "
             f"held_out_path, or set held_out to 0."
         )
-    return stats
+    return {key: value for key, value in stats.items() if key != "shards"}  # they are in text.json

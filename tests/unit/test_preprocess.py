@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -26,13 +27,12 @@ class ByteTokenizer:
     vocab_size, bos_id, eos_id, unk_id, pad_id = 300, BOS, EOS, UNK, None
     digest = "b" * 64
     path = Path("byte-tokenizer")
+    library, backend_json = "tokenizers", None
 
     def __init__(self, **changes: object) -> None:
         self.__dict__.update(changes)
-        self.batches: list[int] = []
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
-        self.batches.append(len(texts))
         named = {"<s>": [BOS], "</s>": [EOS], "<s></s>": [BOS, EOS]}
         return [np.array(named.get(text) or list(text.strip().encode()), dtype=np.int32) for text in texts]
 
@@ -66,15 +66,20 @@ def test_ids_stats_and_files(tmp_path):
         source, ByteTokenizer(), out / "c", append_bos=True, on_error="skip", on_skip=skipped.append
     )
     assert documents(out / "c") == [[BOS, *text.encode(), EOS] for text in ("Käse?", "a\ufffd", "zwei")]
-    assert files(out) == ["c.bin", "c.idx", "c.json"]
+    assert files(out) == ["c.bin", "c.idx", "c.json", "c.skipped.jsonl"]
     assert stats.pop("seconds") > 0
+    ids = np.array([token for document in documents(out / "c") for token in document], dtype=np.uint16)
     assert stats == json.loads((out / "c.json").read_text()) == {
         "documents": 3, "tokens": 20, "bytes": 14, "skipped": 1, "empty": 2, "replaced_surrogates": 1,
         "held_out": None, "held_out_documents": 0, "held_out_bytes": 0, "unknown_tokens": 1,
         "tokenizer_digest": "b" * 64, "tokenizer_path": "byte-tokenizer", "vocab_size": 300, "dtype": "uint16",
-        "append_bos": True, "append_eod": True,
+        "append_bos": True, "append_eod": True, "parse_special_tokens": False, "tokenizer_backend": "tokenizers",
+        "sequences": 3, "split_sentences": None, "skipped_lines": "c.skipped.jsonl",
+        "shards": [[3, 20, hashlib.sha256(ids.tobytes()).hexdigest()]],
     }  # fmt: skip
     assert len(skipped) == 1 and skipped[0].startswith(f"{source}:6: not JSON")
+    side = [json.loads(line) for line in (out / "c.skipped.jsonl").read_text().splitlines()]
+    assert side == [{"file": str(source), "line": 6, "error": skipped[0].split(": ", 1)[1], "data": "broken"}]
 
 
 @pytest.mark.parametrize(
@@ -99,19 +104,15 @@ def test_appended_eod_does_not_count_as_unknown(tmp_path):
     assert stats["unknown_tokens"] == 0
 
 
-def test_batches_do_not_change_the_result(tmp_path):
+def test_progress(tmp_path):
     source = corpus(tmp_path, *(f"document {i} " * (i % 7) + "x" for i in range(100)))
-    tokenizer, progress = ByteTokenizer(), []
-    preprocess(source, tokenizer, tmp_path / "one", held_out=0.0)
-    preprocess(source, tokenizer, tmp_path / "many", batch_bytes=3000, on_progress=progress.append)
-    assert (tmp_path / "one.bin").read_bytes() == (tmp_path / "many.bin").read_bytes()
-    assert (tmp_path / "one.idx").read_bytes() == (tmp_path / "many.idx").read_bytes()
-    assert (tmp_path / "one.json").read_bytes() == (tmp_path / "many.json").read_bytes()
-    assert tokenizer.batches[0] == 100 and len(tokenizer.batches) > 9
-    assert len(progress) == len(tokenizer.batches) - 1
-    assert {key: progress[-1][key] for key in ("documents", "tokens")} == {
-        key: json.loads((tmp_path / "one.json").read_text())[key] for key in ("documents", "tokens")
+    progress: list[dict] = []
+    stats = preprocess(source, ByteTokenizer(), tmp_path / "c", chunk_bytes=1000, on_progress=progress.append)
+    assert len(progress) == 5 and [done["documents"] for done in progress] == sorted(done["documents"] for done in progress)
+    assert {key: progress[-1][key] for key in ("documents", "tokens", "bytes")} == {
+        key: stats[key] for key in ("documents", "tokens", "bytes")
     }
+    assert progress[-1]["read"] == progress[-1]["total"] == source.stat().st_size
 
 
 @pytest.mark.parametrize(
@@ -230,7 +231,7 @@ def test_command(tmp_path, capsys):
     assert f"{source}:4: no key 'text'; the keys are none" in output.err
     assert main([*arguments, "--on-error", "skip", "--max-documents", "3", "--held-out", "0.1"]) == 0
     output = capsys.readouterr()
-    assert output.out.startswith(f"{tmp_path}/c_text_document: 2 documents, 7 tokens (uint16), 21 bytes of text, 0.")
+    assert output.out.startswith(f"{tmp_path}/c_text_document: 2 documents, 7 tokens (uint16, tokenizers), 21 bytes of text (3.00 a token), 0.0 MB on disk, 0.")
     assert output.out.endswith(" s, 1 held out, 1 unknown tokens\n")
     assert "Processed 2 documents (" in output.err
     assert documents(tmp_path / "c_text_document") == [[2, 3, 1], [0, 2, 3, 1]] and held_out(tmp_path) == ["ein ein"]
@@ -252,8 +253,8 @@ def test_tool_runs(tmp_path):
     assert good.returncode == 0 and documents(tmp_path / "c_text_document") == [[2, 3]], good.stderr
     bad = tool(str(tmp_path / "none"))
     assert bad.returncode == 2 and "none" in bad.stderr and "Traceback" not in bad.stderr
-    unknown = tool("x", "--workers", "4")
-    assert unknown.returncode == 2 and "unrecognized arguments: --workers 4" in unknown.stderr
+    unknown = tool("x", "--vocab-file", "v")
+    assert unknown.returncode == 2 and "unrecognized arguments: --vocab-file v" in unknown.stderr
 
 
 @pytest.mark.parametrize("name", ["de-32k", "gpt2"])

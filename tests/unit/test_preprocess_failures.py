@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -27,8 +26,7 @@ def test_one_folder_holds_one_held_out_text(tmp_path):
     assert held_out(out) == ["b"]
 
 
-@pytest.mark.parametrize("batch_bytes", [1, 1 << 20])
-def test_failure_leaves_the_former_corpus(tmp_path, batch_bytes):
+def test_failure_leaves_the_former_corpus(tmp_path):
     source = corpus(tmp_path / "in", "a", "b", "c", "d")
     out = tmp_path / "out"
     preprocess(source, ByteTokenizer(), out / "c", held_out=0.5)
@@ -36,7 +34,7 @@ def test_failure_leaves_the_former_corpus(tmp_path, batch_bytes):
     with source.open("a") as stream:
         stream.write('{"text": 1}\n')
     with pytest.raises(DataError, match=r"in.jsonl:5: the value of 'text' is a JSON number instead of a string"):
-        preprocess(source, ByteTokenizer(), out / "c", held_out=0.25, batch_bytes=batch_bytes)
+        preprocess(source, ByteTokenizer(), out / "c", held_out=0.25)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
@@ -46,7 +44,7 @@ def test_interruption_leaves_nothing(tmp_path):
 
     source = corpus(tmp_path / "in", *"abcdef")
     with pytest.raises(KeyboardInterrupt):
-        preprocess(source, ByteTokenizer(), tmp_path / "out" / "c", held_out=0.5, batch_bytes=1, on_progress=interrupt)
+        preprocess(source, ByteTokenizer(), tmp_path / "out" / "c", held_out=0.5, on_progress=interrupt)
     assert files(tmp_path / "out") == []
 
 
@@ -67,33 +65,43 @@ def test_folder_that_cannot_be_made(tmp_path):
         preprocess(source, ByteTokenizer(), source / "c")
 
 
-def test_full_disk(tmp_path):
-    """A limit on file sizes fails the same calls as a full disk; here the held-out text meets it first."""
+def limited(limit: int, source: Path, prefix: Path, options: str) -> str:
+    """What preprocess raises where no file may grow beyond ``limit`` bytes: the same calls fail as on a full disk."""
     code = (
         "import resource, sys; sys.path[:0] = sys.argv[1:3]\n"
         "from test_preprocess import ByteTokenizer, DataError, preprocess\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20,) * 2)\n"
-        "try: preprocess(sys.argv[3], ByteTokenizer(), sys.argv[4], held_out=0.9)\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit},) * 2)\n"
+        f"try: preprocess(sys.argv[3], ByteTokenizer(), sys.argv[4], {options})\n"
         "except DataError as error: print(error)\n"
     )
+    command = [sys.executable, "-c", code, str(ROOT / "tests"), str(ROOT / "tests" / "unit"), str(source), str(prefix)]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    "options, file", [("held_out=0.9", "00000000.held"), ("", "data"), ("workers=2, chunk_bytes=1500000", "data")]
+)
+def test_full_disk(tmp_path, options, file):
     source = corpus(tmp_path / "in", *("x" * 100_000 for _ in range(40)))
-    command = [sys.executable, "-c", code, str(ROOT / "tests"), str(ROOT / "tests" / "unit"), str(source)]
-    result = subprocess.run([*command, str(tmp_path / "out" / "c")], capture_output=True, text=True, cwd=ROOT)
-    assert result.stdout.startswith("cannot write ") and "held_out.jsonl.tmp: File too large" in result.stdout, result
+    message = limited(1 << 20, source, tmp_path / "out" / "c", options)
+    assert message == f"cannot write {tmp_path}/out/c.parts/{file}: File too large"
     assert files(tmp_path / "out") == []
 
 
-def test_full_disk_at_the_end_leaves_the_former_corpus(tmp_path, monkeypatch):
-    source = corpus(tmp_path / "in", "a", "b")
+def test_full_disk_at_the_end_leaves_the_former_corpus(tmp_path):
+    source = corpus(tmp_path / "in", *("x" for _ in range(20_000)))
     out = tmp_path / "out"
     preprocess(source, ByteTokenizer(), out / "c")
     before = {path.name: path.read_bytes() for path in out.iterdir()}
-    if not os.access("/dev/full", os.W_OK):
-        pytest.skip("needs /dev/full")
-    (out / "c.idx.tmp").symlink_to("/dev/full")
-    with pytest.raises(DataError, match="cannot write .*c.idx.tmp: No space left on device; .*c was not completed"):
-        preprocess(source, ByteTokenizer(), out / "c", append_eod=False)
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    message = limited(1 << 18, source, out / "c", "append_eod=False")
+    assert message == f"cannot write {out}/c.parts/index: File too large"
+    assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
+    # What was encoded waits for a larger disk.
+    assert files(out / "c.parts") == ["00000000.json", "00000000.sizes", "data", "index", "lock", "plan.json"]
+    assert preprocess(source, ByteTokenizer(), out / "c", append_eod=False)["tokens"] == 20_000
+    assert files(out) == ["c.bin", "c.idx", "c.json"]
 
 
 @pytest.mark.parametrize(
@@ -104,7 +112,14 @@ def test_full_disk_at_the_end_leaves_the_former_corpus(tmp_path, monkeypatch):
         ({"held_out": float("nan")}, "held_out is a share of the documents, at least 0 and below 1, not nan"),
         ({"held_out": 0.1, "held_out_path": "valid.jsonl"}, "give either held_out, a share of the corpus, or held_out"),
         ({"max_documents": 0}, "max_documents must be at least 1, not 0"),
-        ({"batch_bytes": 0}, "batch_bytes must be at least 1, not 0"),
+        ({"workers": 0, "chunk_bytes": 0}, "workers must be at least 1, not 0; chunk_bytes must be at least 1, not 0"),
+        ({"shard": (2, 2)}, "a shard is i/n with 0 <= i < n, not 2/2"),
+        ({"shard": (0, 2), "held_out": 0.1}, "held_out and max_documents count the documents of a whole corpus: leave"),
+        ({"keep_newlines": True}, "keep_newlines is about sentences: it needs split_sentences"),
+        ({"paths": "-", "max_documents": 2}, "standard input can be read once, and held_out and max_documents read twi"),
+        ({"text_documents": "lines"}, "text_documents must be 'blocks' or 'files', not 'lines'"),
+        ({"tokenizer_backend": "fast"}, "the tokenizer backend is one of auto, gigatoken, tokenizers, sentencepiece, no"),
+        ({"tokenizer_backend": "sentencepiece"}, "byte-tokenizer is read by tokenizers, not by sentencepiece"),
         ({"output_prefix": "."}, "the output prefix '.' has no file name; name it like corpus"),
         ({"held_out_path": "in.jsonl"}, "in.jsonl is both training and held-out text; name another file for one"),
         ({"paths": "c.json"}, "c.json is an input and would be overwritten; choose another prefix than c"),
@@ -127,7 +142,10 @@ def test_bad_data(tmp_path):
     for tokenizer, options, message in (
         (ByteTokenizer(eos_id=None), {}, r"the tokenizer byte-tokenizer has no EOD \(end-of-text\) token to append"),
         (ByteTokenizer(bos_id=None), {"append_bos": True}, "the tokenizer byte-tokenizer has no BOS token to append"),
-        (ByteTokenizer(vocab_size=99), {}, "c: document 0 contains the token id 99, but the vocabulary has the ids"),
+        (
+            ByteTokenizer(vocab_size=99), {"append_eod": False},
+            "the tokenizer byte-tokenizer: a document contains the token id 99, but the vocabulary has the ids 0 to 98",
+        ),
     ):
         with pytest.raises(DataError, match=message):
             preprocess(source, tokenizer, tmp_path / "out" / "c", **options)
