@@ -85,6 +85,20 @@ def held_out_between(begin: int, end: int, share: Fraction, last: int | None) ->
     return [-(-k * share.denominator // share.numerator) - 1 for k in range(before + 1, behind + 1)]
 
 
+def without_held_out(texts: Iterator[str], share: Fraction) -> Iterator[str]:
+    """The non-empty texts that are not held out. Whether the last one is, is known at the end: each is passed on late."""
+    previous: str | None = None
+    number, taken = -1, 0
+    for number, text in enumerate(text for text in texts if text):
+        if previous is not None:
+            yield previous
+        is_held_out = bool(share and held_out_between(number, number + 1, share, None))
+        taken += is_held_out
+        previous = None if is_held_out else text
+    if previous is not None and not (share and number > 0 and not taken):
+        yield previous
+
+
 def refuse_shared(held_out_file: Path, prefix: Path) -> None:
     """ConfigError if the file is the held-out text of another corpus in the same folder than ``prefix``."""
     for index in held_out_file.parent.glob("*.idx"):

@@ -9,17 +9,8 @@ from typing import Any, Iterator, Sequence
 
 from megatron_adapt.config import Corpus
 from megatron_adapt.data.corpus import read_documents
-from megatron_adapt.data.held_out import divert
+from megatron_adapt.data.held_out import without_held_out
 from megatron_adapt.steps.reporter import Reporter
-
-
-class _Discard:
-    """Takes the held-out documents: a tokenizer must not be fitted to what it will be measured on."""
-
-    documents = 0
-
-    def write(self, text: str) -> None:
-        self.documents += 1
 
 
 def training_texts(corpora: Sequence[Corpus], max_bytes: int | None = None) -> Iterator[str]:
@@ -28,9 +19,10 @@ def training_texts(corpora: Sequence[Corpus], max_bytes: int | None = None) -> I
     for corpus in corpora:
         paths = [corpus.path] if isinstance(corpus.path, str) else list(corpus.path)
         documents = read_documents(paths, text_key=corpus.text_key, on_error=corpus.on_error)
-        texts = islice((document.text for document in documents), corpus.max_documents)
+        texts = islice((document.text for document in documents if document.text), corpus.max_documents)
         share = Fraction(0) if corpus.held_out_path else Fraction(str(corpus.held_out))
-        for text in divert(texts, share, _Discard()):
+        # A tokenizer must not be fitted to what it will be measured on.
+        for text in without_held_out(texts, share):
             size += len(text.encode("utf-8", "replace"))
             if max_bytes is not None and size > max_bytes:
                 return

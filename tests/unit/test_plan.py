@@ -59,7 +59,7 @@ def test_from_scratch_with_a_swap() -> None:
         ("base", "before"), ("copy", "vocabulary swapped"), ("copy", "phase embeddings"), ("copy", "phase full"),
     ]  # fmt: skip
     assert {step.verb for step in built.steps if step.ranks == 2} == {"train", "evaluate"}
-    assert {step.verb for step in built.steps if step.resumable} == {"train"}
+    assert {step.verb for step in built.steps if step.resumable} == {"preprocess", "train"}
     assert built.step("copy/full").output == Path("out/copy/full")
     assert built.step("export").output == Path("out/model")
 

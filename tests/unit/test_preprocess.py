@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 from harness import ROOT, assets
 
 from megatron_adapt.data.command import main
+from megatron_adapt.data.held_out import without_held_out
 from megatron_adapt.data.indexed import IndexedReader
 from megatron_adapt.data.preprocess import open_corpus, preprocess, preprocess_keys, tokenizer_file
 from megatron_adapt.errors import ConfigError, DataError
@@ -137,6 +139,7 @@ def test_held_out_share(tmp_path, count, share, expected):
     else:
         assert kept == [texts[i] for i in expected]
     trained = [bytes(document).decode() for document in documents(tmp_path / "c")]
+    assert trained == list(without_held_out(iter(["", *texts]), Fraction(str(share))))
     assert trained == [text for text in texts if text not in kept]
     assert stats["held_out_documents"] == len(kept) and stats["documents"] == count - len(kept)
     assert stats["held_out_bytes"] == sum(len(text.encode()) for text in kept)
