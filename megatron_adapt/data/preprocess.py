@@ -261,6 +261,7 @@ class _Run:
     def _finish(self, parts: Parts, encoder: Encoder, tracker: Tracker, kept: HeldOutWriter) -> dict[str, Any]:
         total = tracker.total
         if total["tokens"] == 0 and self.options.shard is None:
+            parts.close(done=True)  # nothing worth keeping
             names = list(dict.fromkeys(name for task in self.tasks for name in task.files))
             shown = ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
             counts = f"{total['skipped']} bad lines were skipped, {total['empty']} documents are empty"
