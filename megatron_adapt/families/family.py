@@ -192,7 +192,7 @@ class Family:
             if value is not None and value != supported:
                 raise ConfigError(f"{where}: {key} = {value!r} is not supported ({self.name}: {supported!r} only).")
         for key in ("quantization_config", "auto_map"):
-            if hf_config.get(key):
+            if hf_config.get(key) and key not in self.other_keys:
                 reason = "quantised weights" if key == "quantization_config" else "a model with code of its own"
                 raise ConfigError(f"{where}: {key} announces {reason}, which is not supported.")
         values = {"head_dim": None, "num_query_groups": None, "ffn_hidden_size": None, **self.constants}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Mapping
 
+from megatron_adapt.errors import ConfigError
 from megatron_adapt.families.family import Family
 from megatron_adapt.families.rules import EMBEDDING, OUTPUT, QKV, Copy
 from megatron_adapt.families.values import positive
@@ -11,9 +12,12 @@ from megatron_adapt.families.values import positive
 MEGATRON = "decoder.layers.{layer}."
 HF = "transformer.blocks.{layer}."
 HIDDEN = ("hidden_size",)
+NORMS = ("low_precision_layernorm", "layernorm")  # the same norm; the first computes in bfloat16 in the original program
 
 
 def derive(settings: Mapping[str, Any], fields: Mapping[str, Any], where: str) -> dict[str, Any]:
+    if settings["norm_type"] not in NORMS:
+        raise ConfigError(f"{where}: norm_type = {settings['norm_type']!r} is not supported (mpt: {' or '.join(NORMS)}).")
     return {
         "attention_scale": positive("attn_config.softmax_scale", settings, where),
         "clip_qkv": positive("attn_config.clip_qkv", settings, where),
@@ -45,18 +49,18 @@ FAMILY = Family(
         "expansion_ratio": 4, "no_bias": True, "logit_scale": None, "embedding_fraction": 1.0,
         "attn_config.attn_type": "multihead_attention", "attn_config.alibi": True, "attn_config.alibi_bias_max": 8,
         "attn_config.qk_ln": False, "attn_config.prefix_lm": False, "attn_config.attn_uses_sequence_id": False,
+        "attn_config.qk_gn": False, "attn_config.rope": False, "attn_config.sliding_window_size": -1,
     },
     rope_types=(),
-    constants={
-        "norm": "layernorm_no_bias", "activation": "gelu", "gated": False, "position": "alibi",
-    },
-    settings={"attn_config.softmax_scale": None, "attn_config.clip_qkv": None},
+    constants={"norm": "layernorm_no_bias", "activation": "gelu", "gated": False, "position": "alibi"},
+    settings={"attn_config.softmax_scale": None, "attn_config.clip_qkv": None, "norm_type": NORMS[0]},
     derive=derive,
     nested=("attn_config",),
     # Dropout is no part of the model: training here has none. learned_pos_emb is true in files without such a tensor.
+    # auto_map names the program of the model's makers, which transformers has its own version of: that is this one.
     other_keys=(
         "attn_config.attn_pdrop", "attn_config.attn_impl", "emb_pdrop", "resid_pdrop", "learned_pos_emb", "init_device",
-        "init_config", "norm_type", "verbose", "tokenizer_name", "use_cache", "dtype", "torch_dtype", "transformers_version",
+        "init_config", "verbose", "tokenizer_name", "auto_map", "use_cache", "dtype", "torch_dtype", "transformers_version",
     ),
     rules=(
         Copy(EMBEDDING, ("transformer.wte.weight",), ("vocab_size", "hidden_size")),

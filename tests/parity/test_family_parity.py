@@ -17,7 +17,7 @@ from worlds import Layout, hf_model, on_ranks, phase, tensors
 
 from megatron_adapt.analysis import estimate
 from megatron_adapt.config import Parallel
-from megatron_adapt.engine import checkpoint, convert, model as models, optimizer as optimizers
+from megatron_adapt.engine import backend, checkpoint, convert, model as models, optimizer as optimizers
 from megatron_adapt.engine.losses import language_model_loss, positions
 from megatron_adapt.families import families, find_family, initial_tensors
 from megatron_adapt.families.rules import OUTPUT, hf_to_megatron
@@ -175,8 +175,12 @@ def test_models_from_scratch_load_in_transformers(tmp_path, name):
             for key, tensor in initial_tensors(family, family.read_config(full), 3):
                 writer.add(key, tensor)
         model, info = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True)
-        gradients = [key for key, parameter in model.named_parameters() if parameter.isnan().any()]
-        return [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"], *gradients]
+        vectors = {key: parameter for key, parameter in model.named_parameters() if parameter.dim() == 1}
+        rms_plus_one = families()[name].constants.get("norm") == "rms_plus_one"
+        wrong = [  # norms are neutral, biases 0
+            key for key, vector in vectors.items() if (vector != float(key.endswith("weight") and not rms_plus_one)).any()
+        ]
+        return [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"], *wrong]
 
     configs = CONFIGS[name].values()
     assert on_ranks(1, lambda: [problems(*each) for each in enumerate(configs)]) == [[[]] * len(configs)]
@@ -190,6 +194,34 @@ def test_a_vocabulary_that_cannot_be_cut_is_refused(directory, name):
         assert find_family(config) is families()[name] and shape.layout_problems(2, 2) == []
         (problem,) = replace(shape, vocab_size=51).layout_problems(2, 1)
         assert "51 vocabulary rows cannot be divided by parallel.tensor=2" in problem
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("llama", True), ("mistral", [False, True]), ("qwen2", [True, False]), ("qwen3", [True, False]), ("olmo2", False),
+        ("gemma2", False), ("gemma3", False), ("gpt2", True), ("gpt_neox", [False, True, False]), ("mpt", False),
+    ],
+)  # fmt: skip
+def test_which_decoders_are_of_transformer_engine(directory, monkeypatch, name, expected):
+    """Those that Megatron's description of its layers says exactly, where it is there; windows, say, are not."""
+    configs = [HFDirectory.open(path).config for path in directory(name).values()]
+    shapes = [find_family(config).read_config(config) for config in configs]
+    assert not any(backend.uses_transformer_engine(shape) for shape in shapes)
+    monkeypatch.setattr(backend, "has_transformer_engine", lambda: True)
+    found = [backend.uses_transformer_engine(shape) for shape in shapes]
+    assert found == (expected if isinstance(expected, list) else [expected] * len(found))
+
+
+@FAMILIES
+def test_half_precision_stays_close(directory, name):
+    def worst(path: Path) -> float:
+        model, shape = hf_model(path, Layout(tensor=2, sequence=True), "bf16-mixed")
+        reference = torch.load(path / "reference.pt")
+        return logits_difference(models.wrap(model, "bf16-mixed").eval(), reference["logits"]) / reference["logits"].std().item()
+
+    for differences in on_ranks(2, lambda: {key: worst(path) for key, path in directory(name).items()}):
+        assert all(0 < value < 0.2 for value in differences.values()), differences
 
 
 def test_gpt2_files_without_prefix_and_with_buffers(tmp_path: Path):

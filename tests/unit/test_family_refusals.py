@@ -59,6 +59,9 @@ def read(name: str, **changes: object) -> ModelShape:
         ("mpt", {"attn_config": "alibi"}, "attn_config = 'alibi' is not a table of settings"),
         ("mpt", {"logit_scale": "inv_sqrt_d_model"}, "logit_scale = 'inv_sqrt_d_model' is not supported"),
         ("mpt", {"no_bias": False}, "no_bias = False"),
+        ("mpt", {"norm_type": "rmsnorm"}, r"norm_type = 'rmsnorm' is not supported \(mpt: low_precision_layernorm or layernorm"),
+        ("mpt", {"attn_config": {"rope": True}}, "attn_config.rope = True"),
+        ("gpt_neox", {"auto_map": {"AutoModel": "x.Y"}}, "a model with code of its own"),
         ("mpt", {"expansion_ratio": 2}, "expansion_ratio = 2"),
     ],
 )
