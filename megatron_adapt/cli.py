@@ -253,18 +253,25 @@ def inspect(
 
 @app.command()
 def tokenizer(
-    words: Annotated[List[str], typer.Argument(metavar="RECIPE [PATH=VALUE]... | train OUT")],
+    words: Annotated[List[str], typer.Argument(metavar="RECIPE [PATH=VALUE]... | train OUT | report SOURCE [TARGET]")],
     step: StepName = None,
     input: Annotated[Optional[List[str]], typer.Option("--input", help="corpus files (repeat the option)")] = None,
     vocab_size: Annotated[Optional[int], typer.Option(help="exact number of ids")] = None,
     kind: Annotated[str, typer.Option("--type", help="bpe | sentencepiece-bpe | unigram")] = "bpe",
     text_key: Annotated[str, typer.Option(help="key of the text in JSON lines")] = "text",
+    corpus: Annotated[Optional[List[str]], typer.Option(help="text for report (repeat)")] = None,
+    json: Annotated[Optional[Path], typer.Option(help="write the report here, too")] = None,
 ) -> None:
-    """Train tokenizers: a recipe's, or `tokenizer train --input FILE --vocab-size N OUT`."""
+    """Train tokenizers: a recipe's, or `tokenizer train --input FILE --vocab-size N OUT`; or measure: `tokenizer report`."""
     if _is_recipe(words):
         return _run(words, "tokenizer", step)
+    if words[0] == "report":
+        from megatron_adapt.steps import tokenizer_report
+
+        tokenizer_report.run(words[1:], corpus or (), text_key, json)
+        return
     if words[0] != "train" or len(words) < 2 or not input or vocab_size is None:
-        raise ConfigError("expected a recipe (.yaml), or: tokenizer train --input FILE... --vocab-size N OUT")
+        raise ConfigError("expected a recipe (.yaml), or: tokenizer train --input FILE... --vocab-size N OUT, or: tokenizer report")
     from megatron_adapt.config import Corpus
     from megatron_adapt.steps import tokenizer as work
 
@@ -285,14 +292,14 @@ def swap(
     words: Either,
     step: StepName = None,
     tokenizer: Annotated[Optional[Path], typer.Option(help="directory of the new tokenizer")] = None,
-    method: Annotated[str, typer.Option(help="how new rows start")] = "copy",
+    method: Annotated[str, typer.Option(help="how new rows start")] = "subwords",
     seed: Annotated[int, typer.Option(help="of the drawn rows")] = 1234,
     option: Annotated[Optional[List[str]], typer.Option(help="KEY=VALUE of the method (repeat)", metavar="KEY=VALUE")] = None,
     corpus: Annotated[Optional[List[str]], typer.Option(help="text for methods that read it (repeat)")] = None,
     text_key: Annotated[str, typer.Option(help="key of the text in JSON lines")] = "text",
     pad_to_multiple: Annotated[int, typer.Option(help="grow the vocabulary to a multiple of this")] = 1,
 ) -> None:
-    """Exchange a model's vocabulary: a recipe's, or `swap HF_DIR OUT --tokenizer DIR --method copy`."""
+    """Exchange a model's vocabulary: a recipe's, or `swap HF_DIR OUT --tokenizer DIR --method subwords`."""
     if _is_recipe(words):
         return _run(words, "swap", step)
     source, output = _paths(words, "HF_DIR OUT")

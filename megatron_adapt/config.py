@@ -162,7 +162,7 @@ class Vocabulary(Strict):
     """The tokenizer to swap to, and how its embedding rows start."""
 
     tokenizer: TokenizerChoice = Field(description="the new tokenizer")
-    method: Text = Field("copy", description="how the new embedding rows are initialised")
+    method: Text = Field("subwords", description="how the new embedding rows are initialised")
     compare: list[Text] = Field(default_factory=list, description="methods trained beside it for comparison")
     options: dict[Name, dict[Name, Any]] = Field(default_factory=dict, description="method name: its options")
     corpora: list[Text] = Field(

@@ -37,7 +37,7 @@ def recipe(**changes: Any) -> dict[str, Any]:
                 "phases": [phase("pretrain", 4, data={"english": 1})],
             }
         },
-        "vocabulary": {"tokenizer": {"train": {"corpora": ["german"], "vocab_size": 400}}},
+        "vocabulary": {"tokenizer": {"train": {"corpora": ["german"], "vocab_size": 400}}, "method": "copy"},
         "data": {"english": {"path": "en.jsonl", "held_out": 0.05}, "german": {"path": "de.jsonl", "held_out": 0.05}},
         "phases": [
             phase("embeddings", 6, train=["embedding", "output"], evaluate_every=3),

@@ -211,6 +211,7 @@ def test_a_tokenizer_with_more_ids_than_the_model_has_rows(run: Run) -> None:
         ("export a b --max-shard-size big", "--max-shard-size: expected a whole number"),
         ("swap a b", "swap HF_DIR OUT needs --tokenizer DIR"),
         ("swap a b --tokenizer t --method coppy", "no vocabulary method 'coppy'; there are: align, "),
+        ("tokenizer report", "expected: tokenizer report SOURCE [TARGET] --corpus FILE"),
         ("swap a b --tokenizer t --method copy --option x=1", "copy: option x: unknown option. Options: others."),
         ("swap a b --tokenizer t --option x", "--option x: expected key=value."),
         ("swap a b --tokenizer t --option x=1 --option x=2", "--option x=2: x is given twice."),

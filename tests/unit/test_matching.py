@@ -122,6 +122,13 @@ def test_real_pairs(source, target):
     assert missed <= {None}
 
 
+def test_kinds_of_a_real_pair():
+    found = match(real("de-32k")[0], real("mistral-7b-v0.1")[0])
+    assert found.counts() == {"exact": 7145, "byte": 256, "role": 3, "special": 0, "total": 7404}
+    found = match(real("mistral-7b-v0.1")[0], real("gpt2")[0])
+    assert found.counts()["total"] == 21367 and found.counts()["byte"] == 256 - (found.tiers == NONE)[3:259].sum()
+
+
 @functools.cache
 def real(name: str) -> tuple[Tokenizer, list[bytes | None]]:
     tokenizer = Tokenizer.load(assets("tokenizers", name))

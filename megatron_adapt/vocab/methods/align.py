@@ -29,7 +29,7 @@ class Options:
     input: str = option("back", "which pieces count in the input embedding", choices=WEIGHTINGS)
     output: str = option("front", "which pieces count in the output matrix", choices=WEIGHTINGS)
     alpha: float = option(0.7, "how fast front and back fall off", low=0, high=50)
-    norm: str = option("deviation", "length of composed rows", choices=NORMS)
+    norm: str = option("none", "length of composed rows", choices=NORMS)
     max_bytes: int = option(20_000_000, "text to read", low=1)
     least: int = option(3, "occurrences below which a token is composed of its pieces instead", low=1)
 

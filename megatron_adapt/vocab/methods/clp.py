@@ -2,8 +2,7 @@
 
 CLP-Transfer (Ostendorff & Rehm 2023): with s = cosine similarity of the helper's embeddings to every kept token o,
 E'[i] = sum_o s_io / (sum_o s_io) E[o]. All kept tokens weigh in, and most cosines are much alike, so such rows are close
-to the mean. The default keeps the few that matter (sparsemax of similarities without the helper's mean vector) and gives
-rows the length of their sources. The output matrix takes its weights from the helper's head where it has its own.
+to the mean. The default keeps the few that matter (sparsemax of similarities without the helper's mean vector). The output matrix takes its weights from the helper's head where it has its own.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ class Options:
     k: int = option(10, "nearest anchors of softmax and clip", low=1)
     temperature: float = option(0.1, "of softmax", low=1e-3)
     centre: bool = option(True, "take the mean of the anchors' vectors off first")
-    norm: str = option("deviation", "length of composed rows", choices=NORMS)
+    norm: str = option("none", "length of composed rows", choices=NORMS)
     output: str = option("own", "similarities for the output matrix: the helper's head or its input", choices=("own", "input"))
 
 

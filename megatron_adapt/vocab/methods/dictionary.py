@@ -36,7 +36,7 @@ class Options:
     cases: bool = option(True, "try every pair in lower case and capitalised, too")
     several: bool = option(True, "mean over translations and over the pieces of a source word; else single tokens only")
     rest: str = option("subwords", "tokens that the dictionary lacks", choices=("subwords", "draw", "mean"))
-    norm: str = option("deviation", "length of composed rows", choices=NORMS)
+    norm: str = option("none", "length of composed rows", choices=NORMS)
 
 
 def build(material: Material, options: Options) -> Maps:

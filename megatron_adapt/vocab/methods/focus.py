@@ -38,7 +38,7 @@ class Options:
     k: int = option(10, "nearest anchors of softmax and clip", low=1)
     temperature: float = option(0.1, "of softmax", low=1e-3)
     centre: bool = option(False, "take the mean of the anchors' vectors off first")
-    norm: str = option("deviation", "length of composed rows", choices=NORMS)
+    norm: str = option("none", "length of composed rows", choices=NORMS)
     rare: str = option("subwords", "tokens without a vector", choices=("subwords", "draw"))
 
 

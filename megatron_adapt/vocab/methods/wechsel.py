@@ -40,7 +40,7 @@ class Options:
     temperature: float = option(0.1, "of the softmax", low=1e-3)
     keep_overlap: bool = option(True, "tokens that both vocabularies have keep their rows; else special tokens only")
     rare: str = option("subwords", "tokens without a vector", choices=("subwords", "draw"))
-    norm: str = option("deviation", "length of composed rows", choices=NORMS)
+    norm: str = option("none", "length of composed rows", choices=NORMS)
 
 
 def build(material: Material, options: Options) -> Maps:
