@@ -5,9 +5,11 @@
 #include <pybind11/stl.h>
 
 #include <cerrno>
+#include <optional>
 
 #include "indexed_dataset.h"
 #include "merge.h"
+#include "sampling.h"
 #include "text_bindings.h"
 
 namespace py = pybind11;
@@ -54,6 +56,71 @@ std::pair<std::uint64_t, std::uint64_t> merge_indexed(const std::vector<std::str
   return {merged.documents, merged.tokens};
 }
 
+// ---------------------------------------------------------------------------------------------- sampling
+
+using megatron_adapt::DocumentOrder;
+using megatron_adapt::Sizes;
+using Positions = py::array_t<std::int64_t, py::array::c_style>;
+
+// The array must outlive what is returned. It may be unaligned: a view into an index file is.
+Sizes sizes_of(const py::array& sizes) {
+  const bool is_wide = py::isinstance<py::array_t<std::int64_t>>(sizes);
+  const bool is_known = is_wide || py::isinstance<py::array_t<std::int32_t>>(sizes);
+  if (sizes.ndim() != 1 || !is_known || (sizes.flags() & py::array::c_style) == 0) {
+    throw py::type_error("sizes must be one contiguous dimension of int32 or int64");
+  }
+  return Sizes(sizes.data(), static_cast<std::size_t>(sizes.size()), is_wide);
+}
+
+Positions to_array(const std::vector<std::int64_t>& values) {
+  return Positions(static_cast<py::ssize_t>(values.size()), values.data());
+}
+
+Positions starts(const DocumentOrder& order) {
+  std::vector<std::int64_t> found;
+  {
+    const py::gil_scoped_release released;
+    found = order.starts();
+  }
+  return to_array(found);
+}
+
+Positions pieces(const DocumentOrder& order, const Positions& starts, std::int64_t begin, std::int64_t end) {
+  const auto found = order.pieces(starts.data(), static_cast<std::size_t>(starts.size()), begin, end);
+  Positions array({static_cast<py::ssize_t>(found.size()), py::ssize_t{3}});
+  std::int64_t* out = array.mutable_data();
+  for (const megatron_adapt::Piece& piece : found) {
+    *out++ = piece.document;
+    *out++ = piece.begin;
+    *out++ = piece.end;
+  }
+  return array;
+}
+
+DocumentOrder make_order(const py::array& sizes, std::uint64_t copies, std::uint64_t key,
+                         const std::optional<std::pair<std::uint64_t, std::int64_t>>& subset, std::uint64_t subset_key) {
+  if (!subset) return DocumentOrder(sizes_of(sizes), copies, key);
+  return DocumentOrder(sizes_of(sizes), copies, key, {subset->first, subset->second}, subset_key);
+}
+
+std::pair<std::uint64_t, std::int64_t> find_subset(const py::array& sizes, std::uint64_t key, std::int64_t tokens) {
+  const Sizes view = sizes_of(sizes);
+  const py::gil_scoped_release released;
+  const megatron_adapt::Subset found = DocumentOrder::subset(view, key, tokens);
+  return {found.documents, found.last_size};
+}
+
+Positions permute(const Positions& places, std::uint64_t size, std::uint64_t key) {
+  const megatron_adapt::Permutation permutation(size, key);
+  std::vector<std::int64_t> found(static_cast<std::size_t>(places.size()));
+  for (std::size_t i = 0; i < found.size(); ++i) {
+    const std::uint64_t place = static_cast<std::uint64_t>(places.data()[i]);
+    if (place >= size) throw py::index_error("a place outside the permutation");
+    found[i] = static_cast<std::int64_t>(permutation(place));
+  }
+  return to_array(found);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, module) {
@@ -87,4 +154,15 @@ PYBIND11_MODULE(_C, module) {
 
   module.def("merge_indexed", &merge_indexed, py::arg("prefixes"), py::arg("output_prefix"),
              "Merge datasets in constant memory; returns (documents, tokens). See csrc/merge.h.");
+
+  py::class_<DocumentOrder>(module, "DocumentOrder", "A random order of documents as a stream; see csrc/sampling.h.")
+      .def(py::init(&make_order), py::keep_alive<1, 2>(), py::arg("sizes"), py::arg("copies"), py::arg("key"),
+           py::arg("subset"), py::arg("subset_key"))
+      .def("starts", &starts, "The index: tokens before every 64th document, and of all; int64.")
+      .def("pieces", &pieces, py::arg("starts"), py::arg("begin"), py::arg("end"),
+           "Tokens [begin, end) of the stream: [pieces, 3] int64 of document, begin and end within it.");
+  module.def("find_subset", &find_subset, py::arg("sizes"), py::arg("key"), py::arg("tokens"),
+             "(documents, tokens of the last one) of the subset of exactly so many tokens.");
+  module.def("permute", &permute, py::arg("places"), py::arg("size"), py::arg("key"),
+             "A permutation of 0 ... size - 1 at some places (int64, one dimension).");
 }

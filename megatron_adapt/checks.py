@@ -126,7 +126,7 @@ def describe_rates(name: str, rates: Sequence[float]) -> str:
 
 
 def _known_tokens(plan: Plan) -> dict[str, dict[str, int]]:
-    """For base and for the other branches: training tokens of the corpora that are already tokenized."""
+    """For base and for the other branches: tokens an epoch of the corpora that are already tokenized."""
     final = "target" if plan.recipe.vocabulary else "base"
     tokens: dict[str, dict[str, int]] = {"base": {}, "target": {}}
     for step in plan.steps:
@@ -134,4 +134,5 @@ def _known_tokens(plan: Plan) -> dict[str, dict[str, int]]:
         if signed:
             _, kind, name = step.name.split("/")
             tokens[kind][name] = signed["metrics"]["tokens"]
-    return {"base": tokens["base"], "adapted": tokens[final]}
+    per_epoch = {kind: recipes.tokens_per_epoch(plan.recipe, found) for kind, found in tokens.items()}
+    return {"base": per_epoch["base"], "adapted": per_epoch[final]}

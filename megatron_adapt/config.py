@@ -181,6 +181,8 @@ class Corpus(Strict):
     held_out_path: Text | None = Field(None, description="text for evaluation in a file of its own instead")
     on_error: Literal["stop", "skip"] = Field("stop", description="what to do with a bad line")
     max_documents: Count | None = Field(None, description="use only the first so many documents")
+    unique_tokens: Count | None = Field(None, description="train on exactly so many tokens of it, again and again; null: all")
+    shuffled_epochs: Count = Field(1, description="passes shuffled into one another; 1: all once before anything twice")
 
 
 class Parallel(Strict):

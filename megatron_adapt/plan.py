@@ -245,13 +245,16 @@ class _Builder:
         spanned = phases if phase.schedule.over == "run" else [phase]
         folders = {name: self.output / "data" / data / name for each in spanned for name in each.data}
         output = self.output / branch / phase.name
+        passes = {name: recipe.data[name].model_dump(include={"unique_tokens", "shuffled_epochs"}) for name in folders}
 
         def action(directory: Path, reporter: Reporter) -> dict[str, Any]:
+            from megatron_adapt.data.sampling import Passes
             from megatron_adapt.engine.loop import Job
             from megatron_adapt.steps import train
             from megatron_adapt.steps.preprocess import PREFIX
 
-            tokens = {name: read(folder)["metrics"]["tokens"] for name, folder in folders.items()}
+            found = {name: read(folder)["metrics"]["tokens"] for name, folder in folders.items()}
+            tokens = recipes.tokens_per_epoch(recipe, found)
             lengths = [recipes.steps(each, tokens) for each in spanned]
             if why := schedule.problem(phase.schedule, sum(lengths)):
                 raise ConfigError(f"phase '{phase.name}': schedule: {why}; shorten them or lengthen the phase.")
@@ -265,6 +268,7 @@ class _Builder:
                 start=start,
                 output=directory,
                 corpora={name: folders[name] / PREFIX for name in phase.data},
+                passes={name: Passes(**passes[name]) for name in phase.data},
                 held_out={name: self.held_out[name] for name in self.evaluated},
                 evaluation_length=self.length,
                 evaluation_bytes=recipe.evaluation.max_bytes,
@@ -281,7 +285,8 @@ class _Builder:
             verb="train",
             output=output,
             action=action,
-            settings=settings | {"seed": recipe.seed, "precision": phase.precision or recipe.precision, "number": number},
+            settings=settings
+            | {"seed": recipe.seed, "precision": phase.precision or recipe.precision, "number": number, "corpora": passes},
             inputs={"start": start, **folders},
             ranks=parallel.world_size,
             resumable=True,

@@ -189,6 +189,11 @@ def steps(phase: Phase, corpus_tokens: Mapping[str, int] | None = None) -> int |
     return math.ceil(Fraction(repr(phase.epochs)) * total / tokens_per_step(phase))
 
 
+def tokens_per_epoch(recipe: Recipe, found: Mapping[str, int]) -> dict[str, int]:
+    """What one pass over each corpus trains on: its `unique_tokens`, else all the tokens found in it."""
+    return {name: recipe.data[name].unique_tokens or tokens for name, tokens in found.items()}
+
+
 def evaluated_corpora(recipe: Recipe) -> list[str]:
     """Names of the corpora to evaluate on: those of the evaluation, else all that hold text out."""
     if recipe.evaluation.corpora is not None:

@@ -2,12 +2,12 @@
 
 The order is a pure function of seed, corpora and integer counters: every rank computes the whole global batch's
 samples and reads only its own, so the order does not depend on the data-parallel size and resume needs no iterator
-state. Samples are windows of ``sequence_length + 1`` consecutive tokens.
+state. A sample is ``sequence_length + 1`` consecutive tokens of a corpus whose documents are shuffled.
 """
 
 from __future__ import annotations
 
-import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megatron_adapt.data.mixing import Blend, SampleOrder
+from megatron_adapt.data.mixing import Blend
 from megatron_adapt.data.preprocess import open_corpus
+from megatron_adapt.data.sampling import Passes, SampleOrder
 from megatron_adapt.errors import ConfigError
 
 
@@ -30,6 +31,8 @@ class Batch:
 
 class Batches:
     """Global batches of a phase.
+
+    ``passes``: how much of a corpus is read how often, where that is not all of it, again and again.
 
     Both counters are updated in place by ``next`` and are all there is to save: ``drawn`` (name -> samples of this
     phase) drives the blend, ``consumed`` (name@length -> samples of the whole run) the place in each corpus, so that a
@@ -48,6 +51,7 @@ class Batches:
         seed: int,
         consumed: dict[str, int],
         drawn: dict[str, int],
+        passes: Mapping[str, Passes] | None = None,
         data_rank: int = 0,
         data_size: int = 1,
     ) -> None:
@@ -65,15 +69,11 @@ class Batches:
                 f"batch_size {batch_size} is not divisible by micro_batch_size x data-parallel ranks = "
                 f"{micro_batch_size} x {data_size}."
             )
-        self.tokens: dict[str, np.ndarray] = {}
         self.order: dict[str, SampleOrder] = {}
         self.bytes_per_token: dict[str, float] = {}
         for name in self.names:
             reader, stats = open_corpus(prefixes[name], tokenizer_digest)
-            self.tokens[name] = reader.tokens
-            # Another stream for every corpus, the same one wherever and whenever it is used.
-            stream = zlib.crc32(name.encode()) ^ seed
-            self.order[name] = SampleOrder(reader.num_tokens, sequence_length, stream, name=name)
+            self.order[name] = SampleOrder(reader, sequence_length, seed, name, (passes or {}).get(name, Passes()))
             self.bytes_per_token[name] = stats["bytes"] / stats["tokens"]
 
     def next(self) -> Batch:
@@ -88,8 +88,7 @@ class Batches:
         corpus = np.empty(chosen.size, dtype=np.int64)
         for row, index in enumerate(chosen.reshape(-1)):
             name, number = samples[index]
-            start = int(self.order[name].start(self.begin[name] + number))
-            windows[row] = self.tokens[name][start : start + self.length + 1]
+            windows[row] = self.order[name].tokens(self.begin[name] + number)
             corpus[row] = self.names.index(name)
         shape = chosen.shape
         return Batch(torch.from_numpy(windows).view(*shape, -1), torch.from_numpy(corpus).view(shape))

@@ -14,6 +14,7 @@ from megatron.core.distributed import finalize_model_grads
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron_adapt import schedule as schedules
 from megatron_adapt.config import Phase
+from megatron_adapt.data.sampling import Passes
 from megatron_adapt.engine import backend, checkpoint, evaluate, guard, model as models, optimizer as optimizers
 from megatron_adapt.engine.backend import Layout
 from megatron_adapt.engine.batches import Batches
@@ -38,6 +39,7 @@ class Job:
     start: Path  # checkpoint (or folder of them) to begin from
     output: Path  # folder for this phase's checkpoints and metrics.jsonl
     corpora: dict[str, Path]  # name -> prefix of .bin/.idx
+    passes: dict[str, Passes] = field(default_factory=dict)  # of corpora that are not simply read as a whole
     held_out: dict[str, Path] = field(default_factory=dict)
     evaluation_length: int | None = None
     evaluation_bytes: int | None = None
@@ -132,6 +134,7 @@ class _Run:
             seed=job.seed,
             consumed=self.position.consumed,
             drawn=self.position.drawn,
+            passes=job.passes,
             data_rank=parallel_state.get_data_parallel_rank(),
             data_size=parallel_state.get_data_parallel_world_size(),
         )

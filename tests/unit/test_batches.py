@@ -10,6 +10,7 @@ import pytest
 from vocabularies import write_tokenizer
 
 from megatron_adapt.data.preprocess import preprocess
+from megatron_adapt.data.sampling import Passes
 from megatron_adapt.engine.batches import Batches
 from megatron_adapt.errors import ConfigError, DataError
 from megatron_adapt.hf.tokenizer import Tokenizer
@@ -54,10 +55,11 @@ def test_shapes_and_the_corpus_of_each_sample(corpora):
     batch = source.next()
     assert batch.tokens.shape == (6, 2, LENGTH + 1) and batch.corpus.shape == (6, 2)
     assert np.bincount(batch.corpus.flatten()).tolist() == [9, 3] and source.names == ["large", "small"]
-    streams = [source.tokens[name].tolist() for name in source.names]
+    numbers = dict.fromkeys(source.names, 0)
     for row, corpus in zip(batch.tokens.flatten(0, 1).tolist(), batch.corpus.flatten().tolist()):
-        starts = [i for i in range(len(streams[corpus])) if streams[corpus][i : i + LENGTH + 1] == row]
-        assert starts and starts[0] % LENGTH == 0
+        name = source.names[corpus]
+        assert row == source.order[name].tokens(numbers[name]).tolist()
+        numbers[name] += 1
     assert source.bytes_per_token == {"large": 1, "small": 1}
 
 
@@ -99,8 +101,8 @@ def test_the_next_phase_goes_on_in_each_corpus(corpora):
     second = windows(batches(corpora, consumed, weights={"small": 0.5, "large": 0.5}), 8)
     assert consumed == {f"large@{LENGTH}": 48 + 48, f"small@{LENGTH}": 48}
     large = [row for step in first for row in step] + [row for step in second for row in step[1::2]]
-    rows = {tuple(row) for row in batches(corpora).tokens["large"][: 124 * LENGTH].reshape(124, LENGTH).tolist()}
-    assert len({row[:LENGTH] for row in large}) == 96 and {row[:LENGTH] for row in large} <= rows
+    order = batches(corpora).order["large"]
+    assert large == [tuple(order.tokens(number).tolist()) for number in range(96)] and order.epoch(96) == 0
 
 
 def test_a_phase_resumed_after_another_one(corpora):
@@ -126,6 +128,14 @@ def test_the_seed_and_nothing_else_changes_the_order(corpora):
     alone = windows(batches(corpora, weights={"small": 1}), 1)[0]
     mixed = [row for step in windows(batches(corpora, weights={"large": 0.5, "small": 0.5}), 2) for row in step[1::2]]
     assert alone == mixed  # what else is in the mix has no influence on a corpus's own order
+
+
+def test_passes_belong_to_their_corpus(corpora):
+    part = batches(corpora, weights={"large": 0.5, "small": 0.5}, passes={"small": Passes(unique_tokens=40)})
+    assert (part.order["large"].num_tokens, part.order["small"].num_tokens) == (1000, 40)
+    samples = part.next().tokens.flatten(0, 1)[1::2].tolist()
+    assert samples == [part.order["small"].tokens(number).tolist() for number in range(6)]
+    assert part.order["small"].epoch(5) == 1
 
 
 def test_errors_name_the_corpus(corpora):

@@ -141,6 +141,8 @@ def test_what_no_result_depends_on(override: str) -> None:
         ("data.german.held_out=0.1", "tokenizers/target"),
         ("data.german.max_documents=5", "tokenizers/target"),
         ("data.german.path=other.jsonl", "tokenizers/target"),
+        ("data.german.unique_tokens=5K", "copy/embeddings"),
+        ("data.english.shuffled_epochs=2", "base/pretrain"),
         ("vocabulary.tokenizer.train.vocab_size=500", "tokenizers/target"),
         ("evaluation.max_bytes=1K", "evaluation/base"),
         ("export.dtype=bfloat16", "export"),
@@ -248,3 +250,23 @@ def test_a_schedule_longer_than_a_phase_in_epochs(monkeypatch: pytest.MonkeyPatc
     built = build("phases.full.epochs=1", "phases.full.schedule={type: wsd, warmup: 6, decay: 7}")
     with pytest.raises(ConfigError, match="phase 'full': schedule: warmup 6 . decay 7 are more than all 10 steps"):
         jobs(built, monkeypatch)
+
+
+def test_an_epoch_is_what_is_read_of_the_corpora(monkeypatch: pytest.MonkeyPatch) -> None:
+    from megatron_adapt.data.sampling import Passes
+
+    built = build("phases.embeddings.epochs=2", "data.german.unique_tokens=256", "data.english.shuffled_epochs=3")
+    found = jobs(built, monkeypatch)
+    assert found["copy/embeddings"].steps == 4 and found["copy/embeddings"].passes == {"german": Passes(256)}
+    assert found["base/pretrain"].passes == {"english": Passes(None, 3)}
+
+
+def test_other_passes_are_refused_when_a_phase_was_begun() -> None:
+    step = build().step("copy/embeddings")
+    step.output.mkdir(parents=True)
+    receipt.write_json(step.output / receipt.BEGUN, receipt.identity(step))
+    assert not receipt.state(step).differences
+    other = build("data.german.unique_tokens=256", "data.german.shuffled_epochs=2").step("copy/embeddings")
+    assert [text for text, _ in receipt.state(other).differences] == [
+        "corpora.german.shuffled_epochs was 1, is now 2", "corpora.german.unique_tokens was None, is now 256",
+    ]  # fmt: skip
