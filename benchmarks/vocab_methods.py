@@ -7,7 +7,7 @@ mean, copy) in the same run.
     python benchmarks/vocab_methods.py --model DIR --corpus de.jsonl.gz --vocab-size 8192 \
         --methods random mean copy subwords focus --seeds 0 1 2 --steps 0 50 200
 
-A method may carry options: ``subwords:input=last,output=first``. The last --held-out documents of the corpus are measured
+A method may carry options, ``subwords:input=last,output=first``, and be calibrated on the corpus: ``subwords+calibrate``. The last --held-out documents of the corpus are measured
 on and never trained on. Prints a table and, with --json, writes all numbers.
 """
 
@@ -27,6 +27,8 @@ import torch
 
 from megatron_adapt.data.corpus import read_documents
 from megatron_adapt.hf.tokenizer import Tokenizer
+from megatron_adapt.steps import calibrate
+from megatron_adapt.steps.reporter import Reporter
 from megatron_adapt.vocab import options, surgery
 from megatron_adapt.vocab.matching import token_keys
 from megatron_adapt.vocab.train import train_tokenizer
@@ -83,7 +85,9 @@ def train(model: Any, ids: torch.Tensor, seed: int, marks: list[int], measure: A
 
 def load(path: Path) -> Any:
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
 
 
@@ -122,7 +126,7 @@ def measure_all(given: Any, folder: Path, target_path: Path, training: list[str]
     trained = windows(stream(target, training)) if max(given.steps) else evaluated
     results: list[dict] = [{"method": "old vocabulary", "bits_per_byte": {"0": [old]}}]
     for name in given.methods:
-        method, _, words = name.partition(":")
+        method, _, words = name.removesuffix("+calibrate").partition(":")
         found: dict[int, list[float]] = {step: [] for step in given.steps}
         for seed in given.seeds:
             output = folder / f"{len(results)}-{seed}"
@@ -131,6 +135,8 @@ def measure_all(given: Any, folder: Path, target_path: Path, training: list[str]
                 given.model, target_path, output, method, seed, options=options.from_words(filter(None, words.split(","))),
                 texts=lambda: iter(training),
             )  # fmt: skip
+            if name.endswith("+calibrate"):
+                calibrate.run(output, training, seed, Reporter())
             seconds = time.perf_counter() - began
             model = load(output)
             marks = train(model, trained, seed, given.steps, lambda: bits_per_byte(model, evaluated, target_bytes))

@@ -268,8 +268,7 @@ def tokenizer(
     if words[0] == "report":
         from megatron_adapt.steps import tokenizer_report
 
-        tokenizer_report.run(words[1:], corpus or (), text_key, json)
-        return
+        return print(*tokenizer_report.table(tokenizer_report.run(words[1:], corpus or (), text_key, json)), sep="\n")
     if words[0] != "train" or len(words) < 2 or not input or vocab_size is None:
         raise ConfigError("expected a recipe (.yaml), or: tokenizer train --input FILE... --vocab-size N OUT, or: tokenizer report")
     from megatron_adapt.config import Corpus
@@ -297,6 +296,7 @@ def swap(
     option: Annotated[Optional[List[str]], typer.Option(help="KEY=VALUE of the method (repeat)", metavar="KEY=VALUE")] = None,
     corpus: Annotated[Optional[List[str]], typer.Option(help="text for methods that read it (repeat)")] = None,
     text_key: Annotated[str, typer.Option(help="key of the text in JSON lines")] = "text",
+    calibrate: Annotated[bool, typer.Option("--calibrate", help="fit the output to how often tokens come")] = False,
     pad_to_multiple: Annotated[int, typer.Option(help="grow the vocabulary to a multiple of this")] = 1,
 ) -> None:
     """Exchange a model's vocabulary: a recipe's, or `swap HF_DIR OUT --tokenizer DIR --method subwords`."""
@@ -307,7 +307,7 @@ def swap(
         raise ConfigError("swap HF_DIR OUT needs --tokenizer DIR.")
     from megatron_adapt.steps import swap as work
 
-    choice = work.choice(method, option or (), seed, pad_to_multiple, corpus or (), text_key)
+    choice = work.choice(method, option or (), seed, pad_to_multiple, corpus or (), text_key, calibrate)
     _produce(output, lambda folder, reporter: work.run(source, tokenizer, folder, choice, reporter))
 
 

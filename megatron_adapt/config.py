@@ -168,6 +168,7 @@ class Vocabulary(Strict):
     corpora: list[Text] = Field(
         default_factory=list, description="corpora (under data) whose text methods may read; empty: the tokenizer's"
     )
+    calibrate: Switch = Field(False, description="fit the output matrix to how often tokens come in that text")
     pad_to_multiple: Count = Field(1, description="rows are added up to a multiple of this")
 
 

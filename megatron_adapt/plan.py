@@ -202,16 +202,17 @@ class _Builder:
         chosen = methods.read_options(method, given)
         training = vocabulary.tokenizer.train
         names = vocabulary.corpora or (training.corpora if training else [])
-        if not methods.reads_text(method, chosen):
+        if not (vocabulary.calibrate or methods.reads_text(method, chosen)):
             names = []
         elif not names:
-            raise ConfigError(f"vocabulary method {method} reads text in the target language: name corpora under vocabulary.corpora.")
+            what = "vocabulary.calibrate" if vocabulary.calibrate else f"vocabulary method {method}"
+            raise ConfigError(f"{what} reads text in the target language: name corpora under vocabulary.corpora.")
         corpora = [self.recipe.data[name] for name in names]
 
         def action(output: Path, reporter: Reporter) -> dict[str, Any]:
             from megatron_adapt.steps import swap
 
-            choice = swap.Choice(method, given, seed, vocabulary.pad_to_multiple, corpora)
+            choice = swap.Choice(method, given, seed, vocabulary.pad_to_multiple, corpora, vocabulary.calibrate)
             return swap.run(base, tokenizer, output, choice, reporter)
 
         return self._add(
@@ -220,7 +221,7 @@ class _Builder:
             output=self.output / method / "swapped",
             action=action,
             settings={"method": method, "seed": seed, "pad_to_multiple": vocabulary.pad_to_multiple}
-            | {"options": options.settings(chosen), "corpora": {name: _reading(self.recipe.data[name]) for name in names}},
+            | {"calibrate": vocabulary.calibrate, "options": options.settings(chosen), "corpora": {name: _reading(self.recipe.data[name]) for name in names}},
             inputs={"model": base, "tokenizer": self._tokenizer_input(tokenizer), **options.paths(chosen)}
             | {f"corpus {name}": _files(self.recipe.data[name].path) for name in names},
         )

@@ -27,7 +27,7 @@ CHANGE = {
 
 
 def run(paths: Sequence[str], corpora: Sequence[str], text_key: str, output: Path | None, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
-    """Measure the tokenizers, print the table, and write ``output`` (JSON) where one is named.
+    """Measure the tokenizers, and write ``output`` (JSON) where one is named.
 
     Raises:
         ConfigError: not one or two tokenizers, no corpus. DataError: a corpus that cannot be read or holds no text.
@@ -37,14 +37,13 @@ def run(paths: Sequence[str], corpora: Sequence[str], text_key: str, output: Pat
     tokenizers = [Tokenizer.load(path) for path in paths]
     corpus = Corpus.model_construct(path=list(corpora), text_key=text_key)
     found = report(tokenizers[0], tokenizers[1] if len(tokenizers) == 2 else None, training_texts([corpus]), max_bytes)
-    for line in table(found):
-        print(line)
     if output is not None:
         write_json(output, found)
     return found
 
 
 def table(found: dict[str, Any]) -> Iterator[str]:
+    """Lines for a terminal."""
     text, columns = found["text"], found["tokenizers"]
     yield f"{text['documents']:,} documents, {text['bytes']:,} bytes, {text['words']:,} words"
     width = max(len(name) for name in (*ROWS.values(), *CHANGE.values())) + 2

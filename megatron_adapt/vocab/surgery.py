@@ -18,6 +18,8 @@ from megatron_adapt.vocab.material import Maps, Material
 from megatron_adapt.vocab.matching import ROLES
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from megatron_adapt.families import ModelShape
     from megatron_adapt.hf.tokenizer import Tokenizer
 
@@ -63,9 +65,7 @@ def swap(
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(f"{output} already exists; choose another directory or remove it.")
     directory = HFDirectory.open(source_dir)
-    shape = find_family(directory.config, str(directory.config_path)).read_config(
-        directory.config, str(directory.config_path)
-    )
+    shape = shape_of(directory)
     source = check_tokenizer(directory.path, shape.vocab_size)
     target = Tokenizer.load(tokenizer_dir)
     if target.backend_json is None:
@@ -89,6 +89,38 @@ def swap(
     except OSError as error:
         raise CheckpointError(f"could not write {output}: {error}.") from None
     return _report(method, seed, shape, material, maps) | {"row_norms": lengths}
+
+
+def shape_of(directory: HFDirectory) -> ModelShape:
+    """What a model's config.json says. Raises ``ConfigError`` for an unsupported model."""
+    where = str(directory.config_path)
+    return find_family(directory.config, where).read_config(directory.config, where)
+
+
+def replace_output(model_dir: str | Path, matrix: Tensor) -> None:
+    """Write another output matrix, of the same shape, into an untied model's directory; its dtype stays.
+
+    Raises:
+        CheckpointError: failure to write.
+    """
+    from megatron_adapt.hf.weights import WeightWriter
+
+    directory = HFDirectory.open(model_dir)
+    family = find_family(directory.config, str(directory.config_path))
+    head = next(rule.hf[0] for rule in family.rules if rule.megatron == OUTPUT)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".output.", suffix=".partial", dir=directory.path) as folder:
+            with directory.weights() as reader, WeightWriter(folder) as writer:
+                for name in reader.names():
+                    old = reader.get(name)
+                    assert name != head or old.shape == matrix.shape
+                    writer.add(name, matrix.to(old.dtype) if name == head else old)
+            for file in directory.path.glob("*.safetensors*"):
+                file.unlink()
+            for file in Path(folder).iterdir():
+                os.replace(file, directory.path / file.name)
+    except OSError as error:
+        raise CheckpointError(f"could not write {directory.path}: {error}.") from None
 
 
 def check_tokenizer(model_dir: str | Path, vocab_size: int) -> Tokenizer:

@@ -184,6 +184,9 @@ def test_what_methods_read_is_input_of_the_swap(tmp_path, monkeypatch):
     assert set(focus.settings["corpora"]) == {"german"} and "corpus german" in focus.inputs  # the tokenizer's
     given = build("vocabulary.method=align", "vocabulary.corpora=[english]").step("align/swap")
     assert set(given.settings["corpora"]) == {"english"}
+    with pytest.raises(ConfigError, match="vocabulary.calibrate reads text in the target language: name corpora under"):
+        build("vocabulary.calibrate=true", f"vocabulary.tokenizer={tmp_path}")
+    assert set(build("vocabulary.calibrate=true").step("copy/swap").settings["corpora"]) == {"german"}
     with pytest.raises(ConfigError, match="vocabulary method focus reads text in the target language: name corpora under"):
         build("vocabulary.method=focus", f"vocabulary.tokenizer={tmp_path}")
 

@@ -48,13 +48,13 @@ def test_the_change(pair):
     assert {"role": "eos", "source": "</s>", "target": "<|end|>"} in change["special_differences"]
 
 
-def test_text_that_does_not_come_back_is_shown(pair, capsys, tmp_path):
+def test_text_that_does_not_come_back_is_shown(pair, tmp_path):
     (tmp_path / "text.txt").write_text("a☃b\n")
     path = tmp_path / "target"
     found = tokenizer_report.run([str(path)], [str(tmp_path / "text.txt")], "text", tmp_path / "report.json")
     (one,) = found["tokenizers"]
     assert one["changed_documents"] == 1 and "☃" in one["changed_example"]
-    out = capsys.readouterr().out
+    out = "\n".join(tokenizer_report.table(found))
     assert "tokenizer does not give back what it was given: 'a☃b' -> 'ab'" in out
     assert json.loads((tmp_path / "report.json").read_text()) == json.loads(json.dumps(found))
 
@@ -71,7 +71,7 @@ def test_nothing_to_measure(pair, tmp_path):
             tokenizer_report.run(paths, corpora, "text", None)
 
 
-def test_real_tokenizers(capsys):
+def test_real_tokenizers():
     paths = [str(assets("tokenizers", name)) for name in ("gpt2", "de-32k")]
     found = tokenizer_report.run(paths, [str(assets("text", "de_ud_gsd.jsonl.gz"))], "text", None, 50_000)
     source, target = found["tokenizers"]
@@ -81,5 +81,5 @@ def test_real_tokenizers(capsys):
     assert source["digits"] == ["123", "45", "67"] and len(target["digits"]) >= 7
     change = found["change"]
     assert change["kept"]["total"] == 8141 and 0.4 < change["kept_of_text"] < 0.8 and change["new_tokens_without_pieces"] == 0
-    out = capsys.readouterr().out
+    out = "\n".join(tokenizer_report.table(found))
     assert "numbers are cut in another way" in out and "pad: none in the source, <pad> in the target" in out

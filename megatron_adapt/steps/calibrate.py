@@ -1,0 +1,84 @@
+"""A swapped model's output matrix calibrated on text in the new language: one forward pass, no training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Iterable
+
+import numpy as np
+
+from megatron_adapt.errors import ConfigError, DataError
+from megatron_adapt.hf.directory import HFDirectory
+from megatron_adapt.hf.tokenizer import Tokenizer
+from megatron_adapt.steps.reporter import Reporter
+from megatron_adapt.vocab import surgery
+from megatron_adapt.vocab.calibration import calibrated
+
+WINDOW = 256  # tokens
+WINDOWS = 32
+MAX_BYTES = 20_000_000  # of text that is counted
+
+
+def check(model: Path) -> None:
+    """Raise ``ConfigError`` where the output matrix is not a matrix of its own, or is not all that makes the logits."""
+    directory = HFDirectory.open(model)
+    if directory.config.get("final_logit_softcapping"):
+        raise ConfigError(f"{model}: final_logit_softcapping bends the logits, which calibrate does not know: leave it out.")
+    if surgery.shape_of(directory).tied:
+        raise ConfigError(
+            f"{model}: input and output embedding are one matrix (tie_word_embeddings), and calibrating the output would change "
+            f"the input: leave calibrate out."
+        )
+
+
+def run(model: Path, texts: Iterable[str], seed: int, reporter: Reporter) -> dict[str, Any]:
+    """Rewrite the output matrix of the Hugging Face directory ``model``; returns what was done.
+
+    Raises:
+        DataError: less text than one window.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    tokenizer = Tokenizer.load(model)
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    matrix = loaded.get_output_embeddings().weight.detach()
+    length = min(WINDOW, getattr(loaded.config, "max_position_embeddings", WINDOW))
+    ids = _stream(tokenizer, texts)
+    counts = np.bincount(ids, minlength=len(matrix))
+    windows = torch.from_numpy(ids[: len(ids) // length * length].astype(np.int64)).view(-1, length)
+    if not len(windows):
+        raise DataError(f"calibrate needs at least {length} tokens of text in the target language, and there are {len(ids)}.")
+    chosen = windows[torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))[:WINDOWS]]
+    with torch.no_grad():
+        states = [loaded.base_model(window[None]).last_hidden_state[0] for window in chosen]
+        _same_logits(model, loaded(chosen[:1]).logits[0], states[0] @ matrix.T)
+        hidden = torch.cat([state[:-1] for state in states]).float()
+        new, report = calibrated(matrix, hidden, chosen[:, 1:].reshape(-1), counts)
+    surgery.replace_output(model, new)
+    reporter.log(
+        f"output matrix calibrated on {len(hidden):,} positions: {report['nats_before']:.2f} -> {report['nats_after']:.2f} nats a "
+        f"token before any training"
+    )
+    return report
+
+
+def _stream(tokenizer: Tokenizer, texts: Iterable[str]) -> np.ndarray:
+    """Ids of all documents up to MAX_BYTES, EOS behind each."""
+    end = np.array([] if tokenizer.eos_id is None else [tokenizer.eos_id], dtype=np.int32)
+    parts: list[np.ndarray] = [end[:0]]
+    size = 0
+    for text in texts:
+        parts += [tokenizer.encode([text])[0], end]
+        size += len(text.encode("utf-8", "replace"))
+        if size >= MAX_BYTES:
+            break
+    return np.concatenate(parts)
+
+
+def _same_logits(model: Path, logits: Any, product: Any) -> None:
+    difference = float((logits - product).abs().max() / logits.abs().max().clamp_min(1e-6))
+    if difference > 1e-3:
+        raise ConfigError(f"{model}: its logits are not its output matrix times the last hidden state; leave calibrate out.")
