@@ -11,23 +11,32 @@ from typing import Any
 
 from megatron_adapt.data.encoder import BACKENDS
 from megatron_adapt.data.preprocess import preprocess_keys, tokenizer_file
-from megatron_adapt.errors import AdaptError
+from megatron_adapt.errors import AdaptError, ConfigError
 
-# Flags of Megatron's tool that have nothing to switch here.
-_NEEDLESS = {
-    "partitions": "large files are cut by themselves and --workers counts processes",
-    "keep-sequential-samples": "documents always stay in the order of the input",
+# Flags of Megatron's tool that have nothing to switch here, and what they take.
+_NEEDLESS: dict[str, tuple[dict[str, Any], str]] = {
+    "partitions": ({"type": int}, "large files are cut by themselves, and --workers counts processes"),
+    "keep-sequential-samples": ({"action": "store_true"}, "documents always stay in the order of the input"),
+    "find-optimal-num-workers": ({"action": "store_true"}, "without --workers there is one for each core"),
+    "workers-to-check": ({"nargs": "+", "type": int}, "without --workers there is one for each core"),
+    "make-vocab-size-divisible-by": ({"type": int}, "ids do not depend on how the model pads its vocabulary"),
+    "dataset-impl": ({"choices": ["mmap"]}, "there is no other format"),
 }
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Returns the exit code: 0, or 2 after one sentence on stderr about what the user can correct."""
     arguments = _parser(prog).parse_args(argv)
-    for flag, reason in _NEEDLESS.items():
+    for flag, (_, reason) in _NEEDLESS.items():
         if getattr(arguments, flag.replace("-", "_")):
             print(f"--{flag} changes nothing: {reason}", file=sys.stderr)
     shown = _Progress(arguments.log_interval)
     try:
+        if arguments.vocab_file or arguments.merge_file:
+            raise ConfigError(
+                "--vocab-file and --merge-file are not read: load them with transformers' AutoTokenizer, save_pretrained() "
+                "it, and name that directory by --tokenizer-model"
+            )
         from megatron_adapt.hf.tokenizer import Tokenizer
 
         tokenizer = Tokenizer.load(tokenizer_file(arguments.tokenizer_model, arguments.tokenizer_type))
@@ -78,8 +87,10 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     add("--shard", type=_shard, metavar="I/N", help="only part I (from 0) of N, for N machines; merge_datasets.py joins them")
     add("--seed", type=int, default=1234, help="of the sample of documents that two libraries encode (1234)")
     add("--workers", type=int, metavar="N", help="processes; without it one for each core where that pays")
-    add("--partitions", type=int, metavar="N", help=argparse.SUPPRESS)
-    add("--keep-sequential-samples", action="store_true", help=argparse.SUPPRESS)
+    for flag, (takes, _) in _NEEDLESS.items():
+        add(f"--{flag}", help=argparse.SUPPRESS, **takes)
+    for flag in ("vocab-file", "merge-file"):
+        add(f"--{flag}", help=argparse.SUPPRESS)
     add("--log-interval", type=int, default=1000, metavar="N", help="where there is no terminal: a line every N documents (1000)")
     return parser
 

@@ -258,7 +258,9 @@ def test_tool_runs(tmp_path):
     bad = tool(str(tmp_path / "none"))
     assert bad.returncode == 2 and "none" in bad.stderr and "Traceback" not in bad.stderr
     unknown = tool("x", "--vocab-file", "v")
-    assert unknown.returncode == 2 and "unrecognized arguments: --vocab-file v" in unknown.stderr
+    assert unknown.returncode == 2 and "--vocab-file and --merge-file are not read: load them with" in unknown.stderr
+    unknown = tool("x", "--wrokers", "4")
+    assert unknown.returncode == 2 and "unrecognized arguments: --wrokers 4" in unknown.stderr
 
 
 @pytest.mark.parametrize("name", ["de-32k", "gpt2"])

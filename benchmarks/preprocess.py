@@ -1,0 +1,200 @@
+"""Raw text to .bin/.idx against three peers, in this run and on this machine.
+
+Each measurement is a fresh process: tokenizer loaded, text read and encoded, files written; imports do not count.
+
+* ours: ``preprocess`` with the given number of workers, and its largest memory (PSS of all its processes).
+* megatron: the algorithm of Megatron-LM's tools/preprocess_data.py, written from its description: a pool of processes,
+  json.loads and a transformers tokenizer call for each line, lists of ids into Megatron's IndexedDatasetBuilder.
+* tokenizers: json.loads, encode_batch_fast on batches of 1,000 lines, Megatron's builder, one process (its own threads).
+* gigatoken: encode_files of the same file into memory; writes nothing.
+
+The first two are slow: they read the first --peer-bytes of the file, and rates are compared. On that part the files of all
+three are compared byte for byte.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import multiprocessing
+import os
+import random
+import statistics
+import tempfile
+import threading
+import time
+from itertools import islice
+from pathlib import Path
+from typing import Any, Callable
+
+TEXTS = ("de_eltec_novels", "en_eltec_novels", "en_presidential", "de_ud_gsd", "en_wikipedia_demo", "ar_arcd_wikipedia")
+PIECE = 3000  # characters: novels are cut into documents of a usual length
+_encode: Any = None
+
+
+def write_corpus(assets: Path, target: Path, size: int | None) -> int:
+    """The pieces of all texts shuffled, again and again up to ``size`` bytes (None: once); returns the bytes written."""
+    pieces = []
+    for name in TEXTS:
+        with gzip.open(assets / "text" / f"{name}.jsonl.gz", "rt", encoding="utf-8") as lines:
+            for text in (json.loads(line)["text"] for line in lines):
+                pieces += [text[begin : begin + PIECE] for begin in range(0, len(text), PIECE)]
+    chance, written = random.Random(1), 0
+    with target.open("wb") as stream:
+        while not written or (size or 0) > written:
+            chance.shuffle(pieces)
+            written += sum(stream.write(json.dumps({"text": piece}, ensure_ascii=False).encode() + b"\n") for piece in pieces)
+    return written
+
+
+def ours(source: Path, tokenizer: Path, prefix: Path, workers: int) -> None:
+    from megatron_adapt.data.preprocess import preprocess
+    from megatron_adapt.hf.tokenizer import Tokenizer
+
+    preprocess(source, Tokenizer.load(tokenizer), prefix, append_eod=True, workers=workers, tokenizer_backend="gigatoken")
+
+
+def megatron(source: Path, tokenizer: Path, prefix: Path, workers: int) -> None:
+    builder, _ = _builder(tokenizer, prefix)
+    with multiprocessing.get_context("fork").Pool(workers, _load_tokenizer, (tokenizer,)) as pool, source.open(encoding="utf-8") as lines:
+        for ids in pool.imap(_encode_line, lines, 32):
+            builder.add_document(ids, [len(ids)])
+    builder.finalize(f"{prefix}.idx")
+
+
+def _load_tokenizer(path: Path) -> None:
+    global _encode
+    from transformers import PreTrainedTokenizerFast
+
+    from megatron_adapt.hf.tokenizer import Tokenizer
+
+    end = Tokenizer.load(path).eos_id
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path / "tokenizer.json"))
+    _encode = lambda text: [*tokenizer(text, add_special_tokens=False)["input_ids"], end]  # noqa: E731
+
+
+def _encode_line(line: str) -> list[int]:
+    return _encode(json.loads(line)["text"])
+
+
+def batches(source: Path, tokenizer: Path, prefix: Path, workers: int) -> None:
+    from tokenizers import Tokenizer as Rust
+
+    builder, end = _builder(tokenizer, prefix)
+    rust = Rust.from_file(str(tokenizer / "tokenizer.json"))
+    with source.open(encoding="utf-8") as lines:
+        while batch := [json.loads(line)["text"] for line in islice(lines, 1000)]:
+            for encoding in rust.encode_batch_fast(batch, add_special_tokens=False):
+                builder.add_document([*encoding.ids, end], [len(encoding.ids) + 1])
+    builder.finalize(f"{prefix}.idx")
+
+
+def _builder(tokenizer: Path, prefix: Path) -> tuple[Any, int]:
+    from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
+
+    from megatron_adapt.hf.tokenizer import Tokenizer
+
+    loaded = Tokenizer.load(tokenizer)
+    return IndexedDatasetBuilder(f"{prefix}.bin", dtype=DType.optimal_dtype(loaded.vocab_size)), loaded.eos_id
+
+
+def gigatoken(source: Path, tokenizer: Path, prefix: Path, workers: int) -> None:
+    import gigatoken as library
+
+    library.Tokenizer(str(tokenizer)).encode_files(library.JsonlFileSource([str(source)]), parallel=True)
+
+
+def measure(work: Callable[..., None], *arguments: Any) -> tuple[float, float]:
+    """Seconds, and the most memory of the process and its children together, in MB."""
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe(duplex=False)
+
+    def run() -> None:
+        began = time.perf_counter()
+        work(*arguments)
+        there.send(time.perf_counter() - began)
+
+    process = context.Process(target=run)
+    process.start()
+    most, done = [0.0], threading.Event()
+    watcher = threading.Thread(target=lambda: _watch(process.pid, most, done))
+    watcher.start()
+    process.join()
+    done.set()
+    watcher.join()
+    if process.exitcode:
+        raise SystemExit(f"{work.__name__} failed")
+    return here.recv(), most[0]
+
+
+def _watch(root: int, most: list[float], done: threading.Event) -> None:
+    while not done.wait(0.1):
+        pids, total = [root], 0
+        for pid in pids:  # grows while it is walked
+            try:
+                pids += [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+                lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+                total += next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+            except (OSError, StopIteration):  # it has just ended
+                continue
+        most[0] = max(most[0], total / 1e3)
+
+
+def compare(name: str, source: Path, tokenizer: Path, folder: Path, options: argparse.Namespace) -> None:
+    part = folder / "part.jsonl"
+    with source.open("rb") as stream, part.open("wb") as cut:
+        cut.write(stream.read(options.peer_bytes) + stream.readline())
+    runs = [("ours", ours, source), ("gigatoken", gigatoken, source), ("megatron", megatron, part), ("tokenizers", batches, part)]
+    rates: dict[str, list[float]] = {label: [] for label, _, _ in runs}
+    memory = dict.fromkeys(rates, 0.0)
+    for _ in range(options.repeat):
+        for label, work, text in runs:
+            seconds, used = measure(work, text, tokenizer, folder / label, options.workers)
+            rates[label].append(text.stat().st_size / 1e6 / seconds)
+            memory[label] = max(memory[label], used)
+    measure(ours, part, tokenizer, folder / "ours_part", options.workers)
+    for label in ("megatron", "tokenizers"):
+        for suffix in (".bin", ".idx"):
+            if Path(f"{folder / 'ours_part'}{suffix}").read_bytes() != Path(f"{folder / label}{suffix}").read_bytes():
+                raise SystemExit(f"{name}: our {suffix} file is not that of {label}")
+    middle = {label: statistics.median(found) for label, found in rates.items()}
+    cells = [f"{middle[label]:.1f} MB/s, {memory[label]:.0f} MB" for label in rates]
+    ratios = [f"{middle['ours'] / middle[label]:.2f}" for label in ("gigatoken", "megatron", "tokenizers")]
+    print(f"| {name} | {' | '.join(cells)} | {' | '.join(ratios)} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("--assets", type=Path, default=os.environ.get("MEGATRON_ADAPT_ASSETS"), help="folder with text/ and tokenizers/")
+    add("--tokenizers", nargs="+", default=["gpt2", "mistral-7b-v0.1", "de-32k"])
+    add("--sizes", nargs="+", type=int, default=[0, 1000], help="MB of text, repeated and shuffled; 0: everything once")
+    add("--workers", type=int, default=2)
+    add("--repeat", type=int, default=3)
+    add("--peer-bytes", type=int, default=20_000_000)
+    options = parser.parse_args()
+    if options.assets is None:
+        raise SystemExit("name the folder of the texts: --assets or MEGATRON_ADAPT_ASSETS")
+    # Imported before anything is measured, by the processes' common parent.
+    import awkward  # noqa: F401
+    import gigatoken  # noqa: F401
+    import megatron.core.datasets.indexed_dataset  # noqa: F401
+    import transformers
+
+    import megatron_adapt.data.preprocess  # noqa: F401
+
+    transformers.PreTrainedTokenizerFast  # noqa: B018 (a lazy import)
+    print("| text, tokenizer | ours | gigatoken | megatron | tokenizers | / gigatoken | / megatron | / tokenizers |")
+    print("|---|---|---|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        for size in options.sizes:
+            source = Path(folder, "text.jsonl")
+            written = write_corpus(Path(options.assets), source, size * 1_000_000 or None)
+            for name in options.tokenizers:
+                label = f"{written / 1e6:.0f} MB {'repeated' if size else 'once'}, {name}"
+                compare(label, source, Path(options.assets, "tokenizers", name), Path(folder), options)
+
+
+if __name__ == "__main__":
+    main()
