@@ -12,9 +12,9 @@ from megatron_adapt.data.held_out import writing
 from megatron_adapt.data.indexed import IndexedReader, WriteErrors
 from megatron_adapt.errors import AdaptError, ConfigError, DataError
 
-# Of a description (PREFIX.json): these add up; held-out text stays with the inputs.
-_COUNTS = ("documents", "tokens", "bytes", "skipped", "empty", "replaced_surrogates", "unknown_tokens")
-_HELD_OUT = {"held_out": None, "held_out_documents": 0, "held_out_bytes": 0}
+# Of a description (PREFIX.json): these add up; held-out text and skipped lines stay with the inputs.
+_COUNTS = ("documents", "tokens", "bytes", "skipped", "empty", "replaced_surrogates", "unknown_tokens", "sequences")
+_LEFT = {"held_out": None, "held_out_documents": 0, "held_out_bytes": 0, "skipped_lines": None}
 _REQUIRED = {"documents", "tokens", "bytes", "tokenizer_digest", "tokenizer_path"}
 
 
@@ -132,7 +132,8 @@ def _description(prefixes: Sequence[Path]) -> dict[str, Any]:
     same = {key: value for key, value in first.items() if all(other.get(key) == value for other in others)}
     # In the order of the first: the keys that add up or are the same everywhere.
     counts = {key: sum(stats.get(key, 0) for stats in read.values()) for key in _COUNTS}
-    values = {**same, "tokenizer_path": first["tokenizer_path"], **_HELD_OUT, **counts}
+    shards = [shard for stats in read.values() for shard in stats.get("shards", [])]  # of the ids, which lie in this order
+    values = {**same, "tokenizer_path": first["tokenizer_path"], **_LEFT, **counts, "shards": shards}
     return {key: values[key] for key in first if key in values}
 
 

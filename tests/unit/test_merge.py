@@ -26,6 +26,7 @@ from megatron_adapt.errors import ConfigError, DataError
 STATS = {
     "documents": 4, "tokens": 6, "bytes": 20, "skipped": 1, "held_out": "held_out.jsonl", "held_out_documents": 2,
     "held_out_bytes": 9, "unknown_tokens": 0, "tokenizer_digest": "d" * 64, "tokenizer_path": "tokenizer", "dtype": "uint16",
+    "sequences": 4, "skipped_lines": "a.skipped.jsonl", "shards": [[4, 6, "f" * 64]],
 }  # fmt: skip
 
 
@@ -99,7 +100,7 @@ def test_descriptions_are_merged(tmp_path):
     assert missing == [] and stats == json.loads((tmp_path / "all.json").read_text())
     assert stats == {
         **STATS, "documents": 5, "tokens": 7, "bytes": 25, "skipped": 3, "held_out": None, "held_out_documents": 0,
-        "held_out_bytes": 0,
+        "held_out_bytes": 0, "sequences": 8, "skipped_lines": None, "shards": STATS["shards"] * 2,
     }  # fmt: skip
     assert files(tmp_path) == ["a.bin", "a.idx", "a.json", "all.bin", "all.idx", "all.json", "b.bin", "b.idx", "b.json"]
 
