@@ -1,8 +1,7 @@
-"""Every kind of input and tokenizer: what is read, what is refused, and that Megatron's builder would write the same."""
+"""Every kind of input: what is read, and what is refused."""
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import resource
@@ -12,21 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from harness import ROOT, assets
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from test_preprocess import EOS, ByteTokenizer, corpus, documents, files, word_tokenizer
+from harness import ROOT
+from test_preprocess import EOS, ByteTokenizer, corpus, documents, word_tokenizer
 
-from megatron_adapt import _C
-from megatron_adapt.data import encoder, readers
+from megatron_adapt.data import readers
 from megatron_adapt.data.command import main
 from megatron_adapt.data.corpus import read_documents
-from megatron_adapt.data.encoder import Difference, choose
-from megatron_adapt.data.parsing import BadLine, parse_json
-from megatron_adapt.data.preprocess import preprocess
+from megatron_adapt.data.preprocess import preprocess, preprocess_keys
 from megatron_adapt.errors import ConfigError, DataError
-from megatron_adapt.hf.flat_encoding import Gigatoken
-from megatron_adapt.hf.tokenizer import Tokenizer
 
 TEXTS = ["eins", "zwei\nZeilen", "", "drei \U0001f600"]
 
@@ -110,6 +102,21 @@ def test_standard_input(tmp_path):
     assert b"--partitions changes nothing: large files are cut by themselves, and" in good.stderr
     bad = subprocess.run(command, input=b"".join(lines), capture_output=True, env=environment)
     assert bad.returncode == 2 and b"-:3: no key 'text'; the keys are 'no'" in bad.stderr
+
+
+def test_refused_combinations(tmp_path, monkeypatch, capsys):
+    source = corpus(tmp_path, "a")
+    with pytest.raises(ConfigError, match="standard input can be read once, not for each of the keys a, b: save it to a file"):
+        preprocess_keys("-", ByteTokenizer(), tmp_path / "c", ["a", "b"])
+    with pytest.raises(DataError, match="the corpus - is named twice; name it once"):
+        preprocess(["-", source, "-"], ByteTokenizer(), tmp_path / "c")
+    with pytest.raises(SystemExit):
+        main(["--input", str(source), "--output-prefix", "c", "--tokenizer-model", "t", "--shard", "1-4"])
+    assert "argument --shard: '1-4' is not I/N, like 0/4" in capsys.readouterr().err
+    monkeypatch.setattr(readers, "MAX_BYTES", 1 << 20)
+    (tmp_path / "long.txt").write_bytes(b"x" * (2 << 20))
+    with pytest.raises(DataError, match="long.txt: the file is longer than 1 MiB, which is too long for one document$"):
+        preprocess(tmp_path / "long.txt", ByteTokenizer(), tmp_path / "c", text_documents="files")
 
 
 class FakeDataset:
@@ -214,168 +221,3 @@ def test_unreadable_file(tmp_path):
         pytest.skip("root reads everything")
     with pytest.raises(DataError, match="cannot read .*in.jsonl: Permission denied"):
         preprocess(source, ByteTokenizer(), tmp_path / "c")
-
-
-# --------------------------------------------------------------------------------------- the scanner against Python
-
-scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
-values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3))
-records = st.dictionaries(st.sampled_from(["text", "id", "a\u00e9", "te\"xt"]), values | st.text(), max_size=4) | values
-lines = st.builds(
-    lambda record, ascii_only, pad: (pad + json.dumps(record, ensure_ascii=ascii_only) + pad).encode("utf-8", "surrogatepass"),
-    records, st.booleans(), st.sampled_from(["", " ", "\t", "\r"]),
-)  # fmt: skip
-broken = st.builds(
-    lambda line, at, byte: line[: at % (len(line) + 1)] + byte + line[at % (len(line) + 1) + 1 :],
-    lines, st.integers(0, 200), st.binary(max_size=2),
-)  # fmt: skip
-
-
-@settings(max_examples=300, deadline=None)
-@given(st.lists(lines | broken | st.just(b"") | st.just(b'{"text": "' + b"xyz" * 20 + b'", "text": "last"}'), max_size=6))
-def test_the_scanner_reads_lines_as_python_does(found):
-    data = b"\n".join(line.replace(b"\n", b" ") for line in found)
-    scanner, begin, texts, handed_over = _C.DocumentScanner(b"text", True), 0, [], 0
-    while True:
-        begin, end = scanner.scan(data, begin)
-        if begin == len(data):
-            break
-        odd = data[begin:end]
-        handed_over += 1
-        try:
-            text, _ = parse_json(odd, "text")
-            scanner.push(text.encode())
-        except BadLine:
-            pass
-        scanner.pass_(odd)
-        begin = end
-    text, offsets, numbers = scanner.take()
-    texts = [text[a:b].tobytes().decode() for a, b in zip(offsets[:-1], offsets[1:])]
-    expected = []
-    for number, line in enumerate(data.split(b"\n")):
-        if line.strip():
-            try:
-                expected.append((number, parse_json(line, "text")[0]))
-            except BadLine:
-                pass
-    assert list(zip(numbers.tolist(), texts)) == expected
-    assert scanner.lines == data.count(b"\n")
-
-
-def test_the_scanner_decides_ordinary_lines_itself():
-    text = "äöü \" \\ / \b\f\n\r\t \x7f \U0001f600 \u2028 مرحبا"
-    for ascii_only in (True, False):
-        record = {"id": -1.5e-3, "meta": {"a": [1, True, None, {}], "b": []}, "text": text, "url": "x"}
-        line = json.dumps(record, ensure_ascii=ascii_only).encode()
-        scanner = _C.DocumentScanner(b"text", True)
-        assert scanner.scan(line, 0) == (len(line), len(line))
-        assert scanner.take()[0].tobytes().decode() == text
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.text(alphabet="ab \t\r\n\x0b\u00e9", max_size=60))
-def test_blocks_do_not_depend_on_how_a_file_is_read(text):
-    def blocks(size: int) -> list[tuple[str, int]]:
-        readers._READ_BYTES, old = size, readers._READ_BYTES
-        try:
-            batches = list(readers.read(readers.Task(0, "text", ("memory",)), "text"))
-        finally:
-            readers._READ_BYTES = old
-        pieces = [(batch, a, b, n) for batch in batches for a, b, n in zip(batch.offsets[:-1], batch.offsets[1:], batch.lines)]
-        return [(batch.text[a:b].tobytes().decode(), int(n)) for batch, a, b, n in pieces]
-
-    opened, readers._open = readers._open, lambda file: io.BytesIO(text.encode())
-    try:
-        assert blocks(3) == blocks(1 << 20)
-    finally:
-        readers._open = opened
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.lists(st.text(alphabet="abc \u00e4\n", max_size=20), min_size=1, max_size=20), st.sampled_from([300, 70_000]))
-def test_the_files_are_those_of_megatrons_builder(tmp_path_factory, found, vocabulary):
-    builder_module = pytest.importorskip("megatron.core.datasets.indexed_dataset")
-    if not any(text.strip() for text in found):
-        found = [*found, "a"]
-    folder = tmp_path_factory.mktemp("builder")
-    preprocess(corpus(folder, *found), ByteTokenizer(vocab_size=vocabulary), folder / "ours", workers=1, chunk_bytes=100)
-    builder = builder_module.IndexedDatasetBuilder(
-        str(folder / "theirs.bin"), dtype=builder_module.DType.optimal_dtype(vocabulary)
-    )
-    for text in found:
-        if ids := list(text.strip().encode()):
-            builder.add_document([*ids, EOS], [len(ids) + 1])
-    builder.finalize(str(folder / "theirs.idx"))
-    for suffix in (".bin", ".idx"):
-        assert (folder / f"ours{suffix}").read_bytes() == (folder / f"theirs{suffix}").read_bytes()
-
-
-# ------------------------------------------------------------------------------------------------- the two libraries
-
-
-def test_special_tokens_in_the_text(tmp_path):
-    tokenizer = Tokenizer.load(assets("tokenizers", "gpt2"))
-    source = corpus(tmp_path, "a<|endoftext|>b", "x<|endoftext|>")
-    for backend in ("tokenizers", "gigatoken"):
-        options = {"append_eod": True, "tokenizer_backend": backend}
-        preprocess(source, tokenizer, tmp_path / backend, **options)
-        assert all(ids.count(50256) == 1 for ids in documents(tmp_path / backend))
-        assert tokenizer.decode(documents(tmp_path / backend)[0]) == "a<|endoftext|>b<|endoftext|>"
-        stats = preprocess(source, tokenizer, tmp_path / backend, parse_special_tokens=True, **options)
-        assert [ids.count(50256) for ids in documents(tmp_path / backend)] == [2, 1] and stats["parse_special_tokens"]
-    sentencepiece = Tokenizer.load(assets("tokenizers", "de-32k") / "tokenizer.model")
-    with pytest.raises(ConfigError, match="sentencepiece never finds special tokens in text; use a tokenizer.json"):
-        preprocess(source, sentencepiece, tmp_path / "s", parse_special_tokens=True)
-
-
-def test_a_difference_stops_the_run_or_falls_back(tmp_path, monkeypatch):
-    tokenizer = Tokenizer.load(assets("tokenizers", "gpt2"))
-    source = corpus(tmp_path, *(f"number {number}" for number in range(200)))
-    honest = Gigatoken.encode
-
-    def wrong(self, text, offsets, parallel):
-        ids, starts = honest(self, text, offsets, parallel)
-        return (np.where(ids == tokenizer.encode([" 7"])[0][0], 5, ids) if len(offsets) > 100 else ids), starts
-
-    monkeypatch.setattr(Gigatoken, "encode", wrong)
-    monkeypatch.setattr(encoder, "_SMALL_CORPUS", 1)
-    message = r"gigatoken and tokenizers give different ids for 'number 7\d*' with the tokenizer .*gpt2: at token 1 \[5"
-    with pytest.raises(Difference, match=message):
-        preprocess(source, tokenizer, tmp_path / "c", chunk_bytes=4096, workers=2)
-    stats = preprocess(source, tokenizer, tmp_path / "c", tokenizer_backend="auto")
-    assert stats["tokenizer_backend"] == "tokenizers"
-    assert documents(tmp_path / "c")[7] == [*tokenizer.encode(["number 7"])[0], 50256]
-    monkeypatch.setattr(Gigatoken, "encode", lambda self, text, offsets, parallel: (np.zeros(0, np.uint32), offsets * 0))
-    with pytest.raises(Difference, match="give different ids for ' '"):
-        choose(tokenizer, None, 1 << 30, False, False, False)
-    assert choose(tokenizer, "auto", 1 << 30, False, False, False).backend == "tokenizers"
-
-
-def test_what_gigatoken_does_not_support(tmp_path):
-    tokenizer = Tokenizer.load(word_tokenizer(tmp_path / "tok"))  # a model of whole words
-    with pytest.raises(ConfigError, match="gigatoken cannot be used with the tokenizer .*tok: "):
-        choose(tokenizer, "gigatoken", 1 << 30, False, False, False)
-    assert choose(tokenizer, None, 1 << 30, False, False, False).backend == "tokenizers"
-    assert files(tmp_path) == ["tok"]
-
-
-@pytest.mark.parametrize("name", ["gpt2", "mistral-7b-v0.1", "de-32k", "ar-32k", "de-bpe-50k"])
-def test_long_documents_are_compared_by_an_excerpt(name):
-    found = choose(Tokenizer.load(assets("tokenizers", name)), "gigatoken", 0, False, True, False)
-    found.samples = 3
-    text = "Ein längerer Text, مرحبا بالعالم. " * 1000
-    data = np.frombuffer((text + "kurz").encode(), np.uint8)
-    offsets = np.array([0, len(text.encode()), len(data)])
-    ids, starts = found.encode(data, offsets, np.random.default_rng(0))
-    assert np.array_equal(ids[starts[1] :], found.tokenizer.encode(["kurz"])[0])
-
-
-def test_a_bar_on_a_terminal(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    source = corpus(tmp_path, *["ein Satz"] * 50)
-    with source.open("a") as stream:
-        stream.write("bad\n")
-    arguments = ["--input", str(source), "--output-prefix", str(tmp_path / "c"), "--on-error", "skip"]
-    assert main([*arguments, "--tokenizer-model", str(word_tokenizer(tmp_path / "tok"))]) == 0
-    error = capsys.readouterr().err
-    assert "100% 50 documents (" in error and "MB/s, 100 tokens" in error and "skipped " in error

@@ -17,6 +17,7 @@ import pytest
 from harness import assets
 from test_preprocess import ByteTokenizer, corpus, documents, files, held_out
 
+from megatron_adapt.data import worker
 from megatron_adapt.data.merge import merge
 from megatron_adapt.data.pool import WorkerFailed
 from megatron_adapt.data.preprocess import preprocess
@@ -63,6 +64,15 @@ def test_workers_and_chunks_do_not_change_the_result(tmp_path, options):
         text.strip() for text in texts if text not in kept
     ]
     assert len(kept) == {0.1: 60, 0.0001: 1, 0.02: 6}.get(options.get("held_out"), 0)
+
+
+def test_ids_that_wait_on_disk(tmp_path, monkeypatch):
+    inputs = sources(tmp_path / "in")
+    preprocess(inputs, ByteTokenizer(), tmp_path / "one" / "c", workers=1, chunk_bytes=700)
+    monkeypatch.setattr(worker, "_MEMORY", 100)
+    for workers in (1, 2):
+        preprocess(inputs, ByteTokenizer(), tmp_path / "two" / "c", workers=workers, chunk_bytes=700)
+        assert content(tmp_path / "two") == content(tmp_path / "one")
 
 
 @pytest.mark.parametrize("workers, chunk_bytes", [(1, None), (1, 300), (2, 300)])
@@ -255,13 +265,13 @@ def test_killed_parent_leaves_no_worker(tmp_path):
         time.sleep(0.01)
     process.kill()
     process.join()
-    worker = int(file.read_text())
+    orphan = int(file.read_text())
     for _ in range(50):
-        if not Path(f"/proc/{worker}").exists() or state(worker) == "Z":
+        if not Path(f"/proc/{orphan}").exists() or state(orphan) == "Z":
             break
         time.sleep(0.1)
     else:
-        pytest.fail(f"process {worker} is still there")
+        pytest.fail(f"process {orphan} is still there")
 
 
 @pytest.mark.parametrize("name", ["gpt2", "de-32k"])

@@ -1,0 +1,86 @@
+"""gigatoken beside the library that defines the ids: used where it gives the same, and found out where it does not."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+from harness import assets
+from test_preprocess import corpus, documents, files, word_tokenizer
+
+from megatron_adapt.data import encoder
+from megatron_adapt.data.command import main
+from megatron_adapt.data.encoder import Difference, choose
+from megatron_adapt.data.preprocess import preprocess
+from megatron_adapt.errors import ConfigError
+from megatron_adapt.hf.flat_encoding import Gigatoken
+from megatron_adapt.hf.tokenizer import Tokenizer
+
+
+def test_special_tokens_in_the_text(tmp_path):
+    tokenizer = Tokenizer.load(assets("tokenizers", "gpt2"))
+    source = corpus(tmp_path, "a<|endoftext|>b", "x<|endoftext|>")
+    for backend in ("tokenizers", "gigatoken"):
+        options = {"append_eod": True, "tokenizer_backend": backend}
+        preprocess(source, tokenizer, tmp_path / backend, **options)
+        assert all(ids.count(50256) == 1 for ids in documents(tmp_path / backend))
+        assert tokenizer.decode(documents(tmp_path / backend)[0]) == "a<|endoftext|>b<|endoftext|>"
+        stats = preprocess(source, tokenizer, tmp_path / backend, parse_special_tokens=True, **options)
+        assert [ids.count(50256) for ids in documents(tmp_path / backend)] == [2, 1] and stats["parse_special_tokens"]
+    sentencepiece = Tokenizer.load(assets("tokenizers", "de-32k") / "tokenizer.model")
+    with pytest.raises(ConfigError, match="sentencepiece never finds special tokens in text; use a tokenizer.json"):
+        preprocess(source, sentencepiece, tmp_path / "s", parse_special_tokens=True)
+
+
+def test_a_difference_stops_the_run_or_falls_back(tmp_path, monkeypatch):
+    tokenizer = Tokenizer.load(assets("tokenizers", "gpt2"))
+    source = corpus(tmp_path, *(f"number {number}" for number in range(200)))
+    honest = Gigatoken.encode
+
+    def wrong(self, text, offsets, parallel):
+        ids, starts = honest(self, text, offsets, parallel)
+        return (np.where(ids == tokenizer.encode([" 7"])[0][0], 5, ids) if len(offsets) > 100 else ids), starts
+
+    monkeypatch.setattr(Gigatoken, "encode", wrong)
+    monkeypatch.setattr(encoder, "_SMALL_CORPUS", 1)
+    message = r"gigatoken and tokenizers give different ids for 'number 7\d*' with the tokenizer .*gpt2: at token 1 \[5"
+    with pytest.raises(Difference, match=message):
+        preprocess(source, tokenizer, tmp_path / "c", chunk_bytes=4096, workers=2)
+    stats = preprocess(source, tokenizer, tmp_path / "c", tokenizer_backend="auto")
+    assert stats["tokenizer_backend"] == "tokenizers"
+    assert documents(tmp_path / "c")[7] == [*tokenizer.encode(["number 7"])[0], 50256]
+    monkeypatch.setattr(Gigatoken, "encode", lambda self, text, offsets, parallel: (np.zeros(0, np.uint32), offsets * 0))
+    with pytest.raises(Difference, match="give different ids for ' '"):
+        choose(tokenizer, None, 1 << 30, False, False, False)
+    assert choose(tokenizer, "auto", 1 << 30, False, False, False).backend == "tokenizers"
+
+
+def test_what_gigatoken_does_not_support(tmp_path):
+    tokenizer = Tokenizer.load(word_tokenizer(tmp_path / "tok"))  # a model of whole words
+    with pytest.raises(ConfigError, match="gigatoken cannot be used with the tokenizer .*tok: "):
+        choose(tokenizer, "gigatoken", 1 << 30, False, False, False)
+    assert choose(tokenizer, None, 1 << 30, False, False, False).backend == "tokenizers"
+    assert files(tmp_path) == ["tok"]
+
+
+@pytest.mark.parametrize("name", ["gpt2", "mistral-7b-v0.1", "de-32k", "ar-32k", "de-bpe-50k"])
+def test_long_documents_are_compared_by_an_excerpt(name):
+    found = choose(Tokenizer.load(assets("tokenizers", name)), "gigatoken", 0, False, True, False)
+    found.samples = 3
+    text = "Ein längerer Text, مرحبا بالعالم. " * 1000
+    data = np.frombuffer((text + "kurz").encode(), np.uint8)
+    offsets = np.array([0, len(text.encode()), len(data)])
+    ids, starts = found.encode(data, offsets, np.random.default_rng(0))
+    assert np.array_equal(ids[starts[1] :], found.tokenizer.encode(["kurz"])[0])
+
+
+def test_a_bar_on_a_terminal(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    source = corpus(tmp_path, *["ein Satz"] * 50)
+    with source.open("a") as stream:
+        stream.write("bad\n")
+    arguments = ["--input", str(source), "--output-prefix", str(tmp_path / "c"), "--on-error", "skip"]
+    assert main([*arguments, "--tokenizer-model", str(word_tokenizer(tmp_path / "tok"))]) == 0
+    error = capsys.readouterr().err
+    assert "100% 50 documents (" in error and "MB/s, 100 tokens" in error and "skipped " in error
