@@ -3,4 +3,4 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source tools/environment.sh
-exec python -m pytest -q "$@"
+exec python -m pytest -q -n 2 --dist loadfile "$@"

@@ -27,8 +27,9 @@ from megatron_adapt import cli, config, launch, plan as plans, recipe as recipes
 from megatron_adapt.config import Recipe, model_of, step_into
 
 README = ROOT / "README.md"
+KEYS = ROOT / "examples" / "RECIPE.md"
 WITH_COMMANDS = [README, ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("examples/*/README.md"))]
-DOCUMENTS = [*WITH_COMMANDS, ROOT / "CHANGELOG.md", *sorted((ROOT / "megatron_adapt").rglob("README.md"))]
+DOCUMENTS = [*WITH_COMMANDS, KEYS, ROOT / "CHANGELOG.md", *sorted((ROOT / "megatron_adapt").rglob("README.md"))]
 MODEL = {**tiny.CONFIG, "num_key_value_heads": 4, "max_position_embeddings": 2048}  # fits the layout of README's recipe
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -44,9 +45,9 @@ def commands(block: str) -> list[str]:
     return [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
 
 
-def table(heading: str) -> Iterator[list[str]]:
-    """The rows of README's table whose header begins with these words."""
-    lines = iter(README.read_text(encoding="utf-8").splitlines())
+def table(heading: str, document: Path = README) -> Iterator[list[str]]:
+    """The rows of a document's table whose header begins with these words."""
+    lines = iter(document.read_text(encoding="utf-8").splitlines())
     assert any(line.startswith(heading) for line in lines), heading
     next(lines)
     for line in lines:
@@ -211,7 +212,7 @@ def field_at(key: str) -> FieldInfo | None:
 
 def documented() -> Iterator[tuple[str, str]]:
     """(key, default) of every key in the table; a key that begins with a point stands beside the one before it."""
-    for keys, defaults, _meaning in table("| key | default"):
+    for keys, defaults, _meaning in table("| key | default", KEYS):
         names = quoted(keys)
         values = [value.strip() for value in defaults.split(",")] if defaults else [""] * len(names)
         assert len(values) == len(names), (keys, defaults)
@@ -234,7 +235,7 @@ def test_keys_of_the_recipe_and_their_defaults() -> None:
 
 
 def test_no_key_of_the_recipe_is_forgotten() -> None:
-    rows = " ".join(" ".join(row) for row in table("| key | default"))
+    rows = " ".join(" ".join(row) for row in table("| key | default", KEYS))
     models = [model for model in config.Strict.__subclasses__() if model.__module__ == config.__name__]
     names = {name for model in models for name in model.model_fields} - {"path"}
     assert not [name for name in names if not re.search(rf"\b{name}\b", rows)]
