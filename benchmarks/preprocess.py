@@ -57,7 +57,8 @@ def ours(source: Path, tokenizer: Path, prefix: Path, workers: int) -> None:
 
 def megatron(source: Path, tokenizer: Path, prefix: Path, workers: int) -> None:
     builder, _ = _builder(tokenizer, prefix)
-    with multiprocessing.get_context("fork").Pool(workers, _load_tokenizer, (tokenizer,)) as pool, source.open(encoding="utf-8") as lines:
+    context = multiprocessing.get_context("fork")
+    with context.Pool(workers, _load_tokenizer, (tokenizer,)) as pool, source.open(encoding="utf-8") as lines:
         for ids in pool.imap(_encode_line, lines, 32):
             builder.add_document(ids, [len(ids)])
     builder.finalize(f"{prefix}.idx")

@@ -140,8 +140,8 @@ class _Progress:
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-            columns = [BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TextColumn("{task.fields[state]}"), TimeRemainingColumn()]
-            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            texts = (TextColumn("{task.percentage:>3.0f}%"), TextColumn("{task.fields[state]}"))
+            self._bar = Progress(BarColumn(), *texts, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
             self._task = self._bar.add_task("", total=None, state="")
             self._bar.start()  # here, not before: a thread, and workers are forked before the first report
         read = min(done["read"], done["total"])

@@ -60,6 +60,11 @@ def check_on_error(on_error: str) -> None:
         raise ConfigError(f"on_error must be 'stop' or 'skip', not {on_error!r}")
 
 
+def place(file: str, line: int | None, message: str) -> str:
+    """ "FILE:LINE: message"; the line is counted from 0 here and from 1 in the result."""
+    return f"{file}: {message}" if line is None else f"{file}:{line + 1}: {message}"
+
+
 def stop_message(message: str, fatal: bool) -> str:
     """What ends a run at a bad line."""
     return message if fatal else f"{message}; correct it or skip bad lines (on_error 'skip')"
@@ -72,7 +77,7 @@ def _documents(
     next_bad = next(bad)
     for number in range(len(batch.lines) + 1):
         while next_bad is not None and next_bad.before <= number:
-            message = f"{file}: {next_bad.message}" if next_bad.line is None else f"{file}:{next_bad.line + 1}: {next_bad.message}"
+            message = place(next_bad.file, next_bad.line, next_bad.message)
             if on_error == "stop" or next_bad.fatal:
                 raise DataError(stop_message(message, next_bad.fatal))
             if on_skip is not None:

@@ -18,8 +18,11 @@ _SMALL_CORPUS = 4 << 20  # bytes below which loading a second library takes long
 _REFERENCE_BYTES = 1 << 20  # encoded at a time by libraries that return an object per text
 _EXCERPT = 16 << 10  # bytes of a document that are compared
 _UINT16_VOCABULARY = 65_500  # ids below which Megatron stores uint16
-_ODD = ("", " ", "a", "  a  b\t\tc ", "\n\n a\r\n", "e\u0301\u00e9\u00a0\u200b\u3000x", "\U0001f600\U0001f468\u200d\U0001f469", "\0\x01\x7f",
-        "don't WE'LL 12345 3.14 a1b2", "\u0645\u0631\u062d\u0628\u0627 \u4f60\u597d", "<s>[INST]<|x|>", "\ufb01\uff21 \u1e9e")  # fmt: skip
+_ODD = (
+    "", " ", "a", "  a  b\t\tc ", "\n\n a\r\n", "e\u0301\u00e9\u00a0\u200b\u3000x", "\0\x01\x7f",
+    "\U0001f600\U0001f468\u200d\U0001f469", "don't WE'LL 12345 3.14 a1b2", "<s>[INST]<|x|>",
+    "\u0645\u0631\u062d\u0628\u0627 \u4f60\u597d", "\ufb01\uff21 \u1e9e",
+)  # fmt: skip
 
 
 class Difference(DataError):

@@ -205,9 +205,10 @@ class _Run:
             stack.enter_context(kept)
             parts = Parts.open(self.prefix, self._key(encoder, held_out_files))
             stack.callback(parts.close)
-            for document in read_documents(held_out_files, options.text_key, options.on_error, self.on_skip) if held_out_files else ():
-                if document.text:
-                    kept.write(document.text)
+            if held_out_files:
+                for document in read_documents(held_out_files, options.text_key, options.on_error, self.on_skip):
+                    if document.text:
+                        kept.write(document.text)
             make = lambda report: Worker(job, parts, report)  # noqa: E731
             self._number(job, make, workers)
             tracker = Tracker(parts, self.tasks, self.on_skip)

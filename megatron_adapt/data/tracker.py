@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_adapt.data import tables
-from megatron_adapt.data.corpus import stop_message
+from megatron_adapt.data.corpus import place, stop_message
 from megatron_adapt.data.documents import Task
 from megatron_adapt.data.held_out import writing
 from megatron_adapt.data.parts import Parts
@@ -46,7 +46,7 @@ class Tracker:
         """What ends the run, with the line's number."""
         bad = error.bad
         line = None if bad.line is None else bad.line + self._lines_before(error.number)
-        return stop_message(_place(bad.file, line, bad.message), bad.fatal)
+        return stop_message(place(bad.file, line, bad.message), bad.fatal)
 
     def close(self) -> None:
         if self._stream is not None:
@@ -70,7 +70,7 @@ class Tracker:
         self._stream.flush()
         if self.on_skip is not None:
             line = entry["line"]
-            self.on_skip(_place(entry["file"], None if line is None else line - 1, entry["error"]))
+            self.on_skip(place(entry["file"], None if line is None else line - 1, entry["error"]))
 
 
 class Progress:
@@ -84,7 +84,3 @@ class Progress:
         self.sums.update(report)
         if self.tell is not None:
             self.tell({**self.sums, "total": self.total, "seconds": time.monotonic() - self.started})
-
-
-def _place(file: str, line: int | None, message: str) -> str:
-    return f"{file}: {message}" if line is None else f"{file}:{line + 1}: {message}"

@@ -94,7 +94,8 @@ def test_whole_files_as_documents(tmp_path):
 def test_standard_input(tmp_path):
     tokenizer = word_tokenizer(tmp_path / "tok")
     command = [sys.executable, str(ROOT / "tools" / "preprocess_data.py"), "--input", "-", "--append-eod"]
-    command += ["--output-prefix", str(tmp_path / "c"), "--tokenizer-model", str(tokenizer), "--workers", "2", "--partitions", "3"]
+    command += ["--output-prefix", str(tmp_path / "c"), "--tokenizer-model", str(tokenizer)]
+    command += ["--workers", "2", "--partitions", "3"]
     lines = [b'{"text": "ein Satz"}\n', b'{"text": "ein"}\n', b'{"no": 1}\n']
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     good = subprocess.run(command, input=b"".join(lines[:2]), capture_output=True, env=environment)
@@ -206,7 +207,8 @@ def test_one_long_document(tmp_path):
     text = "Lorem ipsum dolor, " * (100_000_000 // 19)
     source = corpus(tmp_path, "a", text, "b")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    stats = preprocess(source, ByteTokenizer(encode=lambda texts: [np.zeros(len(text) // 19 + 1, np.int32) for text in texts]), tmp_path / "c")
+    tokenizer = ByteTokenizer(encode=lambda texts: [np.zeros(len(text) // 19 + 1, np.int32) for text in texts])
+    stats = preprocess(source, tokenizer, tmp_path / "c")
     assert stats["documents"] == 3 and stats["bytes"] == len(text) + 2
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 900 << 10
 

@@ -16,7 +16,9 @@ from megatron_adapt.data.parsing import BadLine, parse_json
 from megatron_adapt.data.preprocess import preprocess
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
-values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3))
+values = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
+)
 records = st.dictionaries(st.sampled_from(["text", "id", "a\u00e9", "te\"xt"]), values | st.text(), max_size=4) | values
 lines = st.builds(
     lambda record, ascii_only, pad: (pad + json.dumps(record, ensure_ascii=ascii_only) + pad).encode("utf-8", "surrogatepass"),
