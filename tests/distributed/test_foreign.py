@@ -8,6 +8,7 @@ import io
 import json
 import os
 import pickle
+import queue
 import re
 import shutil
 from dataclasses import replace
@@ -20,6 +21,7 @@ import yaml
 from harness import ROOT
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.enums import ModelType
 from test_conversion import Lines, assert_same, weights
 from worlds import SIZES, VOCABULARY, Layout, World, tensors
@@ -79,6 +81,8 @@ def save(source: Path, place: Path, layout: Layout, args: Any) -> None:
                 state["optimizer"] = {"moment": moment, "param_groups": [{"lr": 0.1}]}
                 place.mkdir(parents=True)
             torch.distributed.barrier()
+            # Else Megatron 0.16 starts a manager process here, which a forked rank's end leaves behind.
+            filesystem_async._results_queue = queue.SimpleQueue()
             dist_checkpointing.save(state, str(place), validate_access_integrity=False)
 
     launch.fork(layout.model_ranks, work)
