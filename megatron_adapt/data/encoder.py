@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from megatron_adapt.hf.tokenizer import Tokenizer
 
 BACKENDS = ("auto", "gigatoken", "tokenizers", "sentencepiece")
-SAMPLES = 128  # documents of a run that are encoded by both libraries
+SAMPLES = 64  # documents of a run that are encoded by both libraries
 _SMALL_CORPUS = 4 << 20  # bytes below which loading a second library takes longer than it saves
 _REFERENCE_BYTES = 1 << 20  # encoded at a time by libraries that return an object per text
 _EXCERPT = 16 << 10  # bytes of a document that are compared

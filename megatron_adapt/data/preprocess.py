@@ -1,6 +1,6 @@
 """Raw text -> PREFIX.bin and PREFIX.idx: read, encoded and written in input order by all cores, in bounded memory.
 
-Tasks of about 16 MiB (``ranges.py``) go to workers (``worker.py``), each finished one is kept in PREFIX.parts
+Tasks of 1 to 16 MiB (``ranges.py``) go to workers (``worker.py``), each finished one is kept in PREFIX.parts
 (``parts.py``) and lies at its final place in what becomes PREFIX.bin: there is nothing to merge, and a killed run
 continues. Memory: about 300 MB for this process and 200 MB for each worker, and what documents above 16 MiB need.
 """

@@ -81,7 +81,12 @@ def limited(limit: int, source: Path, prefix: Path, options: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "options, file", [("held_out=0.9", "00000000.held"), ("", "data"), ("workers=2, chunk_bytes=1500000", "data")]
+    "options, file",
+    [
+        ("held_out=0.9, chunk_bytes=1 << 24", "00000000.held"),
+        ("chunk_bytes=1 << 24", "data"),
+        ("workers=2, chunk_bytes=1500000", "data"),
+    ],
 )
 def test_full_disk(tmp_path, options, file):
     source = corpus(tmp_path / "in", *("x" * 100_000 for _ in range(40)))
