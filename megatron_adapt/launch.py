@@ -1,7 +1,7 @@
 """Start the ranks of one step: forked on this machine, or as torchrun's children.
 
 Forking costs a quarter of a second where a fresh interpreter pays several for its imports. The parent imports what
-the ranks will need, and never runs a tensor operation itself: threads do not survive a fork.
+the ranks will need.
 """
 
 from __future__ import annotations
@@ -12,14 +12,17 @@ import gc
 import json
 import math
 import os
+import queue
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable, NoReturn, Sequence
 
@@ -76,16 +79,16 @@ def fork(
     # A signal waits until both sides have their handlers: none is lost, and none strikes a child that is not one yet.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     parent = os.getpid()
+    forks = _Forks()
     try:
         for number in range(world):
             report = os.pipe()
-            pid = os.fork()
-            if pid == 0:
-                environment = {
-                    "RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(world),
-                    "MEGATRON_ADAPT_RENDEZVOUS": str(folder / "rendezvous"),
-                }  # fmt: skip
-                _child(function, environment, report[1], parent, threads or max(1, cores() // world), mask)
+            environment = {
+                "RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(world),
+                "MEGATRON_ADAPT_RENDEZVOUS": str(folder / "rendezvous"),
+            }  # fmt: skip
+            wanted = threads or max(1, cores() // world)
+            pid = forks.fork(partial(_child, function, environment, report[1], parent, wanted, mask))
             os.close(report[1])
             os.set_blocking(report[0], False)
             ranks.append(_Rank(number, pid, report[0]))
@@ -99,7 +102,45 @@ def fork(
             rank.kill(signal.SIGKILL)
         for rank in ranks:
             rank.reap(wait=True)
+        forks.end()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+class _Forks:
+    """Forks from a thread of its own, which lives as long as the children (a child dies with the thread that made it).
+
+    OpenMP notes its worker threads in the thread that first needed them, and a forked copy of that thread waits for ever
+    for workers that it has not got. A child of a fresh thread starts workers of its own, whatever this process computed.
+    """
+
+    def __init__(self) -> None:
+        self.tasks: queue.SimpleQueue[Callable[[], NoReturn] | None] = queue.SimpleQueue()
+        self.pids: queue.SimpleQueue[int | OSError] = queue.SimpleQueue()
+        self.thread = threading.Thread(target=self._work, daemon=True)
+        self.thread.start()
+
+    def _work(self) -> None:
+        while (task := self.tasks.get()) is not None:
+            try:
+                pid = os.fork()
+            except OSError as error:  # too many processes, or no memory
+                self.pids.put(error)
+                continue
+            if pid == 0:
+                task()
+            self.pids.put(pid)
+
+    def fork(self, task: Callable[[], NoReturn]) -> int:
+        """Run ``task``, which ends its process, in a child; the child's id."""
+        self.tasks.put(task)
+        pid = self.pids.get()
+        if isinstance(pid, OSError):
+            raise pid
+        return pid
+
+    def end(self) -> None:
+        self.tasks.put(None)
+        self.thread.join()
 
 
 def child(command: Sequence[str]) -> Outcome:

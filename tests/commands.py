@@ -75,7 +75,8 @@ class Running:
 
     def ranks(self) -> list[int]:
         """Process ids of its children."""
-        return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
+        threads = Path(f"/proc/{self.pid}/task").glob("*/children")
+        return sorted(int(pid) for file in threads for pid in file.read_text().split())
 
 
 def wait_for(condition: Callable[[], Any], what: str, seconds: float = TIMEOUT) -> Any:

@@ -28,9 +28,7 @@ DTYPE_KEYS = {"dtype", "torch_dtype"}  # transformers 5 says the one, 4 the othe
 
 
 def apart(work: Callable[[], dict[str, Any]], ranks: int = 1) -> dict[str, Any]:
-    """What ``work`` returns on rank 0 of forked processes. Its memory goes with it, and the caller, who has run no tensor
-    operation, may fork again: threads do not survive a fork. What it returns has to be JSON.
-    """
+    """What ``work`` returns on rank 0 of forked processes, with which its memory goes. It has to be JSON."""
     found: list[dict[str, Any]] = []
 
     def report() -> None:

@@ -6,12 +6,14 @@ import errno
 import os
 import pickle
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any, Callable
 
 import pytest
+from harness import ROOT
 
 from megatron_adapt import launch
 from megatron_adapt.errors import CheckpointError, ConfigError, DataError
@@ -320,3 +322,25 @@ def test_a_command_ends_with_its_launcher(tmp_path: Path):
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     wait_for(lambda: is_gone(command))
+
+
+COMPUTES = """
+import torch
+from megatron_adapt import launch
+
+torch.set_num_threads(2)
+
+def compute():
+    x = torch.ones(400, 4000)
+    assert (x.cos() @ x.T).isfinite().all() and torch.get_num_threads() == 2
+
+compute()  # leaves OpenMP's threads behind
+assert not launch.fork(2, lambda: launch.fork(1, compute, threads=2), threads=2).stopped
+compute()
+print("fine")
+"""
+
+
+def test_ranks_compute_whatever_their_parent_has_computed() -> None:
+    done = subprocess.run([sys.executable, "-c", COMPUTES], cwd=ROOT, capture_output=True, text=True, timeout=FOREVER)
+    assert done.stdout == "fine\n", done.stderr
