@@ -35,7 +35,7 @@ def one_rank(world: World, tmp_path_factory: pytest.TempPathFactory):
 
 
 def assert_same(run: Outcome, reference: Outcome) -> None:
-    assert len(reference.losses) == 5 and reference.losses[-1] < reference.losses[0]
+    assert len(reference.losses) == 5 and min(reference.losses[1:]) < reference.losses[0]
     assert run.losses == pytest.approx(reference.losses, rel=RELATIVE)
     assert run.norms == pytest.approx(reference.norms, rel=RELATIVE)
     assert [line.keys() for line in run.metrics] == [line.keys() for line in reference.metrics]

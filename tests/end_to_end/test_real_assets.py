@@ -66,6 +66,6 @@ def test_exported_model_writes_german_looking_text(adapted: Path) -> None:
 
 
 def test_receipts_tell_what_was_verified(adapted: Path) -> None:
-    for step in ("copy/imported", "model"):
+    for step, tensors in (("copy/imported", 47), ("model", 32)):  # those of Hugging Face, those of Megatron
         metrics = json.loads((adapted / step / "receipt.json").read_text())["metrics"]
-        assert metrics["max_abs_difference"] <= 1e-4 and metrics["top1_agreement"] == 1.0 and metrics["tensors"] == 47
+        assert metrics["max_abs_difference"] <= 1e-4 and metrics["top1_agreement"] == 1.0 and metrics["tensors"] == tensors
