@@ -27,6 +27,7 @@ SECTIONS = {
     "te_parameters": ("sections", "te_parameters", {}, True, 90),
     "train_fp32": ("sections", "train_fp32", {}, False, 120),
     "train_bf16": ("sections", "train_bf16", {}, False, 180),
+    "train_bf16_true": ("sections", "train_bf16_true", {}, False, 180),
     "parity_fp32": ("sections", "parity_fp32", {}, False, 90),
     "parity_bf16": ("sections", "parity_bf16", {}, False, 120),
     "resume_plain": ("sections", "resume", {"spec": "plain"}, False, 150),

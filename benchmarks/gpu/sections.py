@@ -125,7 +125,7 @@ def te_parameters(tiny: bool, scratch: Path) -> dict:
     """A model of Transformer Engine's layers has exactly our canonical parameters, on the GPU, marked for Megatron."""
     use("te")
     setup = Setup(tiny, scratch, 1)
-    model = setup.model("bf16")
+    model = setup.model("bf16-mixed")
     found = {name: tuple(parameter.shape) for name, parameter in models.named_parameters(model)}
     expected = {name: tuple(size) for name, size in setup.shape.parameter_shapes().items()}
     extra, missing = found.items() - expected.items(), expected.items() - found.items()
@@ -153,10 +153,20 @@ def train_bf16(tiny: bool, scratch: Path) -> dict:
     found: dict[str, float] = {"first_loss": peer[0], "last_loss": peer[-1]}
     for spec in specs():
         use(spec)
-        found[f"{spec}_difference_to_transformers"] = largest(setup.train("bf16", spec), peer)
+        found[f"{spec}_difference_to_transformers"] = largest(setup.train("bf16-mixed", spec), peer)
     worst = max(value for name, value in found.items() if "difference" in name)
     assert worst < 1e-2, f"bf16 losses differ by {worst:.1e} (allowed 1e-2): {found}"
     return found
+
+
+def train_bf16_true(tiny: bool, scratch: Path) -> dict:
+    """Weights, gradients and moments in bfloat16, stochastic rounding: near bf16-mixed, and the same again."""
+    setup = Setup(tiny, scratch, 20)
+    use("plain")
+    mixed, once, again = setup.train("bf16-mixed", "mixed"), setup.train("bf16-true", "true"), setup.train("bf16-true", "again")
+    difference = largest(once, mixed)
+    assert difference < 2e-2, f"losses differ from bf16-mixed by {difference:.1e} (allowed 2e-2)"
+    return {"difference_to_mixed": difference, "repeats": once == again and same_weights(setup, "true", "again")}
 
 
 def parity_fp32(tiny: bool, scratch: Path) -> dict:
@@ -176,7 +186,7 @@ def parity_bf16(tiny: bool, scratch: Path) -> dict:
     found = {"transformers_rms_error": theirs, "logits_rms": exact.square().mean().sqrt().item()}
     for spec in specs():
         use(spec)
-        ours = evaluate.logits(setup.model("bf16"), setup.tokens())
+        ours = evaluate.logits(setup.model("bf16-mixed"), setup.tokens())
         found[f"{spec}_rms_error"] = (ours - exact).square().mean().sqrt().item()
         found[f"{spec}_top1_agreement"] = (ours.argmax(-1) == exact.argmax(-1)).float().mean().item()
         assert found[f"{spec}_rms_error"] <= 1.5 * theirs, f"{spec} layers are less exact than transformers: {found}"
@@ -188,7 +198,7 @@ def resume(tiny: bool, scratch: Path, spec: str) -> dict:
     torch.use_deterministic_algorithms(True, warn_only=True)
     setup = Setup(tiny, scratch, 8)
     use(spec)
-    once, again = setup.train("bf16", "once"), setup.train("bf16", "again")
+    once, again = setup.train("bf16-mixed", "once"), setup.train("bf16-mixed", "again")
     lines = []
 
     def stop_half_way(line: str) -> None:
@@ -197,13 +207,13 @@ def resume(tiny: bool, scratch: Path, spec: str) -> dict:
             os.kill(os.getpid(), signal.SIGTERM)
 
     try:
-        setup.train("bf16", "stopped", log=stop_half_way)
+        setup.train("bf16-mixed", "stopped", log=stop_half_way)
     except loop.Stopped:
         stopped = checkpoint.resolve(setup.folder / "stopped").position.step
     else:
         raise AssertionError("the run ignored SIGTERM")
     assert stopped == 4, f"stopped at step {stopped}, not 4"
-    continued = setup.train("bf16", "stopped")
+    continued = setup.train("bf16-mixed", "stopped")
     repeats = once == again and same_weights(setup, "once", "again")
     exact = once == continued and same_weights(setup, "once", "stopped")
     difference = largest(continued, once)
@@ -215,7 +225,7 @@ def resume(tiny: bool, scratch: Path, spec: str) -> dict:
 def same_weights(setup: Setup, *names: str) -> bool:
     states = []
     for name in names:
-        model = models.build(setup.shape, Layout(), "bf16")
+        model = models.build(setup.shape, Layout(), "bf16-mixed")
         checkpoint.load(checkpoint.resolve(setup.folder / name), model)
         states.append([parameter.detach().clone() for parameter in model.parameters()])
     return all(torch.equal(a, b) for a, b in zip(*states))
@@ -227,9 +237,9 @@ def across_specs(tiny: bool, scratch: Path) -> dict:
     logits = {}
     for spec, other in (("plain", "te"), ("te", "plain")):
         use(spec)
-        saved = workload.import_model(setup.folder / spec, setup.hf, "bf16")
+        saved = workload.import_model(setup.folder / spec, setup.hf, "bf16-mixed")
         use(other)
-        model = models.build(setup.shape, Layout(), "bf16")
+        model = models.build(setup.shape, Layout(), "bf16-mixed")
         checkpoint.load(checkpoint.resolve(saved), model)
         logits[spec] = evaluate.logits(model.eval(), setup.tokens())
     difference = (logits["plain"] - logits["te"]).square().mean().sqrt().item()

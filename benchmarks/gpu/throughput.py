@@ -87,7 +87,7 @@ def engine(tiny: bool, scratch: Path, spec: str) -> dict:
 
     use(spec)
     hf, corpus, phase = prepare(tiny, scratch)
-    start = workload.import_model(scratch / f"{spec}_start", hf, "bf16")
+    start = workload.import_model(scratch / f"{spec}_start", hf, "bf16-mixed")
     output = scratch / f"{spec}_output"
     moments = [time.perf_counter()]
 
@@ -97,7 +97,7 @@ def engine(tiny: bool, scratch: Path, spec: str) -> dict:
             raise Enough
 
     try:
-        loop.train(workload.job(phase, "bf16", start, output, corpus), log=turn)
+        loop.train(workload.job(phase, "bf16-mixed", start, output, corpus), log=turn)
     except Enough:
         losses = [line["loss"] for line in metrics.read_lines(output / "metrics.jsonl")]
     seconds = [after - before for before, after in zip(moments, moments[1:])]
