@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options:
-    VARIANTS: ClassVar = {"original": {"input": "uniform", "output": "uniform", "norm": "none"}}
+    VARIANTS: ClassVar[dict] = {"original": {"input": "uniform", "output": "uniform", "norm": "none"}}
     variant: str = option("default", "published settings", choices=("default", *VARIANTS))
     input: str = option("back", "which pieces count in the input embedding", choices=WEIGHTINGS)
     output: str = option("front", "which pieces count in the output matrix", choices=WEIGHTINGS)

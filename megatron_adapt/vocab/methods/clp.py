@@ -23,7 +23,7 @@ from megatron_adapt.vocab.weighting import empty
 
 @dataclass(frozen=True)
 class Options:
-    VARIANTS: ClassVar = {"original": {"weights": "all", "centre": False, "norm": "none", "output": "input"}}
+    VARIANTS: ClassVar[dict] = {"original": {"weights": "all", "centre": False, "norm": "none", "output": "input"}}
     helper: Path = option(..., "Hugging Face directory of a model that has the target's tokenizer")
     variant: str = option("default", "published settings", choices=("default", *VARIANTS))
     weights: str = option("sparsemax", "weights over anchors", choices=(*similarity.WEIGHTS, "all"))

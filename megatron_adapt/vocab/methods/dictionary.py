@@ -27,7 +27,7 @@ from megatron_adapt.vocab.weighting import Triples, concatenated, empty, summed
 
 @dataclass(frozen=True)
 class Options:
-    VARIANTS: ClassVar = {
+    VARIANTS: ClassVar[dict] = {
         "original": {"keep_overlap": False, "cases": False, "several": False, "rest": "draw", "norm": "none"}
     }
     file: Path = option(..., "word list, one pair a line: source word, tab, target word")

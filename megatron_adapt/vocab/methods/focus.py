@@ -27,7 +27,7 @@ from megatron_adapt.vocab.weighting import concatenated, empty
 
 @dataclass(frozen=True)
 class Options:
-    VARIANTS: ClassVar = {"original": {"rare": "draw", "norm": "none", "centre": False}}
+    VARIANTS: ClassVar[dict] = {"original": {"rare": "draw", "norm": "none", "centre": False}}
     variant: str = option("default", "published settings", choices=("default", *VARIANTS))
     vectors: Path | None = option(None, "vectors of the target's tokens as a .vec file; else learned from text")
     dim: int = option(200, "dimensions of learned vectors", low=2)

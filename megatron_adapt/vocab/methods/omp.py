@@ -28,7 +28,7 @@ BLOCK = 512  # tokens at a time
 
 @dataclass(frozen=True)
 class Options:
-    VARIANTS: ClassVar = {
+    VARIANTS: ClassVar[dict] = {
         "original": {
             "k": 64, "ridge": 0.0, "residual": 0.0, "duplicates": 1.0, "weakest": 0.0, "normalise": False, "norm": "none",
         }

@@ -21,7 +21,7 @@ from megatron_adapt.vocab.weighting import WEIGHTINGS, Triples, piece_weights, s
 
 @dataclass(frozen=True)
 class Options:
-    VARIANTS: ClassVar = {
+    VARIANTS: ClassVar[dict] = {
         "original": {"input": "uniform", "output": "uniform", "norm": "none"},
         "adaptivocab": {"input": "back", "output": "front", "alpha": 2.0, "norm": "none"},
         "weighted": {"input": "length", "output": "length", "norm": "none"},

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options:
-    VARIANTS: ClassVar = {"original": {"keep_overlap": False, "rare": "draw", "norm": "none"}}
+    VARIANTS: ClassVar[dict] = {"original": {"keep_overlap": False, "rare": "draw", "norm": "none"}}
     source_vectors: Path = option(..., "word vectors of the source language, a .vec file")
     target_vectors: Path = option(..., "word vectors of the target language, a .vec file")
     file: Path = option(..., "word list, one pair a line: source word, tab, target word")
