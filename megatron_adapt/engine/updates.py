@@ -119,7 +119,7 @@ class _Update(torch.optim.Optimizer):
     def _generator(self, parameter: Tensor, step: int) -> torch.Generator:
         split = getattr(parameter, "tensor_model_parallel", False)
         key = f"{self.seed}/{step}/{self.names[parameter]}/{self.shard if split else 0}"
-        # The two halves of the name in two checksums: 64 bits, so that no two streams are the same.
+        # Two checksums, 63 bits together: one alone would give some of many parameters the same stream.
         value = zlib.crc32(key.encode()) << 32 | zlib.adler32(key[::-1].encode())
         return torch.Generator(device=parameter.device).manual_seed(value & (1 << 63) - 1)
 
