@@ -122,7 +122,8 @@ def _is_low(single: Any) -> bool:
 
 def _norm(single: Any) -> float:
     """L2 norm of bf16 gradients, summed in float32 over all model-parallel ranks."""
-    gradients = single.get_main_grads_for_grad_norm()
+    name = "get_main_grads_for_grad_norm"  # as 0.16 calls it
+    gradients = getattr(single, name)() if hasattr(single, name) else single.get_grads_for_grad_norm()
     total = torch.zeros(1, device=backend.device())
     for gradient in gradients:
         total += torch.linalg.vector_norm(gradient, dtype=torch.float32) ** 2
