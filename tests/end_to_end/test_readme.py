@@ -75,7 +75,7 @@ class Checker:
     def ours(self, words: Sequence[str]) -> None:
         verb, *arguments = words
         assert verb in typer.main.get_command(cli.app).commands, f"no verb {verb!r}"
-        if verb in ("check", "plan") or not cli._is_recipe(arguments):
+        if verb in ("check", "plan") or not cli.recipes.is_recipe(arguments):
             self.shop.run(*words).succeeded()
             return
         given = self.parsed(verb, arguments)

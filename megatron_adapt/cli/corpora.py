@@ -1,0 +1,48 @@
+"""Verbs on corpora."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from megatron_adapt.cli.application import app
+from megatron_adapt.cli.recipes import is_recipe, run_steps
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
+def preprocess(context: typer.Context) -> None:
+    """Tokenize corpora: a recipe's, or files by Megatron's flags (--input ... --output-prefix ...; --help lists them)."""
+    words = list(context.args)
+    if is_recipe(words):
+        import argparse
+
+        parser = argparse.ArgumentParser(prog="megatron-adapt preprocess")
+        parser.add_argument("words", nargs="+", metavar="RECIPE [PATH=VALUE]", help="recipe.yaml ... [path=value ...]")
+        parser.add_argument("--step", help="only the step of this name (see plan)")
+        given = parser.parse_intermixed_args(words)
+        return run_steps(given.words, "preprocess", given.step)
+    from megatron_adapt.data import command
+
+    sys.exit(command.main(words, prog="megatron-adapt preprocess"))
+
+
+@app.command()
+def inspect(
+    prefix: Annotated[str, typer.Argument(help="a tokenized corpus: PREFIX.bin and PREFIX.idx", metavar="PREFIX")],
+    document: Annotated[Optional[int], typer.Option(help="show the text of this document, from 0 (-1: the last)")] = None,
+    tokenizer: Annotated[Optional[Path], typer.Option(help="its tokenizer; default: what PREFIX.json names")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Show what a tokenized corpus holds: type, counts, lengths of its documents, the text of one."""
+    from megatron_adapt.data import inspection
+
+    facts = inspection.describe(prefix)
+    shown = None if document is None else inspection.read_document(prefix, document, tokenizer)
+    if as_json:
+        print(json.dumps(facts if shown is None else facts | {"document": shown}, indent=2, ensure_ascii=False))
+    else:
+        inspection.show(facts, shown)

@@ -1,0 +1,107 @@
+"""Verbs on models: drawn, imported, trained, exported, measured, reported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, List, Optional
+
+import typer
+
+from megatron_adapt.cli.application import app
+from megatron_adapt.cli.directories import alone, paths, produce
+from megatron_adapt.cli.recipes import Either, StepName, Words, is_recipe, run_steps
+from megatron_adapt.errors import ConfigError
+
+
+@app.command()
+def initialize(words: Words, step: StepName = None) -> None:
+    """Draw the weights of a recipe's model from scratch."""
+    run_steps(words, "initialize", step)
+
+
+Verify = Annotated[Optional[str], typer.Option(help="off | weights | logits; default: logits if the model fits into memory")]
+
+
+@app.command("import")
+def import_(words: Either, step: StepName = None, verify: Verify = None) -> None:
+    """Hugging Face -> Megatron checkpoint, verified: a recipe's, or `import HF_DIR OUT`."""
+    if is_recipe(words):
+        return run_steps(words, "import", step)
+    from megatron_adapt.config_types import VERIFY, choice
+
+    source, output = paths(words, "HF_DIR OUT")
+    verify = choice("verify", verify, VERIFY)
+
+    def work(folder: Path, reporter: Any) -> Any:
+        from megatron_adapt.steps import import_hf
+
+        return import_hf.run(source, folder, reporter, verify=verify)
+
+    produce(output, work)
+
+
+@app.command()
+def train(words: Words, step: StepName = None, nproc: Annotated[Optional[int], typer.Option("--nproc")] = None) -> None:
+    """Train a recipe's phases (those that remain, or --step)."""
+    if not is_recipe(words):
+        raise ConfigError("train takes a recipe (.yaml): what to train on, and how, is more than plain paths can say.")
+    run_steps(words, "train", step, nproc)
+
+
+@app.command()
+def export(
+    words: Either,
+    step: StepName = None,
+    dtype: Annotated[str, typer.Option(help="bfloat16 | float32 | float16 | keep (config.json's)")] = "bfloat16",
+    tie: Annotated[str, typer.Option(help="keep | untie (a head of its own) | tie (drop a head equal to the embedding)")] = "keep",
+    max_shard_size: Annotated[str, typer.Option(help="largest size of a weight file")] = "5GB",
+    verify: Verify = None,
+    family: Annotated[Optional[str], typer.Option(help="of another program's checkpoint that fits several")] = None,
+    hf_config: Annotated[Optional[Path], typer.Option(help="config.json (or its directory) for another program's checkpoint")] = None,
+) -> None:
+    """Megatron checkpoint -> Hugging Face, verified: a recipe's, or `export CHECKPOINT OUT`. What was stopped continues."""
+    if is_recipe(words):
+        return run_steps(words, "export", step)
+    from megatron_adapt.config_types import DTYPES, TIES, VERIFY, choice, size_option
+
+    source, output = paths(words, "CHECKPOINT OUT")
+    dtype, tie, verify = choice("dtype", dtype, DTYPES), choice("tie", tie, TIES), choice("verify", verify, VERIFY)
+    shard = size_option("max-shard-size", max_shard_size)
+
+    def work(folder: Path, reporter: Any) -> Any:
+        from megatron_adapt.steps import export_hf
+
+        return export_hf.run(source, folder, reporter, dtype, shard, None, verify, tie, family, hf_config)
+
+    produce(output, work, keeps_parts=True)
+
+
+@app.command()
+def evaluate(
+    words: Either,
+    step: StepName = None,
+    data: Annotated[Optional[List[Path]], typer.Option("--data", help="text to measure on (repeat the option)")] = None,
+    text_key: Annotated[str, typer.Option(help="key of the text in JSON lines")] = "text",
+    max_bytes: Annotated[Optional[int], typer.Option(min=1, help="use only so much text of each file")] = None,
+    sequence_length: Annotated[Optional[int], typer.Option(min=1, help="window in tokens; default: the model's")] = None,
+) -> None:
+    """Bits per byte: a recipe's stages, or `evaluate HF_DIR_OR_CHECKPOINT --data FILE`."""
+    if is_recipe(words):
+        return run_steps(words, "evaluate", step)
+    (model,) = paths(words, "HF_DIR_OR_CHECKPOINT")
+    if not data:
+        raise ConfigError("evaluate HF_DIR_OR_CHECKPOINT needs --data FILE.")
+
+    def work(reporter: Any) -> None:
+        from megatron_adapt.steps import evaluate as measure
+
+        texts = {str(path): path for path in data}
+        measure.run(model, texts, reporter, length=sequence_length, max_bytes=max_bytes, text_key=text_key)
+
+    alone(work)
+
+
+@app.command()
+def report(words: Words, step: StepName = None) -> None:
+    """Table, report.md and report.png of a recipe's run."""
+    run_steps(words, "report", step)

@@ -1,0 +1,135 @@
+"""Verbs on whole recipes, and what every verb needs to take one."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, List, Optional
+
+import typer
+
+from megatron_adapt.cli.application import app
+from megatron_adapt.errors import ConfigError
+
+if TYPE_CHECKING:
+    from megatron_adapt.plan import Plan
+
+Words = Annotated[List[str], typer.Argument(help="recipe.yaml ... [path=value ...]", metavar="RECIPE [PATH=VALUE]...")]
+Either = Annotated[List[str], typer.Argument(help="recipe.yaml ... [path=value ...], or plain paths", metavar="RECIPE | PATHS")]
+StepName = Annotated[Optional[str], typer.Option("--step", help="only the step of this name (see plan)")]
+
+
+def is_recipe(words: List[str]) -> bool:
+    return any(word.endswith((".yaml", ".yml")) and "=" not in word for word in words)
+
+
+def load(words: List[str], ranks: Optional[int] = None) -> "Plan":
+    from megatron_adapt import plan, recipe
+    from megatron_adapt.vocab import methods
+
+    files = [word for word in words if "=" not in word]
+    overrides = [word for word in words if "=" in word]
+    loaded = recipe.load(files, overrides, methods=methods.checks())
+    if ranks is not None:
+        model_ranks = loaded.parallel.tensor * loaded.parallel.pipeline
+        if ranks % model_ranks:
+            raise ConfigError(
+                f"--nproc {ranks} is no multiple of parallel.tensor x parallel.pipeline = {model_ranks}: start a multiple."
+            )
+        loaded = recipe.load(files, [*overrides, f"parallel.data={ranks // model_ranks}"], methods=methods.checks())
+    return plan.build(loaded)
+
+
+@app.command()
+def check(
+    words: Words,
+    picture: Annotated[
+        Optional[Path], typer.Option("--schedule", metavar="PLOT.png", help="print the learning rates and draw them")
+    ] = None,
+) -> None:
+    """Validate a recipe, print it with all defaults filled in, and what follows from it."""
+    from megatron_adapt import checks, recipe
+
+    plan = load(words)
+    print(recipe.dump(plan.recipe))
+    for line in checks.summary(plan):
+        print(line)
+    if picture is not None:
+        from megatron_adapt.analysis import plots
+
+        if picture.suffix not in (".png", ".pdf", ".svg"):
+            raise ConfigError(f"--schedule {picture}: a picture's name ends in .png, .pdf or .svg.")
+        if not picture.parent.is_dir():
+            raise ConfigError(f"--schedule {picture}: the folder {picture.parent} does not exist.")
+        curves = checks.learning_rates(plan)
+        for name, rates in curves:
+            print(checks.describe_rates(name, rates))
+        plots.draw_learning_rates(curves, picture)
+        print(f"drawn in {picture}")
+
+
+@app.command()
+def plan(
+    words: Words,
+    nodes: Annotated[int, typer.Option("--nnodes", min=1, help="nodes that share a step's ranks")] = 1,
+    nproc: Annotated[Optional[int], typer.Option("--nproc", help="ranks in all; default: as the recipe says")] = None,
+) -> None:
+    """Print the commands that remain, one a line, in order."""
+    from megatron_adapt import checks, pipeline
+
+    plan = load(words, nproc)
+    if plan.recipe.parallel.world_size % nodes:
+        raise ConfigError(f"{plan.recipe.parallel.world_size} ranks cannot be spread over --nnodes {nodes}.")
+    extra = [] if nproc is None else [f"parallel.data={plan.recipe.parallel.data}"]
+    checks.check(plan)
+    for step in pipeline.remaining(plan):
+        print(pipeline.command(step, [*words, *extra], nodes))
+
+
+@app.command()
+def run(
+    words: Words,
+    nproc: Annotated[Optional[int], typer.Option("--nproc", help="ranks of this machine; default: as the recipe says")] = None,
+    launcher: Annotated[str, typer.Option(help="fork | torchrun | auto (torchrun where there is a GPU)")] = "auto",
+) -> None:
+    """Do everything that remains of a recipe on this machine; the same command continues an interrupted run."""
+    run_steps(words, None, None, nproc, launcher)
+
+
+def run_steps(
+    words: List[str], verb: Optional[str], name: Optional[str], nproc: Optional[int] = None, launcher: str = "fork"
+) -> None:
+    from megatron_adapt import checks, launch, pipeline
+
+    if launcher not in ("auto", "fork", "torchrun"):
+        raise ConfigError(f"--launcher {launcher}: choose auto, fork or torchrun.")
+    plan = load(words, nproc)
+    checks.check(plan)
+    view = pipeline.View()
+    undone = pipeline.remaining(plan)
+    if name is not None:
+        step = plan.step(name)
+        if verb is not None and step.verb != verb:
+            raise ConfigError(f"step '{name}' belongs to the verb '{step.verb}', not to '{verb}'.")
+        steps = [step] if step in undone else []
+    else:
+        steps = [step for step in undone if verb in (None, step.verb)]
+    steps = pipeline.ready(steps, undone)
+    if not steps:
+        view.finished(plan, verb, name)
+        return
+    gpus = pipeline.gpus() if launcher == "auto" else 0
+    if 0 < gpus < plan.recipe.parallel.world_size:
+        raise ConfigError(
+            f"the recipe asks for {plan.recipe.parallel.world_size} ranks, and this machine has {gpus} GPU(s): lower parallel.tensor, "
+            f"parallel.pipeline or parallel.data (parallel.tensor=1 on the command line), or hide the GPUs and say "
+            f"--launcher fork to use the CPU."
+        )
+    use_torchrun = launcher == "torchrun" or gpus > 0
+    extra = [] if nproc is None else [f"parallel.data={plan.recipe.parallel.data}"]
+    outcome = pipeline.run(steps, view, (lambda step: pipeline.interpreter_command(step, [*words, *extra])) if use_torchrun else None)
+    if outcome.stopped:
+        # Under torchrun every code but 0 would look like a failure and kill the other ranks before they have saved.
+        sys.exit(0 if launch.under_torchrun() else launch.STOPPED)
+    if verb is None:
+        view.finished(plan)
