@@ -16,6 +16,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import OptimizerConfig, ParamKey, get_megatron_optimizer, get_standard_config_overrides
+from megatron.core.optimizer import optimizer as megatron_optimizer
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 from megatron_adapt.config import Optimizer
 from megatron_adapt.engine import backend, updates
@@ -67,7 +68,16 @@ def build(settings: Optimizer, model: DistributedDataParallel, precision: str, s
             # Without Transformer Engine and Apex Megatron takes torch's AdamW, by default (on a CPU) a loop of a dozen passes
             # over each parameter. Fused it makes a single pass, with the same arithmetic.
             group["fused"] = True
+    _ask_for_norm_groups(base(optimizer))
     return optimizer
+
+
+def _ask_for_norm_groups(single: Any) -> None:
+    """Have every rank answer once what megatron-core 0.19 asks, and remembers, in its first clipping: it asks only ranks that
+    train something, with a collective that waits for the others for ever.
+    """
+    for group in getattr(megatron_optimizer, "SEPARATE_GRAD_NORM_GROUPS", ()):  # 0.16 has none
+        single.has_grad_norm_group(group)
 
 
 def base(optimizer: MegatronOptimizer) -> Any:
