@@ -193,6 +193,9 @@ class Parallel(Strict):
     pipeline: Count = Field(1, description="stages the layers are split into")
     data: Count = Field(1, description="copies of the model, each with its share of the batch")
     sequence: Switch = Field(False, description="split activations along the sequence too (needs tensor > 1)")
+    distributed_optimizer: Switch = Field(
+        False, description="data ranks share the optimizer's state and float32 weights instead of holding copies"
+    )
 
     @property
     def world_size(self) -> int:

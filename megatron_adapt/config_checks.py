@@ -56,6 +56,9 @@ def check(recipe: Recipe, methods: Methods | None = None) -> list[Found]:
     parallel = recipe.parallel
     if isinstance(parallel, Parallel) and parallel.sequence is True and parallel.tensor == 1:
         found.append((("parallel", "sequence"), "sequence parallelism needs parallel.tensor above 1"))
+    if isinstance(parallel, Parallel) and parallel.distributed_optimizer is True and parallel.data == 1:
+        why = "needs parallel.data above 1: its state is shared by the data-parallel ranks"
+        found.append((("parallel", "distributed_optimizer"), why))
     scratch = recipe.model.from_scratch if isinstance(recipe.model, Model) else None
     if isinstance(scratch, FromScratch) and isinstance(scratch.config, dict) and "vocab_size" in scratch.config:
         path = ("model", "from_scratch", "config", "vocab_size")
@@ -129,6 +132,10 @@ def _phase(phase: Phase, path: tuple[str | int, ...], parallel: Any, precision: 
     if isinstance(phase.optimizer, Optimizer):
         for key, text in _optimizer(phase.optimizer, phase.precision or precision):
             yield (*path, "optimizer", key), text
+    if isinstance(parallel, Parallel) and parallel.distributed_optimizer is True:
+        if (phase.precision or precision) == "bf16-true":
+            why = "parallel.distributed_optimizer keeps float32 weights, which 'bf16-true' does without; use 'bf16-mixed'"
+            yield (*path, "precision"), why
     if isinstance(phase.schedule, Schedule):
         yield from (((*path, "schedule", *key), text) for key, text in _schedule(phase.schedule, _known_steps(phase)))
 

@@ -60,6 +60,9 @@ LAYOUTS = {
     "DP2": (Layout(), 2),
     "TP2xPP2": (Layout(tensor=2, pipeline=2), 4),
     "TP2+SP": (Layout(tensor=2, sequence=True), 2),
+    "DP2+DO": (Layout(distributed_optimizer=True), 2),
+    "TP2xDP2+DO": (Layout(tensor=2, distributed_optimizer=True), 4),
+    "PP2xDP2+DO": (Layout(pipeline=2, distributed_optimizer=True), 4),
 }
 
 

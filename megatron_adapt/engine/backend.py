@@ -30,11 +30,15 @@ TIMEOUT = timedelta(minutes=30)
 
 @dataclass(frozen=True)
 class Layout:
-    """How the ranks are arranged: ``tensor * pipeline * data`` of them; ``sequence`` = sequence parallelism."""
+    """How the ranks are arranged: ``tensor * pipeline * data`` of them; ``sequence`` = sequence parallelism.
+
+    ``distributed_optimizer``: data-parallel ranks share the optimizer's state instead of holding copies of it.
+    """
 
     tensor: int = 1
     pipeline: int = 1
     sequence: bool = False
+    distributed_optimizer: bool = False
 
     @property
     def model_ranks(self) -> int:

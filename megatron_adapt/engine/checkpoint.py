@@ -18,7 +18,7 @@ from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer.optimizer import MegatronOptimizer
-from megatron_adapt.engine import backend, optimizer as optimizers
+from megatron_adapt.engine import backend, optimizer as optimizers, optimizer_state
 from megatron_adapt.errors import CheckpointError
 from megatron_adapt.hf.directory import HFDirectory
 from megatron_adapt.torch_dist.directory import (
@@ -49,7 +49,7 @@ def _sharded_state(model: GPTModel, optimizer: MegatronOptimizer | None, loading
     sharded = model.sharded_state_dict(metadata=CONTENT)
     state = {"model": {name: value for name, value in sharded.items() if not name.endswith("_extra_state")}}
     if optimizer is not None:
-        state["optimizer"] = optimizer.sharded_state_dict(state["model"], is_loading=loading, metadata=CONTENT)
+        state["optimizer"] = optimizer_state.sharded_state(optimizers.base(optimizer), state["model"], loading)
     return state
 
 
@@ -148,23 +148,8 @@ def load(checkpoint: Checkpoint, model: GPTModel, optimizer: MegatronOptimizer |
     assert not unexpected and all(name.endswith("_extra_state") for name in missing), (missing, unexpected)
     if optimizer is None:
         return
-    _load_optimizer(optimizer, loaded["optimizer"], checkpoint.position.updates)
+    optimizer_state.load(optimizers.base(optimizer), loaded.get("optimizer", {}), checkpoint.position.updates)
     rng = checkpoint.path / "rng" / f"rank_{backend.rank():05d}.pt"
     if checkpoint.world == _world() and rng.is_file():
         backend.set_rng_state(torch.load(rng, weights_only=True))
 
-
-def _load_optimizer(optimizer: MegatronOptimizer, state: dict[str, Any], step: int) -> None:
-    """Fill the optimizer, with Adam's step count from us.
-
-    Megatron stores the count once, from rank 0: on a pipeline whose first stage trains nothing there is none.
-    """
-    base = optimizers.base(optimizer)
-    counts_per_parameter = isinstance(base.optimizer, torch.optim.Adam)  # AdamW is one
-    if counts_per_parameter:
-        moments = state.get("optimizer", state)["state"]  # one level down beside fp32 main weights
-        moments["common_step"] = torch.tensor(float(step))
-    optimizer.load_state_dict(state)
-    if not counts_per_parameter:  # Transformer Engine's and Apex's FusedAdam and our own count per group
-        for group in base.param_groups:
-            group["step"] = step

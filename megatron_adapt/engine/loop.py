@@ -116,7 +116,7 @@ class _Run:
         if resumed is None:
             # Before the optimizer is built: its fp32 main weights are copies of these.
             checkpoint.load(self.source, self.bare)
-        self.model = models.wrap(self.bare, job.precision)
+        self.model = models.wrap(self.bare, job.precision, job.layout.distributed_optimizer)
         self.optimizer = optimizers.build(self.phase.optimizer, self.model, job.precision, job.seed)
         if resumed is not None:
             checkpoint.load(self.source, self.bare, self.optimizer)

@@ -189,13 +189,15 @@ def freeze(model: GPTModel, patterns: Sequence[str]) -> int:
     return trainable
 
 
-def wrap(model: GPTModel, precision: str) -> DistributedDataParallel:
+def wrap(model: GPTModel, precision: str, distributed_optimizer: bool = False) -> DistributedDataParallel:
     """Megatron's data-parallel wrapper, around its half-precision one where needed; gradients are summed in fp32, except
-    under ``bf16-true``."""
+    under ``bf16-true``. ``distributed_optimizer``: each data-parallel rank gets the sum of its part only."""
     config = model.config
     module = Float16Module(config, model) if config.bf16 else model
     return DistributedDataParallel(
         config,
-        DistributedDataParallelConfig(grad_reduce_in_fp32=precision != "bf16-true", use_distributed_optimizer=False),
+        DistributedDataParallelConfig(
+            grad_reduce_in_fp32=precision != "bf16-true", use_distributed_optimizer=distributed_optimizer
+        ),
         module,
     )

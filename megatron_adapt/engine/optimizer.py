@@ -26,6 +26,7 @@ from megatron_adapt.engine.model import named_parameters
 def build(settings: Optimizer, model: DistributedDataParallel, precision: str, seed: int = 0) -> MegatronOptimizer:
     """The optimizer of a phase over the trainable parameters of ``model``.
 
+    Distributed over the data-parallel ranks where ``model`` is wrapped for that.
     Decoupled weight decay on matrices only: norms and biases get none (Megatron's standard groups), nor do embedding and
     output rows where ``decay_embeddings`` is false.
 
@@ -44,7 +45,7 @@ def build(settings: Optimizer, model: DistributedDataParallel, precision: str, s
         clip_grad=0.0 if low else settings.clip_grad,  # Megatron clips float32 gradients only
         bf16=precision == "bf16-mixed",
         params_dtype=model.config.params_dtype,
-        use_distributed_optimizer=False,
+        use_distributed_optimizer=model.ddp_config.use_distributed_optimizer,
     )
     overrides = get_standard_config_overrides(config)
     if settings.embedding_lr is not None or not settings.decay_embeddings:

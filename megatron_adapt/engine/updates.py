@@ -62,13 +62,17 @@ class _Update(torch.optim.Optimizer):
         self.count_changes = False
         self.changed = 0
 
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """Names of what is kept for each parameter."""
+        return (*self.moments, "compensation") if self.rounding == "kahan" else self.moments
+
     def initialize(self) -> None:
         """Zero moments for all parameters: what a checkpoint is loaded into."""
-        kept = (*self.moments, "compensation") if self.rounding == "kahan" else self.moments
         for group in self.param_groups:
             for parameter in group["params"]:
                 state = self.state[parameter]
-                for name in kept:
+                for name in self.kept:
                     if name not in state:
                         state[name] = torch.zeros_like(parameter)
 

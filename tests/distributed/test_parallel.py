@@ -18,6 +18,7 @@ LAYOUTS = {  # layout, ranks, micro_batch_size: every rank has at least two micr
     "TP2xPP2": (Layout(tensor=2, pipeline=2), 4, 4),
     "DP2": (Layout(), 2, 2),
     "TP2+SP": (Layout(tensor=2, sequence=True), 2, 4),
+    "PP2xDP2+DO": (Layout(pipeline=2, distributed_optimizer=True), 4, 2),
 }
 ALL = pytest.mark.parametrize("layout, ranks, micro", LAYOUTS.values(), ids=LAYOUTS)
 MODELS = pytest.mark.parametrize("model", ["untied", "tied"])

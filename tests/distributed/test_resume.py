@@ -14,7 +14,7 @@ import torch
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 from worlds import (
     LAYOUTS, STEPS, Layout, Outcome, World, assert_identical, hf_model, interrupted_after, on_ranks, phase, run_job,
-    tensors,
+    stored, tensors,
 )  # fmt: skip
 
 from megatron_adapt import launch
@@ -30,12 +30,27 @@ RELATIVE = 1e-5  # of losses in another layout (float32; sums are taken in anoth
 
 @pytest.mark.parametrize(
     "layout, precision, step",
-    [("one", "fp32", 2), ("one", "bf16-mixed", 4), ("TP2xPP2", "fp32", 2), ("DP2", "fp32", 4)],
-)
+    [
+        ("one", "fp32", 2), ("one", "bf16-mixed", 4), ("TP2xPP2", "fp32", 2), ("DP2", "fp32", 4),
+        ("DP2+DO", "fp32", 2), ("TP2xDP2+DO", "bf16-mixed", 4),
+    ],
+)  # fmt: skip
 def test_resumed_within_a_phase_is_uninterrupted(world: World, uninterrupted, tmp_path: Path, layout, precision, step):
     reference = uninterrupted(layout, precision)
     folder = interrupted_after(step, reference, tmp_path / "run")
     assert_identical(world.train(folder, *LAYOUTS[layout], precision=precision, **STEPS), reference)
+
+
+def test_resumed_with_a_distributed_momentum(world: World, tmp_path: Path):
+    """LionW, which Megatron's distributed optimizer does not know."""
+    settings = STEPS | {"optimizer": {"type": "lionw", "lr": 3e-4, "embedding_lr": 1e-3}}
+    reference = world.train(tmp_path / "reference", *LAYOUTS["DP2+DO"], precision="bf16-mixed", **settings)
+    plain = world.train(tmp_path / "plain", *LAYOUTS["DP2"], precision="bf16-mixed", **settings)
+    assert plain.losses == pytest.approx(reference.losses, rel=RELATIVE)
+    formats = [{name: (t.shape, t.dtype) for name, t in stored(run.folder).items()} for run in (plain, reference)]
+    assert formats[0] == formats[1]
+    folder = interrupted_after(4, reference, tmp_path / "run")
+    assert_identical(world.train(folder, *LAYOUTS["DP2+DO"], precision="bf16-mixed", **settings), reference)
 
 
 def test_resumed_pipeline_whose_first_stage_trains_nothing(world: World, uninterrupted, tmp_path: Path):
@@ -75,6 +90,10 @@ def test_resumed_at_the_boundary_of_phases(world: World, tmp_path: Path):
         ("PP2", "TP2+SP", "all"),
         ("TP2", "PP2", "all"),
         ("DP2", "one", "all"),
+        ("DP2+DO", "one", "all"),
+        ("one", "DP2+DO", "all"),
+        ("TP2", "PP2xDP2+DO", "all"),
+        ("PP2xDP2+DO", "DP2+DO", "output"),
         ("PP2", "TP2", "output"),
         ("TP2", "PP2", "output"),
     ],

@@ -79,11 +79,11 @@ def test_rolled_back_to_a_checkpoint_and_past_the_data(world: World, uninterrupt
 
 def test_rolled_back_to_the_start(world: World, tmp_path: Path):
     """Before the first checkpoint of its own a phase goes back to its beginning; a loss without a number is a spike at once."""
-    for precision in ("fp32", "bf16-mixed", "bf16-true"):
-        run = train(world, tmp_path / precision, "one", "rollback", {2}, math.nan, precision)
+    for layout, precision in (("one", "fp32"), ("DP2+DO", "bf16-mixed"), ("one", "bf16-true")):
+        run = train(world, tmp_path / precision, layout, "rollback", {2}, math.nan, precision)
         assert len(run.metrics) == 6 and sum(at(run, 6).position.drawn.values()) == 8 * BATCH
         assert at(run, 6).position.updates == 6
-        late = train(world, tmp_path / f"{precision}-late", "one", "rollback", {1, 2}, math.nan, precision)
+        late = train(world, tmp_path / f"{precision}-late", layout, "rollback", {1, 2}, math.nan, precision)
         assert late.losses == run.losses and changed(tensors(late.folder), tensors(run.folder)) == set()
 
 

@@ -208,6 +208,12 @@ def test_missing_mappings_are_told_once_each(tmp_path):
      "19: phases[1].name: another phase is already named 'embeddings'; names must differ"),
     ([("name: german\n", "name: german\nparallel: {sequence: true}\n")],
      "2: parallel.sequence: sequence parallelism needs parallel.tensor above 1"),
+    ([("name: german\n", "name: german\nparallel: {distributed_optimizer: true}\n")],
+     "2: parallel.distributed_optimizer: needs parallel.data above 1: its state is shared by the data-parallel ranks"),
+    ([("name: german\n", "name: german\nparallel: {distributed_optimizer: true, data: 2}\nprecision: fp32\n"),
+      ("{lr: 1e-4}", "{lr: 1e-4}\n    precision: bf16-true")],
+     "29: phases[1].precision: parallel.distributed_optimizer keeps float32 weights, which 'bf16-true' does without; "
+     "use 'bf16-mixed'"),
     ([("output: ", "parallel: {sequence: true, tensor: 3}\noutput: "), ("length: 2K", "length: 3K")],
      "25: phases[1].sequence_length: 128 is not divisible by parallel.tensor = 3, which sequence parallelism needs"),
     ([("    steps: 100\n", "    steps: 100\n    schedule: {warmup: 1.5}\n")],
