@@ -77,6 +77,11 @@ def _phase_problems(phase: Phase, shape: ModelShape) -> Iterator[str]:
             f"phase '{phase.name}': sequence_length {phase.sequence_length} exceeds the model's "
             f"max_position_embeddings {shape.max_position_embeddings}"
         )
+    if not phase.restart_positions and shape.position != "learned":
+        yield (
+            f"phase '{phase.name}': restart_positions: false is for learned positions; this model's are relative "
+            f"({shape.position}), so it changes nothing: remove it"
+        )
     for part in [phase.train] if isinstance(phase.train, str) else phase.train:
         layers = selected_layers(part, shape.num_layers)
         if layers is not None and not layers:

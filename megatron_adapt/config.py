@@ -125,6 +125,10 @@ class Phase(Strict):
     sequence_length: Count = Field(description="tokens per sequence")
     batch_size: Count = Field(description="sequences per optimizer step, over all ranks")
     micro_batch_size: Count = Field(1, description="sequences per forward pass of one rank")
+    packing: Literal["chunks", "documents"] = Field(
+        "chunks", description="whether the documents in a sequence see one another, or each itself alone"
+    )
+    restart_positions: Switch = Field(True, description="learned positions begin at 0 in each of the documents, not once")
     optimizer: Optimizer = Field(description="how the weights are updated")
     schedule: Schedule = Field(default_factory=Schedule, description="learning rate over the steps")
     on_spike: Spikes = Field(default_factory=Spikes, description="what happens when the loss jumps")

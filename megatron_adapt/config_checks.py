@@ -129,6 +129,8 @@ def _phase(phase: Phase, path: tuple[str | int, ...], parallel: Any, precision: 
         if parallel.sequence and phase.sequence_length % parallel.tensor:
             why = f"is not divisible by parallel.tensor = {parallel.tensor}, which sequence parallelism needs"
             yield (*path, "sequence_length"), f"{phase.sequence_length} {why}"
+    if phase.packing == "chunks" and phase.restart_positions is False:
+        yield (*path, "restart_positions"), "belongs to packing 'documents', not to 'chunks'; remove it"
     if isinstance(phase.optimizer, Optimizer):
         for key, text in _optimizer(phase.optimizer, phase.precision or precision):
             yield (*path, "optimizer", key), text

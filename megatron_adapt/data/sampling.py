@@ -7,6 +7,7 @@ size is or was, and reaching it costs the same anywhere.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -132,7 +133,11 @@ class SampleOrder:
 
     def tokens(self, sample: int) -> np.ndarray:
         """The ids of a sample: [sequence_length + 1], the type of the corpus."""
-        return np.concatenate([self._reader[piece.document][piece.begin : piece.end] for piece in self.pieces(sample)])
+        return self.read(self.pieces(sample))
+
+    def read(self, pieces: Sequence[Piece]) -> np.ndarray:
+        """The ids of some pieces, one after the other."""
+        return np.concatenate([self._reader[piece.document][piece.begin : piece.end] for piece in pieces])
 
     def _find_subset(self, tokens: int) -> tuple[int, int]:
         from megatron_adapt import _C

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from megatron.core.transformer import attention
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron_adapt.engine.layers import ProjectionNorm
+from megatron_adapt.engine.packing import Documents
 from megatron_adapt.families.family import ModelShape
 
 
@@ -45,11 +46,14 @@ class SelfAttention(attention.SelfAttention):
         attention_mask: Tensor | None = None,
         *,
         rotary_pos_emb: Tensor | None,
-        packed_seq_params: object | None = None,
+        packed_seq_params: Documents | None = None,
         **_ignored: object,
     ) -> tuple[Tensor, Tensor | None]:
-        """``hidden_states [s, b, h]``, angles ``[s, 1, 1, rotated d]`` -> (``[s, b, h]``, bias)."""
-        assert attention_mask is None and packed_seq_params is None and self.attn_mask_type == AttnMaskType.causal
+        """``hidden_states [s, b, h]``, angles ``[s, 1, 1, rotated d]`` -> (``[s, b, h]``, bias).
+
+        With documents b is 1, and positions are counted in each of them, as Transformer Engine does.
+        """
+        assert attention_mask is None and self.attn_mask_type == AttnMaskType.causal
         assert self.config.context_parallel_size == 1, "context parallelism needs Transformer Engine"
         projected = self.get_query_key_value_tensors(hidden_states)
         if self.shape.clip_qkv is not None:
@@ -58,22 +62,28 @@ class SelfAttention(attention.SelfAttention):
         if rotary_pos_emb is not None:
             angles = rotary_pos_emb[:, 0, 0]
             if self.window is not None and self.shape.local_rope is not None:
-                angles = local_angles(self.shape, q.size(2), q.device)
+                angles = local_angles(self.shape, len(angles), q.device)
+            if packed_seq_params is not None:
+                angles = angles[packed_seq_params.within]
             q, k = rotate(q, angles), rotate(k, angles)
-        out = self._attend(q, k, v)
+        if packed_seq_params is None:
+            out = self._attend(q, k, v, q.size(2))
+        else:
+            out = packed_seq_params.apart(partial(self._attend, longest=packed_seq_params.max_seqlen_q), q, k, v)
         return self.linear_proj(out.permute(2, 0, 1, 3).flatten(2))
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """``q [b, heads, s, d]``, ``k, v [b, groups, s, d]`` -> ``[b, heads, s, d]``."""
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, longest: int) -> Tensor:
+        """``q [b, heads, s, d]``, ``k, v [b, groups, s, d]`` -> ``[b, heads, s, d]``; no sequence has more than ``longest``."""
         scale, length = self.shape.softmax_scale, q.size(2)
         window = self.window if self.window is not None and self.window < length else None
         if self.shape.attention_softcap is not None:
-            return capped_attention(q, k, v, scale, self.shape.attention_softcap, mask(length, window, (), q.dtype, q.device))
+            seen = mask(longest, window, (), q.dtype, q.device)[:length, :length]
+            return capped_attention(q, k, v, scale, self.shape.attention_softcap, seen)
         dropout = self.config.attention_dropout if self.training else 0.0
         grouped = q.size(1) != k.size(1)
         if window is None and not self.slopes:
             return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, dropout_p=dropout, enable_gqa=grouped)
-        bias = mask(length, window, self.slopes, q.dtype, q.device)
+        bias = mask(longest, window, self.slopes, q.dtype, q.device)[..., :length, :length]
         return F.scaled_dot_product_attention(q, k, v, bias, scale=scale, dropout_p=dropout, enable_gqa=grouped)
 
 

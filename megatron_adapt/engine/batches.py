@@ -7,7 +7,8 @@ state. A sample is ``sequence_length + 1`` consecutive tokens of a corpus whose 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from megatron_adapt.data.mixing import Blend
 from megatron_adapt.data.preprocess import open_corpus
-from megatron_adapt.data.sampling import Passes, SampleOrder
+from megatron_adapt.data.sampling import Passes, Piece, SampleOrder
 from megatron_adapt.errors import ConfigError
 
 
@@ -27,12 +28,17 @@ class Batch:
 
     tokens: Tensor  # [micro_batches, micro_batch_size, sequence_length + 1] int64
     corpus: Tensor  # [micro_batches, micro_batch_size] index into Batches.names
+    # Of documents kept apart: how long each is, for every micro-batch, of its samples one after the other
+    lengths: list[tuple[int, ...]] | None = None
+    # and float32 [micro_batches, micro_batch_size, sequence_length]: 0 where the next token begins another document
+    weights: Tensor | None = None
 
 
 class Batches:
     """Global batches of a phase.
 
-    ``passes``: how much of a corpus is read how often, where that is not all of it, again and again.
+    ``passes``: how much of a corpus is read how often, where that is not all of it, again and again. ``apart``: batches
+    say where documents end, by their stored lengths.
 
     Both counters are updated in place by ``next`` and are all there is to save: ``drawn`` (name -> samples of this
     phase) drives the blend, ``consumed`` (name@length -> samples of the whole run) the place in each corpus, so that a
@@ -52,6 +58,7 @@ class Batches:
         consumed: dict[str, int],
         drawn: dict[str, int],
         passes: Mapping[str, Passes] | None = None,
+        apart: bool = False,
         data_rank: int = 0,
         data_size: int = 1,
     ) -> None:
@@ -61,6 +68,7 @@ class Batches:
         self.length = sequence_length
         self.batch_size = batch_size
         self.micro_batch_size = micro_batch_size
+        self.apart = apart
         self.consumed, self.drawn = consumed, drawn
         self.begin = {name: consumed.get(key, 0) - drawn.get(name, 0) for name, key in self.keys.items()}
         self.rank, self.size = data_rank, data_size
@@ -86,9 +94,26 @@ class Batches:
         chosen = np.arange(self.batch_size).reshape(-1, self.size, self.micro_batch_size)[:, self.rank]
         windows = np.empty((chosen.size, self.length + 1), dtype=np.int64)
         corpus = np.empty(chosen.size, dtype=np.int64)
+        weights = np.ones((chosen.size, self.length), dtype=np.float32)
+        lengths: list[list[int]] = []
         for row, index in enumerate(chosen.reshape(-1)):
             name, number = samples[index]
-            windows[row] = self.order[name].tokens(self.begin[name] + number)
+            pieces = self.order[name].pieces(self.begin[name] + number)
+            windows[row] = self.order[name].read(pieces)
             corpus[row] = self.names.index(name)
+            lengths.append(input_lengths(pieces))
+            weights[row, np.cumsum([piece.end - piece.begin for piece in pieces[:-1]], dtype=np.int64) - 1] = 0
         shape = chosen.shape
-        return Batch(torch.from_numpy(windows).view(*shape, -1), torch.from_numpy(corpus).view(shape))
+        batch = Batch(torch.from_numpy(windows).view(*shape, -1), torch.from_numpy(corpus).view(shape))
+        if self.apart:
+            micro = range(0, chosen.size, self.micro_batch_size)
+            batch.lengths = [tuple(itertools.chain(*lengths[begin : begin + self.micro_batch_size])) for begin in micro]
+            batch.weights = torch.from_numpy(weights).view(*shape, -1)
+        return batch
+
+
+def input_lengths(pieces: Sequence[Piece]) -> list[int]:
+    """Lengths of the documents in a sample without its last token, which is a label only."""
+    lengths = [piece.end - piece.begin for piece in pieces]
+    lengths[-1] -= 1
+    return lengths if lengths[-1] else lengths[:-1]

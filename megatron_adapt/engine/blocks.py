@@ -7,6 +7,7 @@ from torch import Tensor
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from megatron_adapt.engine.layers import NORMS
+from megatron_adapt.engine.packing import Documents
 from megatron_adapt.families.family import ModelShape
 
 
@@ -28,10 +29,16 @@ class DecoderLayer(TransformerLayer):
             self.post_mlp_layernorm = norm(config, config.hidden_size, config.layernorm_epsilon)
 
     def forward(
-        self, hidden_states: Tensor, attention_mask: Tensor | None = None, rotary_pos_emb: Tensor | None = None, **_ignored: object
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        rotary_pos_emb: Tensor | None = None,
+        packed_seq_params: Documents | None = None,
+        **_ignored: object,
     ) -> tuple[Tensor, None]:
         """``[s, b, h]`` -> (``[s, b, h]``, no context)."""
-        attended = _sum(self.self_attention(self.input_layernorm(hidden_states), attention_mask, rotary_pos_emb=rotary_pos_emb))
+        normed, positions = self.input_layernorm(hidden_states), {"rotary_pos_emb": rotary_pos_emb}
+        attended = _sum(self.self_attention(normed, attention_mask, packed_seq_params=packed_seq_params, **positions))
         if self.norm_after:
             attended = self.post_self_attn_layernorm(attended)
         between = hidden_states + attended

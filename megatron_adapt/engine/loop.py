@@ -17,7 +17,7 @@ from megatron_adapt.config import Phase
 from megatron_adapt.data.sampling import Passes
 from megatron_adapt.engine import backend, checkpoint, evaluate, guard, model as models, optimizer as optimizers
 from megatron_adapt.engine.backend import Layout
-from megatron_adapt.engine.batches import Batches
+from megatron_adapt.engine.batches import Batch, Batches
 from megatron_adapt.engine.checkpoint import Checkpoint, Position
 from megatron_adapt.engine.losses import language_model_loss, micro_batches
 from megatron_adapt.engine.metrics import Metrics, flops_per_token
@@ -135,6 +135,7 @@ class _Run:
             consumed=self.position.consumed,
             drawn=self.position.drawn,
             passes=job.passes,
+            apart=self.phase.packing == "documents",
             data_rank=parallel_state.get_data_parallel_rank(),
             data_size=parallel_state.get_data_parallel_world_size(),
         )
@@ -205,13 +206,15 @@ class _Run:
         batch = self.batches.next()
         self.model.zero_grad_buffer()
         self.optimizer.zero_grad()
+        positions = phase.sequence_length * phase.micro_batch_size
         outputs = self.schedule_steps(
             forward_step_func=self.forward_step,
-            data_iterator=micro_batches(batch.tokens, batch.corpus),
+            data_iterator=micro_batches(batch, self._scale(batch), phase.restart_positions),
             model=[self.model],
             num_microbatches=len(batch.tokens),
-            seq_length=phase.sequence_length,
-            micro_batch_size=phase.micro_batch_size,
+            # Documents kept apart lie in one row, whatever samples they are of.
+            seq_length=phase.sequence_length if batch.lengths is None else positions,
+            micro_batch_size=phase.micro_batch_size if batch.lengths is None else 1,
             forward_only=False,
         )
         norm = optimizers.prepare(self.optimizer, phase.optimizer.clip_grad)
@@ -233,6 +236,14 @@ class _Run:
             "memory_gb": backend.peak_memory() / 1e9,
             **self._changed_weights(),
         }
+
+    def _scale(self, batch: Batch) -> float | None:
+        """What makes the loss the mean over all targets of the global batch, however many each micro-batch has."""
+        if batch.weights is None:
+            return None
+        data_size = parallel_state.get_data_parallel_world_size()
+        targets = backend.agree([float(batch.weights.sum())], "sum")[0] / self.job.layout.model_ranks
+        return len(batch.tokens) * data_size / max(targets, 1.0)
 
     def _accepted(self, loss: float, norm: float) -> bool:
         """Update the weights, unless the step is a spike that is to be left out; False: everything is back at a checkpoint."""
@@ -287,15 +298,15 @@ class _Run:
     def _losses(self, outputs: list) -> dict[str, float]:
         """Sum the per-corpus sums of all micro-batches over data-parallel ranks; known on the last stage only."""
         names = self.batches.names
-        flat = [0.0] * (2 * len(names))
+        flat = [0.0] * (3 * len(names))
         if outputs and parallel_state.get_tensor_model_parallel_rank() == 0:
             flat = sum(outputs).flatten().tolist()
         flat = backend.agree(flat, "sum")
-        sums, counts = flat[: len(names)], flat[len(names) :]
+        sums, counts, positions = (flat[begin : begin + len(names)] for begin in range(0, len(flat), len(names)))
         # Bits of the text's bytes: tokens that stand for no text (BOS, EOS) are paid for, too.
         bits = sum(s / math.log(2) for s in sums)
-        size = sum(count * self.batches.bytes_per_token[name] for count, name in zip(counts, names))
-        result = {"loss": sum(sums) / sum(counts), "bits_per_byte": bits / size}
+        size = sum(count * self.batches.bytes_per_token[name] for count, name in zip(positions, names))
+        result = {"loss": sum(sums) / max(sum(counts), 1.0), "bits_per_byte": bits / size}
         if len(names) > 1:
             for name, total, count in zip(names, sums, counts):
                 if count:

@@ -1,7 +1,8 @@
-"""The forward step that Megatron's schedules call: tokens in, mean loss per token out, sums per corpus on the side."""
+"""The forward step that Megatron's schedules call: tokens in, mean loss per target out, sums per corpus on the side."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Callable, Iterator
 
@@ -9,13 +10,43 @@ import torch
 from torch import Tensor, nn
 
 from megatron_adapt.engine import backend
+from megatron_adapt.engine.batches import Batch
+from megatron_adapt.engine.packing import Documents
 
 
-def micro_batches(tokens: Tensor, corpus: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """``[m, b, s + 1]`` and ``[m, b]`` -> one (tokens ``[b, s + 1]``, corpus ``[b]``) after the other, on the device."""
+@dataclass
+class MicroBatch:
+    """What one forward pass reads, on the device: ``b`` samples of ``s`` positions, one below the other or in one row."""
+
+    inputs: Tensor  # [b, s]; with documents [1, b * s]
+    labels: Tensor  # as inputs
+    positions: Tensor  # as inputs
+    corpus: Tensor  # [b] which corpus each sample is of
+    scale: float  # times the sum of the losses: what the schedule averages to the mean over the global batch's targets
+    weights: Tensor | None = None  # [b * s] 1 for what is to be predicted, 0 at the last token of a document
+    documents: Documents | None = None
+
+
+def micro_batches(batch: Batch, scale: float | None = None, restart: bool = True) -> Iterator[MicroBatch]:
+    """The micro-batches of a batch.
+
+    Args:
+        scale: micro-batches x data-parallel ranks / targets of the global batch; None: every position is one.
+        restart: positions count from 0 in each document, not in each sample.
+    """
     where = backend.device()
-    for rows, kinds in zip(tokens, corpus):
-        yield rows.to(where, non_blocking=True), kinds.to(where, non_blocking=True)
+    for number, (rows, kinds) in enumerate(zip(batch.tokens, batch.corpus)):
+        rows, corpus = rows.to(where, non_blocking=True), kinds.to(where, non_blocking=True)
+        inputs, labels = rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
+        places = positions(inputs)
+        share = 1 / inputs.numel() if scale is None else scale
+        if batch.lengths is None:
+            yield MicroBatch(inputs, labels, places, corpus, share)
+            continue
+        documents = Documents.of(batch.lengths[number], inputs.size(1), where)
+        places = documents.within[None] if restart else places.reshape(1, -1)
+        weights = batch.weights[number].to(where, non_blocking=True).view(-1)
+        yield MicroBatch(inputs.view(1, -1), labels.view(1, -1), places, corpus, share, weights, documents)
 
 
 def positions(tokens: Tensor) -> Tensor:
@@ -25,20 +56,24 @@ def positions(tokens: Tensor) -> Tensor:
 def language_model_loss(num_corpora: int) -> Callable:
     """A ``forward_step_func`` for Megatron's schedules: next-token cross-entropy, natural logarithm."""
 
-    def forward_step(batches: Iterator[tuple[Tensor, Tensor]], model: nn.Module) -> tuple[Tensor, Callable]:
-        rows, corpus = next(batches)
-        inputs, labels = rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
-        losses = model(inputs, positions(inputs), None, labels=labels)
-        return losses, partial(_mean, corpus, num_corpora)
+    def forward_step(batches: Iterator[MicroBatch], model: nn.Module) -> tuple[Tensor, Callable]:
+        micro = next(batches)
+        packed = {} if micro.documents is None else {"packed_seq_params": micro.documents}
+        losses = model(micro.inputs, micro.positions, None, labels=micro.labels, **packed)
+        return losses, partial(_mean, micro, num_corpora)
 
     return forward_step
 
 
-def _mean(corpus: Tensor, num_corpora: int, losses: Tensor) -> tuple[Tensor, Tensor]:
-    """``losses [b, s]`` -> (mean, per corpus [loss sum, tokens] as ``[2, num_corpora]`` float64)."""
-    per_sample = losses.detach().double().sum(dim=1)
-    sums = torch.zeros(2, num_corpora, dtype=torch.float64, device=losses.device)
-    sums[0].index_add_(0, corpus, per_sample)
-    sums[1].index_add_(0, corpus, torch.full_like(per_sample, losses.size(1)))
+def _mean(micro: MicroBatch, num_corpora: int, losses: Tensor) -> tuple[Tensor, Tensor]:
+    """``losses``, shaped as the inputs -> (scaled sum, per corpus [loss sum, targets, positions] ``[3, num_corpora]`` float64)."""
+    losses = losses.float().view(micro.corpus.numel(), -1)
+    targets = torch.ones_like(losses) if micro.weights is None else micro.weights.view_as(losses)
+    if micro.weights is not None:
+        losses = losses * targets
+    rows = [losses.detach().double().sum(dim=1), targets.double().sum(dim=1)]
+    sums = torch.zeros(3, num_corpora, dtype=torch.float64, device=losses.device)
+    for total, row in zip(sums, [*rows, torch.full_like(rows[0], losses.size(1))]):
+        total.index_add_(0, micro.corpus, row)
     # The schedule divides what is returned first in place by the number of micro-batches: `sums` must not share memory.
-    return losses.float().mean(), sums
+    return losses.sum() * micro.scale, sums

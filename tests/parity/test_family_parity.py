@@ -18,7 +18,8 @@ from worlds import Layout, hf_model, on_ranks, phase, tensors
 from megatron_adapt.analysis import estimate
 from megatron_adapt.config import Parallel
 from megatron_adapt.engine import backend, checkpoint, convert, model as models, optimizer as optimizers
-from megatron_adapt.engine.losses import language_model_loss, positions
+from megatron_adapt.engine.batches import Batch
+from megatron_adapt.engine.losses import language_model_loss, micro_batches, positions
 from megatron_adapt.families import families, find_family, initial_tensors
 from megatron_adapt.families.rules import OUTPUT, hf_to_megatron
 from megatron_adapt.hf.directory import HFDirectory
@@ -92,7 +93,7 @@ def gradient_differences(model: torch.nn.Module, expected: dict[str, torch.Tenso
     model.config.finalize_model_grads_func = finalize_model_grads
     rows = tokens()
     get_forward_backward_func()(
-        forward_step_func=language_model_loss(1), data_iterator=iter([(rows, torch.zeros(2, dtype=torch.int64))]),
+        forward_step_func=language_model_loss(1), data_iterator=micro_batches(Batch(rows[None], torch.zeros(1, 2).long())),
         model=[wrapped], num_microbatches=1, seq_length=rows.size(1) - 1, micro_batch_size=2, forward_only=False,
     )  # fmt: skip
     group = parallel_state.get_tensor_model_parallel_group()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 
 import numpy as np
@@ -136,6 +137,41 @@ def test_passes_belong_to_their_corpus(corpora):
     samples = part.next().tokens.flatten(0, 1)[1::2].tolist()
     assert samples == [part.order["small"].tokens(number).tolist() for number in range(6)]
     assert part.order["small"].epoch(5) == 1
+
+
+@pytest.fixture(scope="module")
+def documents(corpora, tmp_path_factory) -> tuple[dict[str, Path], str]:
+    """400 documents of 1 to 12 letters between BOS and EOS, some of them with the letters of neither."""
+    folder, (prefixes, digest) = tmp_path_factory.mktemp("documents"), corpora
+    tokenizer = Tokenizer.load(prefixes["large"].with_name("tokenizer"))
+    draw = np.random.default_rng(1)
+    texts = ["".join(draw.choice(list(LETTERS), draw.integers(1, 13))) for _ in range(400)]
+    (folder / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    preprocess([folder / "text.jsonl"], tokenizer, folder / "documents", append_bos=True)
+    return {"documents": folder / "documents"}, digest
+
+
+def test_documents_end_where_their_stored_lengths_say(documents):
+    source = batches(documents, weights={"documents": 1}, apart=True)
+    order = source.order["documents"]
+    assert batches(documents, weights={"documents": 1}).next().lengths is None
+    for step in range(3):
+        batch = source.next()
+        assert len(batch.lengths) == 6 and batch.weights.shape == (6, 2, LENGTH)
+        for micro in range(6):
+            expected: list[int] = []
+            for row in range(2):
+                pieces = order.pieces(step * 12 + micro * 2 + row)
+                starts = np.cumsum([0, *(piece.end - piece.begin for piece in pieces)])
+                tokens, weights = batch.tokens[micro, row], batch.weights[micro, row]
+                for place in range(LENGTH):
+                    assert weights[place] == (place + 1 not in starts)
+                # BOS stands first where a document begins, and is never predicted; EOS always is.
+                assert tokens[1:][weights == 1].eq(0).sum() == 0
+                assert weights[tokens[1:] == 1].eq(1).all()
+                expected += np.diff(np.minimum(starts, LENGTH)).tolist()
+            assert list(batch.lengths[micro]) == [length for length in expected if length]
+            assert sum(batch.lengths[micro]) == 2 * LENGTH
 
 
 def test_errors_name_the_corpus(corpora):

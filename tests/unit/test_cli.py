@@ -150,6 +150,7 @@ def test_all_problems_of_a_recipe_at_once(run: Run, verb: str) -> None:
         ("parallel.pipeline=3", "2 layers cannot be divided by parallel.pipeline=3"),
         ("phases.full.sequence_length=65", "phase 'full': sequence_length 65 exceeds the model's max_position_embeddings 64"),
         ("evaluation.sequence_length=65", "evaluation.sequence_length 65 exceeds the model's max_position_embeddings 64"),
+        ("phases.full={packing: documents, restart_positions: false}", "this model's are relative (rope), so it changes nothing"),
         ("phases.full.train=layers[2:4]", "phase 'full': train: layers[2:4] selects none of the model's 2 layers"),
         ("model.from_scratch.config.architectures=[BloomForCausalLM]", "(BloomForCausalLM) is not supported. Supported: "),
         ("model.source=nowhere", "no model at nowhere: not a directory"),

@@ -228,6 +228,8 @@ def test_missing_mappings_are_told_once_each(tmp_path):
      "26: phases[1].optimizer.rounding: weights are rounded under precision 'bf16-true' only, not under 'bf16-mixed'; remove it"),
     ([("{lr: 1e-4}", "{lr: 1e-4, rounding: kahan}\n    precision: fp32"), ("name: german\n", "name: german\nprecision: bf16-true\n")],
      "27: phases[1].optimizer.rounding: weights are rounded under precision 'bf16-true' only, not under 'fp32'; remove it"),
+    ([("    steps: 100\n", "    steps: 100\n    restart_positions: false\n")],
+     "24: phases[1].restart_positions: belongs to packing 'documents', not to 'chunks'; remove it"),
     ([("    steps: 100\n", "    epochs: 3\n    schedule: {type: wsd, warmup: 0.5, decay: 0.6}\n")],
      "24: phases[1].schedule.decay: warmup and decay together are more than all steps"),
     ([("    steps: 100\n", "    steps: 100\n    schedule: {decay_shape: cosine}\n")],

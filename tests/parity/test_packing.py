@@ -1,0 +1,167 @@
+"""Documents packed into one row are as if each were alone, in every family; and in every layout as on one rank."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from family_models import CONFIGS, VOCABULARY, import_models, make
+from worlds import LAYOUTS, SEED, STEPS, World, assert_identical, hf_model, interrupted_after, on_ranks, tensors
+
+from megatron_adapt.data.preprocess import open_corpus
+from megatron_adapt.data.sampling import SampleOrder
+from megatron_adapt.engine.batches import Batch
+from megatron_adapt.engine.losses import language_model_loss, micro_batches
+from megatron_adapt.families import families
+from megatron_adapt.hf.tokenizer import Tokenizer
+
+import_models()
+LENGTH = 24
+# Of two samples of 24 positions: the documents' lengths, one of them of a single token, one filling its sample.
+LENGTHS = [(9, 1, 14), (24,)]
+
+
+def batch(rows: torch.Tensor, lengths=LENGTHS) -> Batch:
+    """One micro-batch ``[1, b, s + 1]`` whose documents have these lengths; the last label of a sample is its own."""
+    weights = torch.ones(len(rows), rows.size(1) - 1)
+    for row, parts in zip(weights, lengths):
+        row[torch.tensor(parts[:-1], dtype=torch.int64).cumsum(0) - 1] = 0
+    flat = tuple(length for parts in lengths for length in parts)
+    return Batch(rows[None], torch.zeros(1, len(rows)).long(), [flat], weights[None])
+
+
+def losses(model: torch.nn.Module, made: Batch, restart: bool = True) -> torch.Tensor:
+    """``[b, s]`` of one micro-batch, 0 where nothing is to be predicted."""
+    (micro,) = micro_batches(made, 1.0, restart)
+    packed = {} if micro.documents is None else {"packed_seq_params": micro.documents}
+    found = model(micro.inputs, micro.positions, None, labels=micro.labels, **packed)
+    return found.view(len(made.tokens[0]), -1) * (1 if made.weights is None else made.weights[0])
+
+
+def gradients(model: torch.nn.Module, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    loss.backward()
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+def differences(path: Path) -> dict[str, float]:
+    """Packed against each document alone, largest difference of losses and (by the largest) of gradients; and what a
+    document's losses change by when another one changes."""
+    model, shape = hf_model(path)
+    draw = torch.Generator().manual_seed(3)
+    rows = torch.randint(0, VOCABULARY, (2, LENGTH + 1), generator=draw)
+    packed = losses(model, batch(rows))
+    ours = gradients(model, packed.sum())
+    alone = torch.zeros_like(packed)
+    for row, parts in enumerate(LENGTHS):
+        begin = 0
+        for length in parts:
+            # The label of a document's last token is the next one's first, unless the sample ends within it.
+            last = begin + length == LENGTH
+            if length > 1 or last:
+                piece = rows[row, begin : begin + length + last][None]
+                found = losses(model, Batch(piece[None], torch.zeros(1, 1).long()))
+                alone[row, begin : begin + found.size(1)] = found[0]
+            begin += length
+    theirs = gradients(model, alone.sum())
+    largest = max(gradient.abs().max() for gradient in theirs.values())
+    other = rows.clone()
+    other[0, :9] = (other[0, :9] + 1) % VOCABULARY  # the first document
+    moved = (losses(model, batch(other)) - packed).abs()
+    once = losses(model, batch(rows), restart=False)  # counted once in each sample
+    return {
+        "losses": (packed - alone).abs().max().item(),
+        "gradients": (max((ours[name] - theirs[name]).abs().max() for name in ours) / largest).item(),
+        "others": moved[0, 9:].max().item() + moved[1].max().item(),
+        "itself": moved[0, :8].max().item(),
+        "boundary": packed[0, [8, 9]].abs().max().item(),
+        "counted once": (once - packed).abs().max().item() if shape.position == "learned" else math.inf,
+        "counted once, first": (once - packed)[0, :9].abs().max().item(),
+    }
+
+
+@pytest.mark.parametrize("name", families())
+def test_every_document_is_as_if_alone(tmp_path: Path, name):
+    paths = {key: tmp_path / str(number) for number, key in enumerate(CONFIGS[name])}
+
+    def work() -> dict[str, dict[str, float]]:
+        for key, path in paths.items():
+            make(families()[name], {**CONFIGS[name][key], "vocab_size": VOCABULARY}, path)
+        return {key: differences(path) for key, path in paths.items()}
+
+    for key, found in on_ranks(1, work)[0].items():
+        assert found["losses"] <= 4e-6 and found["gradients"] <= 2e-6, key
+        assert found["others"] == 0 and found["boundary"] == 0, key  # not one bit
+        assert found["itself"] > 1e-2, key
+        # Learned positions that do not begin anew are others, from the second document on.
+        assert found["counted once"] > 1e-2 and found["counted once, first"] <= 1e-6, key
+
+
+@pytest.fixture(scope="module")
+def one_rank(world: World, tmp_path_factory: pytest.TempPathFactory):
+    return world.train(tmp_path_factory.mktemp("one"), packing="documents", evaluate_every=5)
+
+
+@pytest.mark.parametrize(
+    "layout, micro", [("TP2", 2), ("PP2", 1), ("DP2", 1), ("DP2", 4), ("TP2+SP", 4), ("TP2xPP2", 2), ("one", 8)]
+)
+def test_every_layout_equals_one_rank(world: World, one_rank, tmp_path: Path, layout, micro):
+    """Micro-batches with other numbers of targets included: the mean is that of the global batch."""
+    settings = {"packing": "documents", "micro_batch_size": micro, "evaluate_every": 5}
+    run = world.train(tmp_path, *LAYOUTS[layout], **settings)
+    for ours, theirs in zip(run.metrics, one_rank.metrics):
+        for key in ("loss", "grad_norm", "bits_per_byte", "loss/first", "loss/second"):
+            assert ours[key] == pytest.approx(theirs[key], rel=1e-5), key
+    assert run.metrics[-1]["held_out/text"] == pytest.approx(one_rank.metrics[-1]["held_out/text"], rel=1e-5)
+    ours, theirs = tensors(run.folder), tensors(one_rank.folder)
+    assert max((ours[name] - theirs[name]).abs().max().item() for name in theirs) < 1e-4
+
+
+def test_first_loss_is_transformers_on_each_document(world: World, one_rank, tmp_path: Path):
+    """The lengths stored with the corpora say where documents end; EOS ends none, and is predicted."""
+
+    def reference() -> float:
+        model = transformers.AutoModelForCausalLM.from_pretrained(world.model("untied"), dtype=torch.float32)
+        total = targets = 0.0
+        # The first batch: 70 and 30 percent of 8 samples, as drawn.
+        for name, samples in (("first", 6), ("second", 2)):
+            reader, _ = open_corpus(world.corpora[name], Tokenizer.load(world.tokenizer).digest)
+            order = SampleOrder(reader, 32, SEED, name)
+            for number in range(samples):
+                for piece in order.pieces(number):
+                    ids = torch.from_numpy(reader[piece.document][piece.begin : piece.end].astype("int64"))
+                    if len(ids) > 1:
+                        logits = model(ids[None, :-1]).logits[0]
+                        total += torch.nn.functional.cross_entropy(logits, ids[1:], reduction="sum").item()
+                        targets += len(ids) - 1
+        return total / targets
+
+    assert one_rank.losses[0] == pytest.approx(on_ranks(1, reference)[0], rel=1e-6)
+    chunks = world.train(tmp_path, steps=1)
+    assert abs(chunks.losses[0] / one_rank.losses[0] - 1) > 1e-5  # which across documents is another number
+
+
+def test_resumed_in_bf16(world: World, tmp_path: Path):
+    settings = {**STEPS, "packing": "documents", "precision": "bf16-mixed"}
+    whole = world.train(tmp_path / "whole", **settings)
+    assert_identical(world.train(interrupted_after(4, whole, tmp_path / "run"), **settings), whole)
+    fp32 = world.train(tmp_path / "fp32", **{**settings, "precision": "fp32"})
+    assert whole.losses == pytest.approx(fp32.losses, rel=2e-2)
+
+
+def test_nothing_to_predict_is_no_division_by_zero():
+    """Documents of one token each."""
+    made = batch(torch.zeros(1, 4, dtype=torch.int64), [(1, 1, 1)])
+    made.weights.zero_()
+
+    class Model(torch.nn.Module):
+        def forward(self, inputs, *_args, labels, packed_seq_params):
+            assert packed_seq_params.within.tolist() == [0, 0, 0] and packed_seq_params.cu_seqlens_q.tolist() == [0, 1, 2, 3]
+            return torch.ones_like(labels, dtype=torch.float32)
+
+    losses, finish = language_model_loss(1)(micro_batches(made, 1.0), Model())
+    loss, sums = finish(losses)
+    assert loss.item() == 0 and sums.tolist() == [[0.0], [0.0], [3.0]]
