@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Sequence
 
@@ -17,6 +18,7 @@ from megatron_adapt.steps.receipt import Step
 from megatron_adapt.steps.reporter import PipeReporter, Reporter
 
 ENGINE = ("import", "train", "export", "evaluate")
+SEEN_WITHIN = 60.0  # seconds until a file that one node has written is seen on all (NFS remembers directories so long)
 
 
 def remaining(plan: Plan) -> list[Step]:
@@ -67,24 +69,59 @@ def ready(steps: Sequence[Step], undone: Sequence[Step]) -> list[Step]:
     return found
 
 
-def command(step: Step, recipe_arguments: Sequence[str], nodes: int = 1) -> str:
+@dataclass(frozen=True)
+class Nodes:
+    """The nodes that share the ranks of a step, and which of them this is: torchrun's own words for it."""
+
+    count: int = 1
+    rank: str = "$NODE_RANK"  # the cluster's launcher starts a line of ``plan`` once on each node, with these variables set
+    address: str = "$MASTER_ADDR"
+    port: str = "$MASTER_PORT"
+
+    @property
+    def is_first(self) -> bool:
+        return self.count == 1 or self.rank == "0"
+
+    @classmethod
+    def from_environment(cls, count: int) -> Nodes:
+        """This node, by the variables that launchers set. Raises ``ConfigError`` with all that are missing or no good."""
+        if count == 1:
+            return cls()
+        rank = os.environ.get("NODE_RANK", os.environ.get("SLURM_NODEID", ""))
+        address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
+        problems = [f"{name} is not set" for name, value in (("MASTER_ADDR", address), ("MASTER_PORT", port)) if not value]
+        if not rank.isdecimal() or int(rank) >= count:
+            problems.append(f"NODE_RANK (under Slurm SLURM_NODEID) is {rank!r}, not a number below {count}")
+        if problems:
+            raise ConfigError(
+                f"--nnodes {count}: {'; '.join(problems)}. Start the same command once on each node, with NODE_RANK 0 to "
+                f"{count - 1}, and MASTER_ADDR and MASTER_PORT naming a free port of node 0."
+            )
+        return cls(count, rank, address, port)
+
+    def torchrun(self, ranks: int) -> list[str]:
+        """torchrun's arguments for a step of so many ranks in all."""
+        if self.count == 1:
+            where = ["--standalone"]  # any free port
+        else:
+            where = ["--nnodes", str(self.count), "--node-rank", self.rank, "--master-addr", self.address, "--master-port", self.port]
+        return [*where, "--nproc-per-node", str(ranks // self.count)]
+
+
+def command(step: Step, recipe_arguments: Sequence[str], nodes: Nodes = Nodes()) -> str:
     """The shell line that runs one step: torchrun where it has several ranks."""
     tail = [step.verb, *recipe_arguments, "--step", step.name]
     if step.ranks == 1:
         return shlex.join(["megatron-adapt", *tail])
-    where = "--standalone"  # any free port
-    if nodes > 1:
-        # The cluster's launcher starts this line once on each node, with these variables set.
-        where = f"--nnodes {nodes} --node-rank $NODE_RANK --master-addr $MASTER_ADDR --master-port $MASTER_PORT"
-    return f"torchrun {where} --nproc-per-node {step.ranks // nodes} -m {shlex.join(['megatron_adapt', *tail])}"
+    return f"torchrun {' '.join(nodes.torchrun(step.ranks))} -m {shlex.join(['megatron_adapt', *tail])}"
 
 
-def interpreter_command(step: Step, recipe_arguments: Sequence[str]) -> list[str]:
+def interpreter_command(step: Step, recipe_arguments: Sequence[str], nodes: Nodes = Nodes()) -> list[str]:
     """The same as ``command``, with this very interpreter, for running it here."""
     tail = ["-m", "megatron_adapt", step.verb, *recipe_arguments, "--step", step.name]
     if step.ranks == 1:
         return [sys.executable, *tail]
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(step.ranks), *tail]
+    return [sys.executable, "-m", "torch.distributed.run", *nodes.torchrun(step.ranks), *tail]
 
 
 def gpus() -> int:
@@ -116,19 +153,24 @@ def preload(steps: Sequence[Step]) -> None:
         from transformers import AutoModelForCausalLM  # noqa: F401
 
 
-def run(steps: Sequence[Step], view: View, torchrun: Callable[[Step], Sequence[str]] | None = None) -> launch.Outcome:
+def run(
+    steps: Sequence[Step], view: View, torchrun: Callable[[Step], Sequence[str]] | None = None, is_first_node: bool = True
+) -> launch.Outcome:
     """Do the steps in order; stops early (``Outcome.stopped``) when one was asked to stop.
 
-    ``torchrun`` gives the command of a step with several ranks; without it they are forked.
+    ``torchrun`` gives the command of a step with several ranks; without it they are forked. Steps of one rank are done by
+    the first node, and the others wait for them.
     """
     if torchrun is None:
         preload(steps)
     for number, step in enumerate(steps, 1):
         view.begin(number, len(steps), step)
         began = time.perf_counter()
-        if torchrun is not None and (step.ranks > 1 or step.verb in ENGINE):
+        if step.ranks == 1 and not is_first_node:
+            outcome, done = launch.Outcome(), _is_signed(step, None)
+        elif torchrun is not None and (step.ranks > 1 or step.verb in ENGINE):
             outcome = launch.child(torchrun(step))
-            done = receipt.state(step).done
+            done = receipt.state(step).done if is_first_node else _is_signed(step, SEEN_WITHIN)
         else:
             outcome = execute(step, view.message)
             done = not outcome.stopped or receipt.state(step).done
@@ -140,16 +182,29 @@ def run(steps: Sequence[Step], view: View, torchrun: Callable[[Step], Sequence[s
     return launch.Outcome()
 
 
+def _is_signed(step: Step, within: float | None) -> bool:
+    """Whether the first node signs a step, or has signed it, within so many seconds (None: wait for it).
+
+    A file rather than a collective: the step may take hours.
+    """
+    began = time.monotonic()
+    while receipt.read(step.output) is None:
+        if within is not None and time.monotonic() - began > within:
+            return False
+        time.sleep(0.5)
+    return True
+
+
 class View:
     """Shows a run on a terminal: a heading and the lines of every step, and a bar where progress is known."""
 
-    def __init__(self) -> None:
+    def __init__(self, quiet: bool = False) -> None:
         from rich.console import Console
         from rich.markup import escape
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         is_first_rank = os.environ.get("RANK", "0") == "0"
-        self.console = Console(highlight=False, soft_wrap=True, quiet=not is_first_rank)
+        self.console = Console(highlight=False, soft_wrap=True, quiet=quiet or not is_first_rank)
         columns = (TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self.escape = escape
         self.bar = Progress(*columns, console=self.console, transient=True, disable=not sys.stdout.isatty())

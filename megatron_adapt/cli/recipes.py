@@ -78,34 +78,48 @@ def plan(
     from megatron_adapt import checks, pipeline
 
     plan = load(words, nproc)
-    if plan.recipe.parallel.world_size % nodes:
-        raise ConfigError(f"{plan.recipe.parallel.world_size} ranks cannot be spread over --nnodes {nodes}.")
+    _check_spread(plan, nodes)
     extra = [] if nproc is None else [f"parallel.data={plan.recipe.parallel.data}"]
     checks.check(plan)
     for step in pipeline.remaining(plan):
-        print(pipeline.command(step, [*words, *extra], nodes))
+        print(pipeline.command(step, [*words, *extra], pipeline.Nodes(nodes)))
+
+
+def _check_spread(plan: Plan, nodes: int) -> None:
+    if plan.recipe.parallel.world_size % nodes:
+        raise ConfigError(f"{plan.recipe.parallel.world_size} ranks cannot be spread over --nnodes {nodes}.")
 
 
 @app.command()
 def run(
     words: Words,
-    nproc: Annotated[Optional[int], typer.Option("--nproc", help="ranks of this machine; default: as the recipe says")] = None,
+    nodes: Annotated[int, typer.Option("--nnodes", min=1, help="nodes that share the ranks; start it on each of them")] = 1,
+    nproc: Annotated[Optional[int], typer.Option("--nproc", help="ranks in all; default: as the recipe says")] = None,
     launcher: Annotated[str, typer.Option(help="fork | torchrun | auto (torchrun where there is a GPU)")] = "auto",
 ) -> None:
-    """Do everything that remains of a recipe on this machine; the same command continues an interrupted run."""
-    run_steps(words, None, None, nproc, launcher)
+    """Do everything that remains of a recipe; the same command continues an interrupted run."""
+    run_steps(words, None, None, nproc, launcher, nodes)
 
 
 def run_steps(
-    words: List[str], verb: Optional[str], name: Optional[str], nproc: Optional[int] = None, launcher: str = "fork"
+    words: List[str],
+    verb: Optional[str],
+    name: Optional[str],
+    nproc: Optional[int] = None,
+    launcher: str = "fork",
+    nodes: int = 1,
 ) -> None:
     from megatron_adapt import checks, launch, pipeline
 
     if launcher not in ("auto", "fork", "torchrun"):
         raise ConfigError(f"--launcher {launcher}: choose auto, fork or torchrun.")
+    if launcher == "fork" and nodes > 1:
+        raise ConfigError(f"--launcher fork starts the ranks of one machine; --nnodes {nodes} needs torchrun.")
+    here = pipeline.Nodes.from_environment(nodes)
     plan = load(words, nproc)
+    _check_spread(plan, nodes)
     checks.check(plan)
-    view = pipeline.View()
+    view = pipeline.View(quiet=not here.is_first)
     undone = pipeline.remaining(plan)
     if name is not None:
         step = plan.step(name)
@@ -119,15 +133,18 @@ def run_steps(
         view.finished(plan, verb, name)
         return
     gpus = pipeline.gpus() if launcher == "auto" else 0
-    if 0 < gpus < plan.recipe.parallel.world_size:
+    ranks = plan.recipe.parallel.world_size // nodes
+    if 0 < gpus < ranks:
         raise ConfigError(
-            f"the recipe asks for {plan.recipe.parallel.world_size} ranks, and this machine has {gpus} GPU(s): lower parallel.tensor, "
+            f"the recipe asks for {ranks} ranks{' a node' if nodes > 1 else ''}, and this machine has {gpus} GPU(s): lower parallel.tensor, "
             f"parallel.pipeline or parallel.data (parallel.tensor=1 on the command line), or hide the GPUs and say "
             f"--launcher fork to use the CPU."
         )
-    use_torchrun = launcher == "torchrun" or gpus > 0
+    use_torchrun = launcher == "torchrun" or gpus > 0 or nodes > 1
     extra = [] if nproc is None else [f"parallel.data={plan.recipe.parallel.data}"]
-    outcome = pipeline.run(steps, view, (lambda step: pipeline.interpreter_command(step, [*words, *extra])) if use_torchrun else None)
+    arguments = [*words, *extra]
+    torchrun = (lambda step: pipeline.interpreter_command(step, arguments, here)) if use_torchrun else None
+    outcome = pipeline.run(steps, view, torchrun, here.is_first)
     if outcome.stopped:
         # Under torchrun every code but 0 would look like a failure and kill the other ranks before they have saved.
         sys.exit(0 if launch.under_torchrun() else launch.STOPPED)

@@ -68,7 +68,7 @@ class Checker:
 
     def check(self, line: str) -> None:
         words = shlex.split(line, comments=True)
-        checks = {"megatron-adapt": self.ours, "bash": self.script, "export": self.syntax, "srun": self.on_nodes}
+        checks = {"megatron-adapt": self.ours, "bash": self.script, "export": self.syntax, "sbatch": self.submitted}
         assert words[0] in checks, f"no way to check {words[0]!r}: write its command another way, or add one here"
         checks[words[0]](words[1:])
 
@@ -109,17 +109,15 @@ class Checker:
     def syntax(self, words: Sequence[str]) -> None:
         assert all(re.match(r"[A-Z_]+=", word) for word in words), words
 
-    def on_nodes(self, words: Sequence[str]) -> None:
-        """``srun ... bash -c SCRIPT``: a torchrun line of the plan, whose variables the script or its caller sets."""
-        assert words[-3:-1] == ["bash", "-c"], words
-        before, _, command = words[-1].partition("torchrun ")
-        line = " ".join(f"torchrun {command}".split())
-        found = re.search(r"--nnodes (\d+) .*-m megatron_adapt \w+ (.*) --step", line)
-        assert found, line
-        assert line in self.plan([*found[2].split(), "--nnodes", found[1]])
-        assert subprocess.run(["bash", "-n", "-c", words[-1]]).returncode == 0
-        set_here = set(re.findall(r"([A-Z_]+)=", before + "".join(blocks(README, "bash"))))
-        assert set(re.findall(r"\$([A-Z_]+)", line)) <= set_here
+    def submitted(self, words: Sequence[str]) -> None:
+        """``sbatch --nodes N SCRIPT RECIPE ...``: what the script runs on each node has a plan for so many."""
+        assert words[0] == "--nodes", words
+        path = ROOT / words[2]
+        assert path.is_file(), f"no script {path}"
+        assert subprocess.run(["bash", "-n", path]).returncode == 0
+        started = re.search(r'megatron-adapt run "\$@" --nnodes "\$SLURM_NNODES"', path.read_text())
+        assert started, f"{path} does not pass its arguments on"
+        assert any(f"--nnodes {words[1]} " in line for line in self.plan([*words[3:], "--nnodes", words[1]]))
 
 
 def make_model(folder: Path) -> None:
@@ -170,7 +168,9 @@ def test_every_command(checker: Checker, document: Path) -> None:
         "bash examples/quickstart/ran.sh",
         "bash examples/quickstart/run.sh phases.fool.steps=1",
         "bash tests/run.sh tests/unity",
-        "srun bash -c 'torchrun --nnodes 2 --nproc-per-node 8 -m megatron_adapt train german.yaml --step copy/full'",
+        "sbatch --nodes 2 examples/slurm/jobs.sh german.yaml",
+        "sbatch --nodes 3 examples/slurm/job.sh german.yaml",
+        "sbatch --nodes 2 examples/quickstart/run.sh",
         "megatron-adopt run german.yaml",
     ],
 )

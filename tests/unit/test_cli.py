@@ -123,6 +123,22 @@ def test_plan_for_more_ranks(run: Run) -> None:
     assert "--nnodes 2 " in lines[7] and "--nproc-per-node 2 " in lines[7] and " parallel.data=2 --step " in lines[7]
 
 
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({}, ("MASTER_ADDR is not set; MASTER_PORT is not set; NODE_RANK (under Slurm SLURM_NODEID) is '', not a number below 2",)),
+        ({"MASTER_ADDR": "a", "MASTER_PORT": "1", "NODE_RANK": "2"}, ("NODE_RANK (under Slurm SLURM_NODEID) is '2', not",)),
+        ({"MASTER_ADDR": "a", "SLURM_NODEID": "1"}, ("--nnodes 2: MASTER_PORT is not set. Start the same command once on each",)),
+    ],
+)
+def test_a_node_has_to_know_its_place(run: Run, monkeypatch: pytest.MonkeyPatch, environment: Any, words: Any) -> None:
+    for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "SLURM_NODEID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    untouched(run, "run", written(), "--nnodes", 2).refused(*words)
+
+
 def test_several_files_and_overrides(run: Run) -> None:
     other = tiny.write(Path("."), {"name": "other", "phases": [tiny.phase("only", 3)]}, "other.yml")
     result = run("check", written(), other, "phases.only.steps=5", "seed=9").succeeded()
@@ -191,6 +207,7 @@ def test_a_tokenizer_with_more_ids_than_the_model_has_rows(run: Run) -> None:
         ("run recipe.yaml --nproc 3", "--nproc 3 is no multiple of parallel.tensor x parallel.pipeline = 2: start a multiple"),
         ("run recipe.yaml --nproc 0", "parallel.data: must be at least 1, got 0"),
         ("plan recipe.yaml --nnodes 3", "2 ranks cannot be spread over --nnodes 3"),
+        ("run recipe.yaml --launcher fork --nnodes 2", "--launcher fork starts the ranks of one machine; --nnodes 2 needs torchrun"),
         ("run recipe.yaml --launcher slurm", "--launcher slurm: choose auto, fork or torchrun"),
         ("run nowhere.yaml", "nowhere.yaml: no such file"),
         ("run seed=1", "No recipe is given"),
@@ -275,7 +292,7 @@ def test_under_torchrun_a_message_names_its_rank(run: Run, monkeypatch: pytest.M
 def test_torchrun_starts_the_ranks_where_there_is_a_gpu(run: Run, monkeypatch: pytest.MonkeyPatch, gpus: int) -> None:
     used: list[Any] = []
 
-    def keep(steps: Any, view: Any, torchrun: Any) -> Outcome:
+    def keep(steps: Any, view: Any, torchrun: Any, is_first_node: bool) -> Outcome:
         used.append(torchrun and torchrun(steps[7])[-4:])
         return Outcome()
 

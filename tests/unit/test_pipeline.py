@@ -208,13 +208,13 @@ def test_commands_of_a_plan() -> None:
 
 def test_commands_for_several_nodes() -> None:
     built = plan.build(recipe.load([tiny.write(Path("."), tiny.recipe())], ["parallel.pipeline=2"]))
-    line = pipeline.command(built.step("copy/full"), ["r.yaml"], nodes=2)
+    line = pipeline.command(built.step("copy/full"), ["r.yaml"], pipeline.Nodes(2))
     assert line == (
         "torchrun --nnodes 2 --node-rank $NODE_RANK --master-addr $MASTER_ADDR --master-port $MASTER_PORT "
         "--nproc-per-node 2 -m megatron_adapt train r.yaml --step copy/full"
     )
     assert "$NODE_RANK" in shlex.split(line)
-    assert pipeline.command(built.step("export"), ["r.yaml"], nodes=2) == "megatron-adapt export r.yaml --step export"
+    assert pipeline.command(built.step("export"), ["r.yaml"], pipeline.Nodes(2)) == "megatron-adapt export r.yaml --step export"
 
 
 def test_with_torchrun_a_step_is_a_command() -> None:

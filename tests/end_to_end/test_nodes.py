@@ -1,0 +1,78 @@
+"""Two nodes with a file system in common, each started once, by the Slurm script: the same model as on one machine."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+from commands import Shop
+from harness import ROOT
+
+SRUN = """#!/bin/sh
+# Every node's task, as srun starts them, on this machine.
+[ "$1" = --kill-on-bad-exit=1 ] || exit 9
+shift
+SLURM_NODEID=1 "$@" & other=$!
+SLURM_NODEID=0 "$@"; first=$?
+wait $other; second=$?
+[ $first -gt $second ] && exit $first
+exit $second
+"""
+SCONTROL = """#!/bin/sh
+case "$*" in
+  "show hostnames"*) printf 'localhost\\nother\\n' ;;
+  requeue*) echo "again: $*" ;;
+  *) exit 9 ;;
+esac
+"""
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Variables of a job on two nodes, with one processor each, and the two programs that its script calls."""
+    folder = tmp_path_factory.mktemp("slurm")
+    launcher = f'#!/bin/sh\nexec "{sys.executable}" -m megatron_adapt "$@"\n'
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL), ("megatron-adapt", launcher)):
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        job = free.getsockname()[1] - 20000
+    return {
+        **os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo",
+        "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_JOB_ID": str(job % 10000), "SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "1",
+    }  # fmt: skip
+
+
+def submit(shop: Shop, environment: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
+    command = ["bash", str(ROOT / "examples/slurm/job.sh"), *words]
+    return subprocess.run(command, cwd=shop.folder, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_two_nodes_do_what_one_machine_does(shop: Shop, model: Path, slurm: dict[str, str]) -> None:
+    # Nothing is held out: each evaluation would start four more interpreters.
+    tree = tiny.recipe(
+        model={"source": str(model)}, vocabulary=None, phases=[tiny.phase("short", 4)], data={"german": {"path": "de.jsonl"}}
+    )
+    tiny.write(shop.folder, tree, "nodes.yaml")
+    shop.run("run", "nodes.yaml", "output=alone").succeeded()
+    done = submit(shop, slurm, "nodes.yaml", "output=together")
+    assert done.returncode == 0, (done.stdout, done.stderr)
+    assert "adapted/short (train, 2 ranks)" in done.stdout
+    assert done.stdout.count("everything of 'tiny' is done.") == 1  # the first node speaks for all
+    names = ["model/model.safetensors", "model/config.json", "data/base/german/text.bin"]
+    assert [(shop / "together" / name).read_bytes() == (shop / "alone" / name).read_bytes() for name in names] == [True] * 3
+
+
+def test_a_job_that_was_stopped_queues_again(shop: Shop, slurm: dict[str, str], tmp_path: Path) -> None:
+    for code, again in ((75, True), (143, True), (1, False), (2, False)):
+        program = tmp_path / "megatron-adapt"
+        program.write_text(f"#!/bin/sh\nexit {code}\n")
+        program.chmod(0o755)
+        done = submit(shop, {**slurm, "PATH": f"{tmp_path}:{slurm['PATH']}"}, "nodes.yaml")
+        assert (done.returncode, "again: requeue" in done.stdout) == (code, again)
