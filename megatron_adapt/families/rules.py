@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Iterable, Iterator, Literal, Protocol, TypeVar
 from megatron_adapt.errors import CheckpointError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
     from megatron_adapt.families.family import Family, ModelShape
@@ -259,6 +261,9 @@ class _WithPrefix:
 
     def get(self, name: str) -> Tensor:
         return self.reader.get(self.stored[name])
+
+    def locate(self, name: str) -> tuple[Path, int] | None:
+        return self.reader.locate(self.stored[name])  # type: ignore[attr-defined]
 
 
 def with_prefix(family: Family, reader: Reader) -> Reader:

@@ -77,6 +77,11 @@ class WeightReader:
         """The tensor on the CPU, in memory of its own."""
         return self._files[self._home[name]].get(name)
 
+    def locate(self, name: str) -> tuple[Path, int] | None:
+        """The file that holds a tensor and where in it its bytes begin; None in a pickle file."""
+        file = self._files[self._home[name]]
+        return (file.path, file.offsets[name]) if isinstance(file, _SafetensorsFile) else None
+
     def close(self) -> None:
         for file in self._files.values():
             file.close()
@@ -91,7 +96,7 @@ class WeightReader:
 class _SafetensorsFile:
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.infos, self._offsets = _read_header(path)
+        self.infos, self.offsets = _read_header(path)
         self._file: IO[bytes] | None = None
 
     def get(self, name: str) -> Tensor:
@@ -102,7 +107,7 @@ class _SafetensorsFile:
             self._file = self.path.open("rb", buffering=0)
         tensor = torch.empty(shape, dtype=getattr(torch, dtype), device="cpu")
         rest = bytes_of(tensor)
-        self._file.seek(self._offsets[name])
+        self._file.seek(self.offsets[name])
         while rest:  # one call reads 2 GiB at most
             count = self._file.readinto(rest)  # type: ignore[attr-defined]
             if not count:

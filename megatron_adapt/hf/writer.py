@@ -46,7 +46,7 @@ def plan(source: Source, max_shard_bytes: float = 5e9) -> list[Shard]:
     groups: list[list[str]] = [[]]
     filled = 0
     for name in source.names():
-        size = _size(source.info(name))
+        size = size_of(source.info(name))
         if groups[-1] and filled + size > max_shard_bytes:
             groups.append([])
             filled = 0
@@ -87,7 +87,7 @@ def write(
     refuse_broken(broken, str(path))
     for stray in {*path.glob("model*.safetensors"), *path.glob(".model*.partial")} - {path / shard.file for shard in shards}:
         stray.unlink()  # of an earlier call with another size limit
-    size = sum(_size(source.info(name)) for shard in shards for name in shard.names)
+    size = sum(size_of(source.info(name)) for shard in shards for name in shard.names)
     finish(path, {shard.file: shard.names for shard in shards}, size)
     return {"files": len(shards), "kept": kept, "bytes": size}
 
@@ -98,7 +98,7 @@ def _write_shard(source: Source, shard: Shard, file: Path, progress: Callable[[i
     broken = []
     try:
         with open(partial, "wb") as stream:
-            stream.write(_header(source, shard))
+            stream.write(header(source, shard))
             for count, name in enumerate(shard.names, 1):
                 tensor = source.get(name)
                 shape, dtype = source.info(name)
@@ -116,13 +116,13 @@ def _write_shard(source: Source, shard: Shard, file: Path, progress: Callable[[i
     return broken
 
 
-def _header(source: Source, shard: Shard) -> bytes:
+def header(source: Source, shard: Shard) -> bytes:
     """Length and JSON, padded with spaces to a multiple of 8 bytes, so that the data is aligned."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name in shard.names:
         shape, dtype = source.info(name)
-        begin, end = end, end + _size((shape, dtype))
+        begin, end = end, end + size_of((shape, dtype))
         header[name] = {"dtype": CODES[dtype][0], "shape": list(shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -142,6 +142,6 @@ def _holds(file: Path, shard: Shard, source: Source) -> bool:
         )
 
 
-def _size(info: Info) -> int:
+def size_of(info: Info) -> int:
     shape, dtype = info
     return math.prod(shape) * CODES[dtype][1]

@@ -44,6 +44,12 @@ class Maps:
         second = first if self.output is self.input else self.output.padded(rows)
         return Maps(first, second, self.report, self.warnings)
 
+    def keeping(self, source_rows: np.ndarray) -> Maps:
+        """Row ``i`` of both matrices is row ``source_rows[i]`` of the source where that is not -1."""
+        first = self.input.keeping(source_rows)
+        second = first if self.output is self.input else self.output.keeping(source_rows)
+        return Maps(first, second, self.report, self.warnings)
+
 
 @dataclass(frozen=True)
 class Material:

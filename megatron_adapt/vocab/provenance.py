@@ -6,7 +6,7 @@ import gzip
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Iterator
+from typing import TYPE_CHECKING, Any, Iterable, Iterator
 
 import numpy as np
 
@@ -28,7 +28,7 @@ def write(path: Path, material: Material, maps: Maps, tied: bool) -> None:
     outputs = None if tied or maps.output is maps.input else _rows(maps.output)
     with open(path, "wb") as file:
         # Name and time would differ from run to run.
-        with gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as packed:
+        with gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=file, mtime=0) as packed:
             for row, origin in enumerate(_rows(maps.input)):
                 line = {**_about(row, material), **origin}
                 other = next(outputs) if outputs is not None else origin
@@ -69,15 +69,28 @@ def _rows(token_map: TokenMap) -> Iterator[dict[str, Any]]:
         yield {**origin, "sources": len(ids)} if len(ids) > LARGEST else origin
 
 
-def norms(source: Tensor, target: Tensor, token_map: TokenMap) -> dict[str, list[float]]:
+class Lengths:
     """Lengths of rows at the 10th, 50th and 90th percentile: of the source's, and of the new ones by how they came."""
-    copied, drawn = token_map.copies(), token_map.drawn
-    groups = {"copied": copied, "composed": ~copied & ~drawn, "drawn": drawn}
-    lengths = _lengths(target)
-    found = {"source": _lengths(source[: token_map.source_size])}
-    found |= {name: lengths[chosen] for name, chosen in groups.items() if chosen.any()}
-    return {name: [float(f"{value:.5g}") for value in np.quantile(values, (0.1, 0.5, 0.9))] for name, values in found.items()}
+
+    def __init__(self, source: Tensor, token_map: TokenMap) -> None:
+        self.token_map = token_map
+        self.source = _lengths(source[: token_map.source_size])
+        self.target: list[np.ndarray] = []
+
+    def watch(self, blocks: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Passes on all rows of the target, in order."""
+        self.target = []
+        for block in blocks:
+            self.target.append(_lengths(block))
+            yield block
+
+    def quantiles(self) -> dict[str, list[float]]:
+        copied, drawn = self.token_map.copies(), self.token_map.drawn
+        lengths = np.concatenate(self.target)
+        groups = {"copied": copied, "composed": ~copied & ~drawn, "drawn": drawn}
+        found = {"source": self.source} | {name: lengths[chosen] for name, chosen in groups.items() if chosen.any()}
+        return {name: [float(f"{value:.5g}") for value in np.quantile(values, (0.1, 0.5, 0.9))] for name, values in found.items()}
 
 
-def _lengths(matrix: Tensor) -> np.ndarray:
-    return np.concatenate([chunk.float().norm(dim=1).numpy() for chunk in matrix.split(4096)])
+def _lengths(block: Tensor) -> np.ndarray:
+    return np.concatenate([rows.float().norm(dim=1).numpy() for rows in block.split(256)])

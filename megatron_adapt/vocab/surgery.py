@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, Mapping
 
 from megatron_adapt.errors import CheckpointError, ConfigError
 from megatron_adapt.families import find_family
 from megatron_adapt.families.rules import EMBEDDING, OUTPUT, check_weights, redundant_head, with_prefix
-from megatron_adapt.hf.directory import HFDirectory, read_json
+from megatron_adapt.hf.directory import HFDirectory
+from megatron_adapt.hf.splice import Replacement, exchange, splice
+from megatron_adapt.hf.tokenizer_files import copy_flushed, write_json, write_tokenizer
 from megatron_adapt.vocab import methods, provenance
 from megatron_adapt.vocab.material import Maps, Material
-from megatron_adapt.vocab.matching import ROLES
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,7 +37,8 @@ def swap(
 ) -> dict[str, Any]:
     """Write a copy of a model whose vocabulary is that of another tokenizer.
 
-    Only the embedding and, if untied, the output matrix change; dtype and every other tensor stay bit for bit. The new
+    Only the embedding and, if untied, the output matrix change, a block of rows at a time; dtype stays, and all other
+    tensors go from file to file as bytes (those of pickle files one at a time). The new
     directory has the target's tokenizer files and token ids, and appears under its name when it is complete.
 
     Args:
@@ -84,7 +84,8 @@ def swap(
             lengths = _write_weights(directory, shape, maps, seed, partial)
             provenance.write(partial / provenance.FILE, material, maps, shape.tied)
             _write_configs(directory, target, rows, partial)
-            _copy_files(directory, target, partial)
+            write_tokenizer(target, partial)
+            _copy_licence(directory, partial)
             os.replace(partial, output)
     except OSError as error:
         raise CheckpointError(f"could not write {output}: {error}.") from None
@@ -103,24 +104,16 @@ def replace_output(model_dir: str | Path, matrix: Tensor) -> None:
     Raises:
         CheckpointError: failure to write.
     """
-    from megatron_adapt.hf.weights import WeightWriter
+    import torch
 
     directory = HFDirectory.open(model_dir)
     family = find_family(directory.config, str(directory.config_path))
     head = next(rule.hf[0] for rule in family.rules if rule.megatron == OUTPUT)
-    try:
-        with tempfile.TemporaryDirectory(prefix=".output.", suffix=".partial", dir=directory.path) as folder:
-            with directory.weights() as reader, WeightWriter(folder) as writer:
-                for name in reader.names():
-                    old = reader.get(name)
-                    assert name != head or old.shape == matrix.shape
-                    writer.add(name, matrix.to(old.dtype) if name == head else old)
-            for file in directory.path.glob("*.safetensors*"):
-                file.unlink()
-            for file in Path(folder).iterdir():
-                os.replace(file, directory.path / file.name)
-    except OSError as error:
-        raise CheckpointError(f"could not write {directory.path}: {error}.") from None
+    with directory.weights() as reader:
+        shape, dtype = reader.info(head)
+    assert tuple(shape) == tuple(matrix.shape)
+    kind = getattr(torch, dtype)
+    exchange(directory.path, {head: Replacement(len(matrix), lambda: (rows.to(kind) for rows in matrix.split(4096)))})
 
 
 def check_tokenizer(model_dir: str | Path, vocab_size: int) -> Tokenizer:
@@ -147,9 +140,7 @@ def check_tokenizer(model_dir: str | Path, vocab_size: int) -> Tokenizer:
 def _write_weights(
     directory: HFDirectory, shape: ModelShape, maps: Maps, seed: int, output: Path
 ) -> dict[str, dict[str, list[float]]]:
-    """Returns the lengths of rows for each matrix of the vocabulary."""
-    from megatron_adapt.hf.weights import WeightWriter
-
+    """Returns the lengths of rows for each matrix of the vocabulary. One old matrix is in memory at a time."""
     family = find_family(directory.config, str(directory.config_path))
     vocabulary = {rule.hf[0]: rule.megatron for rule in family.rules if rule.megatron in (EMBEDDING, OUTPUT)}
     lengths: dict[str, dict[str, list[float]]] = {}
@@ -157,55 +148,38 @@ def _write_weights(
         reader = with_prefix(family, weights)
         check_weights(family, shape, reader)
         redundant = redundant_head(family, shape, reader)
-        with WeightWriter(output) as writer:
-            for name in reader.names():
-                if name in vocabulary and name != redundant:
-                    token_map = maps.output if vocabulary[name] == OUTPUT else maps.input
-                    old = reader.get(name)
-                    new = token_map.apply(old, seed, vocabulary[name])
-                    lengths["output" if vocabulary[name] == OUTPUT else "input"] = provenance.norms(old, new, token_map)
-                    writer.add(name, new)
-                elif name != redundant:
-                    writer.add(name, reader.get(name))
+
+        def replacement(name: str) -> Replacement:
+            is_output = vocabulary[name] == OUTPUT
+            token_map = maps.output if is_output else maps.input
+
+            def blocks() -> Iterator[Tensor]:
+                old = reader.get(name)
+                watched = provenance.Lengths(old, token_map)
+                yield from watched.watch(token_map.blocks(old, seed, vocabulary[name]))
+                lengths["output" if is_output else "input"] = watched.quantiles()
+
+            return Replacement(token_map.rows, blocks)
+
+        replaced = {name: replacement(name) for name in reader.names() if name in vocabulary and name != redundant}
+        splice(reader, output, replaced, dropped={redundant} if redundant else ())
     return lengths
 
 
 def _write_configs(directory: HFDirectory, target: Tokenizer, rows: int, output: Path) -> None:
     ids = {"bos_token_id": target.bos_id, "eos_token_id": target.eos_id, "pad_token_id": target.pad_id}
-    _write_json(output / "config.json", {**directory.config, "vocab_size": rows, **ids})
+    write_json(output / "config.json", {**directory.config, "vocab_size": rows, **ids})
     generation = directory.generation_config()
     if generation is not None:
         kept = {key: value for key, value in generation.items() if key not in ID_SETTINGS}
-        _write_json(output / "generation_config.json", {**kept, **ids})
+        write_json(output / "generation_config.json", {**kept, **ids})
 
 
-def _copy_files(directory: HFDirectory, target: Tokenizer, output: Path) -> None:
-    """The target's tokenizer files, and the source's licence: other files may speak of the old vocabulary."""
-    settings: dict[str, Any] = {}
-    for file in target.files:
-        if file.name == "tokenizer_config.json":
-            settings = read_json(file) or {}
-        else:  # a lone vocabulary file may have a name of its own
-            shutil.copyfile(file, output / (file.name if len(target.files) > 1 else "tokenizer.json"))
-    tokens = target.tokens()
-    roles = {f"{role}_token": getattr(target, f"{role}_id") for role in ROLES}
-    spelled = {name: tokens[index] for name, index in roles.items() if index is not None}
-    # Named classes (LlamaTokenizer, ...) are rebuilt by transformers 5 from the vocabulary, without the normalizer that
-    # tokenizer.json declares: other ids. The generic class reads the file as it is.
-    settings = {**spelled, **settings, "tokenizer_class": "PreTrainedTokenizerFast"}
-    # Nor may it add a token that is named but not in the vocabulary (a [PAD], say): the model has no row for it.
-    settings = {name: value for name, value in settings.items() if name not in roles or name in spelled}
-    _write_json(output / "tokenizer_config.json", settings)
+def _copy_licence(directory: HFDirectory, output: Path) -> None:
+    """Other files may speak of the old vocabulary."""
     for file in directory.path.iterdir():
         if file.is_file() and file.name.upper().startswith(LEGAL):
-            shutil.copyfile(file, output / file.name)
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+            copy_flushed(file, output / file.name)
 
 
 def _report(method: str, seed: int, shape: ModelShape, material: Material, maps: Maps) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """TokenMap: every row of a new embedding matrix as a weighted sum of old rows, or as a draw.
 
-A vocabulary method only builds such a map; :meth:`TokenMap.apply` is the only code that touches weights, so dtype,
+A vocabulary method only builds such a map; ``TokenMap.apply`` and ``blocks`` are the only code that touches weights, so dtype,
 padding, determinism, norms and memory are solved once.
 """
 
@@ -9,16 +9,17 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Callable, Sequence
+from typing import TYPE_CHECKING, Callable, Iterator, Sequence
 
 import numpy as np
 
 from megatron_adapt.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from torch import Generator, Tensor
+    from torch import Tensor
 
-CHUNK = 4096  # rows held in float32 at a time
+CHUNK = 1024  # rows held in float32 at a time
+FEW = 128  # rows held in float64 at a time; they stay in the processor's cache
 CHUNK_VALUES = 2**26  # values of the source gathered in float32 at a time
 
 # Standard deviation of drawn rows by width and number of rows, before ``spread``; "matched" follows the source's rows.
@@ -59,7 +60,8 @@ class TokenMap:
         source_ids: int64 [entries].
         weights: float32 [entries].
         drawn: bool [rows]; a drawn row has no entries.
-        source_size: ids of the source tokenizer. Rows of the source matrix beyond are padding and never looked at.
+        source_size: ids of the source tokenizer. Rows of the source matrix beyond are padding: they can be copied, and
+            nothing else looks at them.
         spread: multiplies the standard deviation of drawn rows; 0 with "matched" makes each the mean of the source.
         draw: distribution of drawn rows: "matched" is N(mean, std²) per dimension over the source's rows, the others
             N(0, s²) with s from ``DEVIATIONS``.
@@ -86,7 +88,8 @@ class TokenMap:
         assert len(entries) == len(self.drawn) and self.indptr[0] == 0 and (entries >= 0).all()
         assert len(self.source_ids) == len(self.weights) == self.indptr[-1]
         assert ((entries == 0) == (self.drawn ^ dense)).all(), "a row has entries or is drawn"
-        assert not len(self.source_ids) or 0 <= self.source_ids.min() <= self.source_ids.max() < self.source_size
+        assert not len(self.source_ids) or 0 <= self.source_ids.min()
+        assert not (self.source_ids[np.repeat(~self.copies(), entries)] >= self.source_size).any()
         assert self.draw in DRAWS and self.norm in NORMS
 
     @classmethod
@@ -144,8 +147,34 @@ class TokenMap:
         indptr = np.concatenate([self.indptr, np.full(extra, self.indptr[-1])])
         return replace(self, indptr=indptr, drawn=np.concatenate([self.drawn, np.ones(extra, dtype=bool)]))
 
+    def keeping(self, source_rows: np.ndarray) -> TokenMap:
+        """The same map, except that row ``i`` is a copy of row ``source_rows[i]`` (int64 [rows]) where that is not -1."""
+        mine = source_rows < 0
+        rows = np.repeat(np.arange(self.rows), np.diff(self.indptr))
+        stay, kept = mine[rows], np.flatnonzero(~mine)
+        factors = self.factors
+        if factors is not None:
+            left = mine[factors.rows]
+            factors = replace(factors, rows=factors.rows[left], left=factors.left[left])
+        return TokenMap.from_entries(
+            np.concatenate([rows[stay], kept]), np.concatenate([self.source_ids[stay], source_rows[kept]]),
+            np.concatenate([self.weights[stay], np.ones(len(kept), dtype=np.float32)]), self.rows, self.source_size,
+            self.spread, self.draw, self.norm, factors,
+        )  # fmt: skip
+
     def apply(self, matrix: Tensor, seed: int, name: str = "embedding") -> Tensor:
-        """The target matrix [rows, d] of a source matrix [at least source_size, d], in the source's dtype.
+        """The target matrix [rows, d]: what :meth:`blocks` gives, in one piece; raises like it."""
+        import torch
+
+        target = torch.empty(self.rows, matrix.shape[1], dtype=matrix.dtype, device="cpu")
+        begin = 0
+        for block in self.blocks(matrix, seed, name):
+            target[begin : begin + len(block)] = block
+            begin += len(block)
+        return target
+
+    def blocks(self, matrix: Tensor, seed: int, name: str = "embedding") -> Iterator[Tensor]:
+        """The target matrix of a source matrix [at least source_size, d], in the source's dtype, ``CHUNK`` rows at a time.
 
         Copied rows keep their bits. Everything else is computed in float32 (statistics in float64) on the CPU. The
         draw depends on ``seed``, ``name`` and the map alone, so input and output embeddings differ when their names do.
@@ -153,97 +182,128 @@ class TokenMap:
         Raises:
             CheckpointError: fewer rows than the source tokenizer has ids, or values that are not finite.
         """
-        import torch
-
         if matrix.shape[0] < self.source_size:
             raise CheckpointError(
                 f"{name} has {matrix.shape[0]} rows, but the source tokenizer has {self.source_size} ids."
             )
-        source = matrix.detach().cpu()[: self.source_size]
-        target = torch.empty(self.rows, source.shape[1], dtype=source.dtype, device="cpu")
-        copies = self.copies()
-        first = torch.from_numpy(self.indptr[:-1][copies])
-        target[torch.from_numpy(np.flatnonzero(copies))] = source[torch.from_numpy(self.source_ids)[first]]
-        composed = ~copies & ~self.drawn
-        mean = std = None
-        if self.drawn.any() or (self.norm == "deviation" and composed.any()):
-            mean, std = statistics(source)
-            if not (mean.isfinite().all() and std.isfinite().all()):
+        work = _Work(self, matrix.detach().cpu(), seed, name)
+        for begin in range(0, self.rows, CHUNK):
+            yield work.rows(begin, min(begin + CHUNK, self.rows))
+
+
+class _Work:
+    """One application of a map: what all its blocks share."""
+
+    def __init__(self, token_map: TokenMap, matrix: Tensor, seed: int, name: str) -> None:
+        import torch
+
+        self.map, self.source = token_map, matrix
+        ordinary = matrix[: token_map.source_size]
+        self.copies = token_map.copies()
+        self.composed = ~self.copies & ~token_map.drawn
+        self.mean, self.std = torch.zeros(matrix.shape[1]), torch.zeros(matrix.shape[1])
+        deviation = token_map.norm == "deviation" and self.composed.any()
+        if token_map.drawn.any() or deviation:
+            self.mean, self.std = statistics(ordinary)
+            if not (self.mean.isfinite().all() and self.std.isfinite().all()):
                 raise CheckpointError(f"{name} holds values that are not finite; the source model is broken.")
-        centre = mean if self.norm == "deviation" else torch.zeros(source.shape[1])
-        if self.factors is not None:
-            composed[self.factors.rows] = False
-            self._multiply(source, target, centre)
-        self._compose(source, target, np.flatnonzero(composed), centre)
-        if self.drawn.any():
-            digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-            generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-            self._draw(mean, std, target, np.flatnonzero(self.drawn), generator)
+        self.centre = self.mean if token_map.norm == "deviation" else torch.zeros(matrix.shape[1])
+        if token_map.factors is not None:
+            self.dense = np.full(token_map.rows, -1, dtype=np.int64)
+            self.dense[token_map.factors.rows] = np.arange(len(token_map.factors.rows))
+            self.composed[token_map.factors.rows] = False
+            self.product, self.length = self._product(token_map.factors)
+        digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+        self.generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+    def rows(self, begin: int, end: int) -> Tensor:
+        """Rows ``begin`` to ``end`` of the target; blocks are asked for in order."""
+        import torch
+
+        indptr = self.map.indptr
+        target = torch.empty(end - begin, self.source.shape[1], dtype=self.source.dtype, device="cpu")
+        copied = np.flatnonzero(self.copies[begin:end])
+        target[torch.from_numpy(copied)] = self.source[torch.from_numpy(self.map.source_ids[indptr[begin + copied]])]
+        for rows, sums in self._compose(begin + np.flatnonzero(self.composed[begin:end])):
+            target[torch.from_numpy(rows - begin)] = sums.to(target.dtype)
+        if self.map.factors is not None:
+            chosen = np.flatnonzero(self.dense[begin:end] >= 0)
+            target[torch.from_numpy(chosen)] = self._multiply(self.dense[begin + chosen]).to(target.dtype)
+        drawn = np.flatnonzero(self.map.drawn[begin:end])
+        target[torch.from_numpy(drawn)] = self._draw(len(drawn)).to(target.dtype)
         return target
 
-    def _compose(self, source: Tensor, target: Tensor, rows: np.ndarray, centre: Tensor | None) -> None:
+    def _compose(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Tensor]]:
         """The sparse rows, as many at a time as CHUNK_VALUES allows."""
         import torch
         from torch.nn.functional import embedding_bag
 
-        lengths = self.indptr[rows + 1] - self.indptr[rows]
-        groups = np.cumsum(lengths) // max(1, CHUNK_VALUES // source.shape[1])
+        indptr = self.map.indptr
+        groups = np.cumsum(indptr[rows + 1] - indptr[rows]) // max(1, CHUNK_VALUES // self.source.shape[1])
         for chosen in np.split(rows, np.flatnonzero(np.diff(groups)) + 1) if len(rows) else ():
-            spans = [np.arange(self.indptr[row], self.indptr[row + 1]) for row in chosen]
+            spans = [np.arange(indptr[row], indptr[row + 1]) for row in chosen]
             entries = np.concatenate(spans)
             offsets = torch.from_numpy(np.cumsum([0, *map(len, spans[:-1])]))
-            unique, local = np.unique(self.source_ids[entries], return_inverse=True)
-            gathered = source[torch.from_numpy(unique)].float()
-            local, weights = torch.from_numpy(local.reshape(-1)), torch.from_numpy(self.weights[entries])
+            unique, local = np.unique(self.map.source_ids[entries], return_inverse=True)
+            gathered = self.source[torch.from_numpy(unique)].float()
+            local, weights = torch.from_numpy(local.reshape(-1)), torch.from_numpy(self.map.weights[entries])
             sums = embedding_bag(local, gathered, offsets, mode="sum", per_sample_weights=weights)
-            if self.norm != "none":
-                lengths_of = (gathered - centre).norm(dim=1, keepdim=True)
+            if self.map.norm != "none":
+                lengths_of = (gathered - self.centre).norm(dim=1, keepdim=True)
                 wanted = embedding_bag(local, lengths_of, offsets, mode="sum", per_sample_weights=weights.abs())
                 total = embedding_bag(local, torch.ones(len(unique), 1), offsets, mode="sum", per_sample_weights=weights.abs())
-                sums = self._scaled(sums, wanted / total.clamp_min(1e-30), centre)
-            target[torch.from_numpy(chosen)] = sums.to(target.dtype)
+                sums = self._scaled(sums, wanted / total.clamp_min(1e-30))
+            yield chosen, sums
 
-    def _multiply(self, source: Tensor, target: Tensor, centre: Tensor | None) -> None:
+    def _product(self, factors: Factors) -> tuple[Tensor, float]:
+        """``right.T @ source[anchors]``, float32 [h, d], and the mean length of the anchors."""
         import torch
 
-        assert self.factors is not None
-        right, anchors = torch.from_numpy(self.factors.right), torch.from_numpy(self.factors.anchors)
-        product = torch.zeros(right.shape[1], source.shape[1])
+        right, anchors = torch.from_numpy(factors.right), torch.from_numpy(factors.anchors)
+        product = torch.zeros(right.shape[1], self.source.shape[1])
         length = 0.0
         for begin in range(0, len(anchors), CHUNK):
-            rows = source[anchors[begin : begin + CHUNK]].float()
+            rows = self.source[anchors[begin : begin + CHUNK]].float()
             product += right[begin : begin + CHUNK].T @ rows
-            length += float((rows - centre).norm(dim=1).sum())
-        for begin in range(0, len(self.factors.rows), CHUNK):
-            sums = torch.from_numpy(self.factors.left[begin : begin + CHUNK]) @ product
-            if self.norm != "none":
-                sums = self._scaled(sums, torch.full((len(sums), 1), length / len(anchors)), centre)
-            target[torch.from_numpy(self.factors.rows[begin : begin + CHUNK])] = sums.to(target.dtype)
+            length += float((rows - self.centre).norm(dim=1).sum())
+        return product, length / max(1, len(anchors))
 
-    def _scaled(self, sums: Tensor, wanted: Tensor, centre: Tensor | None) -> Tensor:
-        deviation = sums - centre
-        factor = wanted / deviation.norm(dim=1, keepdim=True).clamp_min(1e-12)
-        return centre + deviation * (factor.clamp_max(1) if self.norm == "clip" else factor)
-
-    def _draw(
-        self, mean: Tensor | None, std: Tensor | None, target: Tensor, rows: np.ndarray, generator: Generator
-    ) -> None:
+    def _multiply(self, numbers: np.ndarray) -> Tensor:
         import torch
 
-        width = target.shape[1]
-        assert mean is not None and std is not None
-        if self.draw != "matched":
-            mean, std = torch.zeros(width), torch.full((width,), DEVIATIONS[self.draw](width, self.rows))
-        for begin in range(0, len(rows), CHUNK):
-            chunk = torch.from_numpy(rows[begin : begin + CHUNK])
-            noise = torch.randn(len(chunk), width, generator=generator, dtype=torch.float32, device="cpu")
-            target[chunk] = (mean + self.spread * std * noise).to(target.dtype)
+        assert self.map.factors is not None
+        sums = torch.from_numpy(self.map.factors.left[numbers]) @ self.product
+        return self._scaled(sums, torch.full((len(sums), 1), self.length)) if self.map.norm != "none" else sums
+
+    def _scaled(self, sums: Tensor, wanted: Tensor) -> Tensor:
+        deviation = sums - self.centre
+        factor = wanted / deviation.norm(dim=1, keepdim=True).clamp_min(1e-12)
+        return self.centre + deviation * (factor.clamp_max(1) if self.map.norm == "clip" else factor)
+
+    def _draw(self, count: int) -> Tensor:
+        import torch
+
+        mean, std, width = self.mean, self.std, self.source.shape[1]
+        if self.map.draw != "matched":
+            mean, std = torch.zeros(width), torch.full((width,), DEVIATIONS[self.map.draw](width, self.map.rows))
+        noise = torch.randn(count, width, generator=self.generator, dtype=torch.float32, device="cpu")
+        return mean + self.map.spread * std * noise
 
 
 def statistics(source: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and (population) standard deviation of the rows per dimension, float32 [d]; accumulated in float64 so that
     neither the size of the vocabulary nor the number of threads shows."""
-    chunks = source.split(CHUNK)
-    mean = sum(chunk.double().sum(0) for chunk in chunks) / source.shape[0]
-    variance = sum((chunk.double() - mean).square().sum(0) for chunk in chunks) / source.shape[0]
-    return mean.float(), variance.sqrt().float()
+    import torch
+
+    buffer = torch.empty(FEW, source.shape[1], dtype=torch.float64, device="cpu")
+
+    def average(centre: Tensor | None) -> Tensor:
+        """Of the rows, or of their squared distances from ``centre``."""
+        total = torch.zeros(source.shape[1], dtype=torch.float64)
+        for rows in source.split(FEW):
+            chunk = buffer[: len(rows)].copy_(rows)
+            total += (chunk if centre is None else chunk.sub_(centre).square_()).sum(0)
+        return total / source.shape[0]
+
+    mean = average(None)
+    return mean.float(), average(mean).sqrt().float()

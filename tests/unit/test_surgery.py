@@ -208,6 +208,18 @@ def test_sharded_sources_and_stored_tied_heads(tmp_path, target):
     load(tmp_path / "out")
 
 
+def test_pickled_sources_become_safetensors(tmp_path, target):
+    source = make_model(tmp_path / "model")
+    old = tensors(source)
+    torch.save(old, source / "pytorch_model.bin")
+    swap(source, target, tmp_path / "from-safetensors", "copy")
+    (source / "model.safetensors").unlink()
+    swap(source, target, tmp_path / "out", "copy")
+    one, other = tensors(tmp_path / "out"), tensors(tmp_path / "from-safetensors")
+    assert set(one) == set(other) == set(old) and all(one[name].equal(other[name]) for name in one)
+    load(tmp_path / "out")
+
+
 def test_seed_decides(tmp_path, target):
     source = make_model(tmp_path / "model")
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
@@ -227,10 +239,15 @@ def test_missing_bos_is_reported(tmp_path):
 
 def test_a_named_token_without_a_row_is_not_added(tmp_path, target):
     config = json.loads((target / "tokenizer_config.json").read_text())
-    (target / "tokenizer_config.json").write_text(json.dumps({**config, "pad_token": "[PAD]", "model_max_length": 9}))
+    given = {"pad_token": "[PAD]", "image_token": "<image>", "extra_special_tokens": ["<extra>"], "add_bos_token": True}
+    (target / "tokenizer_config.json").write_text(json.dumps({**config, **given, "model_max_length": 9}))
+    (target / "special_tokens_map.json").write_text(json.dumps({"pad_token": {"content": "[PAD]"}, "eos_token": "<|end|>"}))
     swap(make_model(tmp_path / "model"), target, tmp_path / "out", "copy")
     _, tokenizer = load(tmp_path / "out")
     assert len(tokenizer) == 30 and tokenizer.pad_token_id is None and tokenizer.model_max_length == 9
+    settings = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
+    assert settings["add_bos_token"] is True and settings["extra_special_tokens"] == [] and "image_token" not in settings
+    assert json.loads((tmp_path / "out" / "special_tokens_map.json").read_text()) == {"eos_token": "<|end|>"}
 
 
 def test_a_lone_vocabulary_file(tmp_path, target):
