@@ -2,10 +2,12 @@
 
 #include <fcntl.h>
 #include <pybind11/numpy.h>
+#include <pybind11/stl.h>
 
 #include <stdexcept>
 #include <utility>
 
+#include "bpe.h"
 #include "documents.h"
 #include "sequences.h"
 
@@ -51,6 +53,35 @@ void check_offsets(const Offsets& offsets, std::int64_t limit, const char* name)
   bool ascending = offsets.ndim() == 1 && offsets.size() > 0 && offsets.at(0) >= 0 && offsets.at(offsets.size() - 1) <= limit;
   for (py::ssize_t i = 1; ascending && i < offsets.size(); ++i) ascending = offsets.data()[i - 1] <= offsets.data()[i];
   if (!ascending) throw py::value_error(std::string(name) + " must ascend within the array they point into");
+}
+
+using Merges = py::array_t<std::uint32_t, py::array::c_style | py::array::forcecast>;
+using Bytes = py::array_t<std::uint8_t, py::array::c_style>;
+
+std::unique_ptr<BpeEncoder> make_bpe(const std::vector<std::string>& tokens, const Merges& merges, bool prefix,
+                                     bool unless_space) {
+  if (merges.ndim() != 2 || merges.shape(1) != 3) throw py::value_error("merges must be [merges, 3]");
+  std::vector<Merge> list(static_cast<std::size_t>(merges.shape(0)));
+  for (std::size_t i = 0; i < list.size(); ++i) {
+    const std::uint32_t* const row = merges.data() + 3 * i;
+    list[i] = Merge{row[0], row[1], row[2]};
+  }
+  using Prefix = BpeEncoder::Prefix;
+  const Prefix kind = !prefix ? Prefix::none : unless_space ? Prefix::unless_space : Prefix::always;
+  return std::make_unique<BpeEncoder>(tokens, list, kind);
+}
+
+py::tuple encode_texts(BpeEncoder& encoder, const Bytes& text, const Offsets& offsets) {
+  check_offsets(offsets, text.size(), "offsets");
+  std::vector<std::uint32_t> ids;
+  std::vector<std::int64_t> starts;
+  {
+    const char* const data = reinterpret_cast<const char*>(text.data());
+    const std::size_t texts = static_cast<std::size_t>(offsets.size() - 1);
+    const py::gil_scoped_release released;
+    encoder.encode(data, offsets.data(), texts, ids, starts);
+  }
+  return py::make_tuple(as_array(std::move(ids)), as_array(std::move(starts)));
 }
 
 template <typename Out, typename In>
@@ -131,6 +162,11 @@ void bind_text(py::module_& module) {
       .def("take", &take, "(text uint8, offsets int64 [documents + 1], line of each document from 0 int64); starts afresh.")
       .def_property_readonly("lines", &DocumentScanner::lines)
       .def("__len__", &DocumentScanner::count);
+  py::class_<BpeEncoder>(module, "BpeEncoder", "Byte pair encoding that cuts nothing before merging; see csrc/bpe.h.")
+      .def(py::init(&make_bpe), py::arg("tokens"), py::arg("merges"), py::kw_only(), py::arg("prefix"),
+           py::arg("unless_space"))
+      .def("encode", &encode_texts, py::arg("text"), py::arg("offsets"),
+           "ids uint32 of all texts and where each begins int64 [texts + 1], for UTF-8 uint8 and offsets [texts + 1].");
   module.def("sequences", &sequences, py::arg("ids"), py::arg("id_offsets"), py::arg("text_offsets"), py::arg("first_text"),
              py::kw_only(), py::arg("bos"), py::arg("eod"), py::arg("unknown"), py::arg("vocab_size"), py::arg("uint16"),
              "(ids as stored, size of each sequence, sequences of each document, counts); see csrc/sequences.h.");

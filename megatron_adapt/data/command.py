@@ -71,7 +71,7 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     types = ["HuggingFaceTokenizer", "SentencePieceTokenizer"]
     add("--tokenizer-type", choices=types, help="without it: what --tokenizer-model holds")
     add("--tokenizer-model", required=True, type=Path, metavar="PATH", help="directory, tokenizer.json or .model")
-    backend = "what encodes; without it gigatoken where it can, checked on a sample; auto: another one where that differs"
+    backend = "what encodes; without it the fastest that can, checked on a sample; auto: another one where that differs"
     add("--tokenizer-backend", choices=BACKENDS, help=backend)
     add("--append-eod", action="store_true", help="end every document with the end-of-text token")
     add("--append-bos", action="store_true", help="begin every document with the begin-of-text token")

@@ -9,10 +9,11 @@ import numpy as np
 from megatron_adapt.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from megatron_adapt.hf.compiled_bpe import CompiledBPE
     from megatron_adapt.hf.flat_encoding import Gigatoken
     from megatron_adapt.hf.tokenizer import Tokenizer
 
-BACKENDS = ("auto", "gigatoken", "tokenizers", "sentencepiece")
+BACKENDS = ("auto", "compiled", "gigatoken", "tokenizers", "sentencepiece")
 SAMPLES = 64  # documents of a run that are encoded by both libraries
 _SMALL_CORPUS = 4 << 20  # bytes below which loading a second library takes longer than it saves
 _REFERENCE_BYTES = 1 << 20  # encoded at a time by libraries that return an object per text
@@ -26,7 +27,7 @@ _ODD = (
 
 
 class Difference(DataError):
-    """gigatoken gives other ids than the library that defines them."""
+    """The fast encoder gives other ids than the library that defines them."""
 
 
 class Sequences(NamedTuple):
@@ -42,20 +43,25 @@ class Encoder:
     """Flat texts to flat ids, and these to sequences with BOS and EOD.
 
     Attributes:
-        backend: "gigatoken", "tokenizers" or "sentencepiece": what encodes.
+        backend: "compiled", "gigatoken", "tokenizers" or "sentencepiece": what encodes.
         parallel: use all cores from this process.
         samples: documents of each batch that are compared, on average.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, append_bos: bool, append_eod: bool, parse_special_tokens: bool, fast: Gigatoken | None
+        self,
+        tokenizer: Tokenizer,
+        append_bos: bool,
+        append_eod: bool,
+        parse_special_tokens: bool,
+        fast: CompiledBPE | Gigatoken | None,
     ) -> None:
         self.tokenizer = tokenizer
         self.bos = _special(tokenizer, "BOS", tokenizer.bos_id) if append_bos else -1
         self.eod = _special(tokenizer, "EOD (end-of-text)", tokenizer.eos_id) if append_eod else -1
         self.parse = parse_special_tokens
         self.fast = fast
-        self.backend = tokenizer.library if fast is None else "gigatoken"
+        self.backend = tokenizer.library if fast is None else fast.name
         self.dtype = np.dtype(np.uint16 if tokenizer.vocab_size < _UINT16_VOCABULARY else np.int32)
         self.parallel = False
         self.samples = 0.0
@@ -146,7 +152,7 @@ class Encoder:
                 at = next((i for i, (a, b) in enumerate(zip(found, right)) if a != b), min(len(found), len(right)))
                 piece = text[offsets[number] : offsets[number + 1]].tobytes().decode("utf-8")
                 raise Difference(
-                    f"gigatoken and {self.tokenizer.library} give different ids for {piece[:80]!r} with the tokenizer "
+                    f"{self.backend} and {self.tokenizer.library} give different ids for {piece[:80]!r} with the tokenizer "
                     f"{self.tokenizer.path}: at token {at} {found[at : at + 5].tolist()} and {right[at : at + 5].tolist()}; "
                     f"use --tokenizer-backend {self.tokenizer.library} (or auto)"
                 )
@@ -158,8 +164,8 @@ def choose(
     """The encoder for a corpus.
 
     Args:
-        backend: one of :data:`BACKENDS`. "gigatoken" insists on it, "tokenizers" and "sentencepiece" do without. None and
-            "auto": gigatoken where it supports the tokenizer and the corpus is worth loading it.
+        backend: one of :data:`BACKENDS`. "compiled" and "gigatoken" insist on these, "tokenizers" and "sentencepiece" do without.
+            None and "auto": the first of these that supports the tokenizer, where the corpus is worth loading it.
 
     Raises:
         ConfigError: the backend is unknown or cannot read this tokenizer.
@@ -173,15 +179,10 @@ def choose(
         if tokenizer.library != backend:
             raise ConfigError(f"the tokenizer {tokenizer.path} is read by {tokenizer.library}, not by {backend}")
         return plain
-    if backend != "gigatoken" and (corpus_bytes < _SMALL_CORPUS or tokenizer.library != "tokenizers"):
+    if backend in (None, "auto") and (corpus_bytes < _SMALL_CORPUS or tokenizer.library != "tokenizers"):
         return plain
-    from megatron_adapt.hf.flat_encoding import Gigatoken, Unsupported
-
-    try:
-        fast = Gigatoken(tokenizer, parse_special_tokens)
-    except Unsupported as error:
-        if backend == "gigatoken":
-            raise ConfigError(f"gigatoken cannot be used with the tokenizer {tokenizer.path}: {error}") from None
+    fast = _fast(tokenizer, backend, parse_special_tokens)
+    if fast is None:
         return plain
     encoder = Encoder(tokenizer, append_bos, append_eod, parse_special_tokens, fast)
     try:
@@ -191,6 +192,22 @@ def choose(
             raise
         return plain
     return encoder
+
+
+def _fast(tokenizer: Tokenizer, backend: str | None, parse_special_tokens: bool) -> CompiledBPE | Gigatoken | None:
+    """The one asked for, or the faster one of those that support the tokenizer."""
+    from megatron_adapt.hf.compiled_bpe import CompiledBPE
+    from megatron_adapt.hf.flat_encoding import Gigatoken, Unsupported
+
+    for kind in (CompiledBPE, Gigatoken):
+        if backend in (None, "auto", kind.name):
+            try:
+                return kind(tokenizer, parse_special_tokens)
+            except Unsupported as error:
+                if backend == kind.name:
+                    message = f"{kind.name} cannot be used with the tokenizer {tokenizer.path}: {error}"
+                    raise ConfigError(message) from None
+    return None
 
 
 def _special(tokenizer: Tokenizer, role: str, token_id: int | None) -> int:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Unsupported(Exception):
-    """Why gigatoken cannot be used with a tokenizer."""
+    """Why a fast encoder cannot be used with a tokenizer."""
 
 
 class Gigatoken:
@@ -28,6 +28,8 @@ class Gigatoken:
     Raises:
         Unsupported: gigatoken is not installed, or does not support this tokenizer.
     """
+
+    name = "gigatoken"
 
     def __init__(self, tokenizer: Tokenizer, parse_special_tokens: bool = False) -> None:
         parsed = tokenizer.backend_json

@@ -123,7 +123,7 @@ def test_full_disk_at_the_end_leaves_the_former_corpus(tmp_path):
         ({"keep_newlines": True}, "keep_newlines is about sentences: it needs split_sentences"),
         ({"paths": "-", "max_documents": 2}, "standard input can be read once, and held_out and max_documents read twi"),
         ({"text_documents": "lines"}, "text_documents must be 'blocks' or 'files', not 'lines'"),
-        ({"tokenizer_backend": "fast"}, "the tokenizer backend is one of auto, gigatoken, tokenizers, sentencepiece, no"),
+        ({"tokenizer_backend": "fast"}, "the tokenizer backend is one of auto, compiled, gigatoken, tokenizers, senten"),
         ({"tokenizer_backend": "sentencepiece"}, "byte-tokenizer is read by tokenizers, not by sentencepiece"),
         ({"output_prefix": "."}, "the output prefix '.' has no file name; name it like corpus"),
         ({"held_out_path": "in.jsonl"}, "in.jsonl is both training and held-out text; name another file for one"),

@@ -274,8 +274,8 @@ def test_killed_parent_leaves_no_worker(tmp_path):
         pytest.fail(f"process {orphan} is still there")
 
 
-@pytest.mark.parametrize("name", ["gpt2", "de-32k"])
-def test_real_text(tmp_path, name):
+@pytest.mark.parametrize("name,backend", [("gpt2", "gigatoken"), ("de-32k", "gigatoken"), ("de-32k", "compiled")])
+def test_real_text(tmp_path, name, backend):
     from megatron_adapt.hf.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.load(assets("tokenizers", name))
@@ -284,9 +284,9 @@ def test_real_text(tmp_path, name):
     lines = gzip.decompress(source.read_bytes())
     (tmp_path / "in.jsonl").write_bytes(lines)
     fast = preprocess(
-        tmp_path / "in.jsonl", tokenizer, tmp_path / "fast" / "c", tokenizer_backend="gigatoken", workers=2,
+        tmp_path / "in.jsonl", tokenizer, tmp_path / "fast" / "c", tokenizer_backend=backend, workers=2,
         chunk_bytes=50_000, append_bos=name != "gpt2",
     )  # fmt: skip
-    assert (plain["tokenizer_backend"], fast["tokenizer_backend"]) == ("tokenizers", "gigatoken")
+    assert (plain["tokenizer_backend"], fast["tokenizer_backend"]) == ("tokenizers", backend)
     for suffix in (".bin", ".idx"):
         assert (tmp_path / "plain" / f"c{suffix}").read_bytes() == (tmp_path / "fast" / f"c{suffix}").read_bytes()
