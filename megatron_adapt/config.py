@@ -129,6 +129,9 @@ class Phase(Strict):
         "chunks", description="whether the documents in a sequence see one another, or each itself alone"
     )
     restart_positions: Switch = Field(True, description="learned positions begin at 0 in each of the documents, not once")
+    recompute: Literal["none", "selective", "full"] = Field(
+        "none", description="activations computed again in the backward pass instead of kept: none, those inside MLPs, all"
+    )
     optimizer: Optimizer = Field(description="how the weights are updated")
     schedule: Schedule = Field(default_factory=Schedule, description="learning rate over the steps")
     on_spike: Spikes = Field(default_factory=Spikes, description="what happens when the loss jumps")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from megatron.core.tensor_parallel import checkpoint
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from megatron_adapt.engine.layers import NORMS
@@ -42,7 +43,8 @@ class DecoderLayer(TransformerLayer):
         if self.norm_after:
             attended = self.post_self_attn_layernorm(attended)
         between = hidden_states + attended
-        mapped = _sum(self.mlp(self.pre_mlp_layernorm(hidden_states if self.parallel else between)))
+        normed = self.pre_mlp_layernorm(hidden_states if self.parallel else between)
+        mapped = _sum(checkpoint(self.mlp, False, normed) if self.recompute_mlp and self.training else self.mlp(normed))
         if self.norm_after:
             mapped = self.post_mlp_layernorm(mapped)
         return between + mapped, None

@@ -110,7 +110,7 @@ class _Run:
         self.resumed = resumed is not None
         self.hf = self.source.hf
         self.tokenizer = Tokenizer.load(self.hf)
-        self.bare = models.build(self.shape, job.layout, job.precision)
+        self.bare = models.build(self.shape, job.layout, job.precision, self.phase.recompute)
         patterns = [self.phase.train] if isinstance(self.phase.train, str) else list(self.phase.train)
         self.trainable = models.freeze(self.bare, patterns)
         if resumed is None:

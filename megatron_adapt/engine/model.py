@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from functools import partial
-from typing import Iterator, Sequence
+from typing import Any, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -42,14 +42,21 @@ ACTIVATIONS = {"silu": F.silu, "gelu": F.gelu, "gelu_tanh": partial(F.gelu, appr
 POSITIONS = {"rope": "rope", "learned": "learned_absolute", "alibi": "none"}  # what Megatron calls them
 
 
-def transformer_config(shape: ModelShape, layout: Layout, precision: str) -> TransformerConfig:
-    dtype = DTYPES[precision]
+# What is computed again in the backward pass instead of being kept: nothing, the MLPs' insides, everything but layers' inputs.
+RECOMPUTE: dict[str, dict[str, Any]] = {
+    "none": {},
+    "selective": {"recompute_granularity": "selective", "recompute_modules": ["mlp"]},
+    "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
+}
+
+
+def transformer_config(shape: ModelShape, layout: Layout, precision: str, recompute: str = "none") -> TransformerConfig:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about its own default of a CUDA-graph setting
-        return _transformer_config(shape, layout, precision, dtype)
+        return _transformer_config(shape, layout, DTYPES[precision], recompute)
 
 
-def _transformer_config(shape: ModelShape, layout: Layout, precision: str, dtype: torch.dtype) -> TransformerConfig:
+def _transformer_config(shape: ModelShape, layout: Layout, dtype: torch.dtype, recompute: str) -> TransformerConfig:
     return TransformerConfig(
         num_layers=shape.num_layers,
         hidden_size=shape.hidden_size,
@@ -76,15 +83,19 @@ def _transformer_config(shape: ModelShape, layout: Layout, precision: str, dtype
         pipeline_dtype=dtype,
         # Weights always come from a checkpoint or a Hugging Face directory (a model from scratch is one, too).
         perform_initialization=False,
+        **RECOMPUTE[recompute],
         **backend.config_fields(shape),
     )
 
 
-def build(shape: ModelShape, layout: Layout, precision: str) -> GPTModel:
-    """This rank's part of the model, weights undefined; on the device, in the precision's dtype."""
+def build(shape: ModelShape, layout: Layout, precision: str, recompute: str = "none") -> GPTModel:
+    """This rank's part of the model, weights undefined; on the device, in the precision's dtype.
+
+    ``recompute``: of the activations, in training, one of ``RECOMPUTE``.
+    """
     if problems := shape.layout_problems(layout.tensor, layout.pipeline):
         raise ConfigError("; ".join(problems) + ".")
-    config = transformer_config(shape, layout, precision)
+    config = transformer_config(shape, layout, precision, recompute)
     model = GPTModel(
         config,
         backend.layer_spec(config, shape),
@@ -103,6 +114,8 @@ def build(shape: ModelShape, layout: Layout, precision: str) -> GPTModel:
         model.embedding.register_forward_hook(partial(_scale, shape.embedding_scale))
     if shape.logit_softcap is not None and model.post_process:
         model.output_layer.register_forward_hook(partial(_cap, shape.logit_softcap))
+    if recompute != "none" and model.pre_process:
+        model.embedding.register_forward_hook(_require_gradient)
     _mark_sharded_parameters(model)
     # Megatron makes learned positions in float32 whatever the model's precision is.
     return model.to(backend.device(), config.params_dtype)
@@ -111,6 +124,12 @@ def build(shape: ModelShape, layout: Layout, precision: str) -> GPTModel:
 def _scale(factor: float, module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
     # Rounded to the weights' precision, as in transformers.
     return output * torch.tensor(factor, dtype=output.dtype).item()
+
+
+def _require_gradient(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+    """What is recomputed of an input without gradient gives its weights none, silently: under a frozen embedding."""
+    if torch.is_grad_enabled() and not output.requires_grad:
+        output.requires_grad_()
 
 
 def _cap(cap: float, module: nn.Module, inputs: tuple, output: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:

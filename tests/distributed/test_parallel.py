@@ -6,9 +6,11 @@ from functools import lru_cache
 from pathlib import Path
 
 import pytest
-from worlds import Layout, Outcome, World, changed, hf_model, on_ranks, tensors
+import torch
+from megatron.core.distributed import param_and_grad_buffer
+from worlds import SEED, Layout, Outcome, World, changed, hf_model, on_ranks, phase, tensors
 
-from megatron_adapt.engine import evaluate
+from megatron_adapt.engine import backend, evaluate, loop
 from megatron_adapt.hf.tokenizer import Tokenizer
 
 RELATIVE = 1e-5  # float32; sums are taken in another order
@@ -18,6 +20,7 @@ LAYOUTS = {  # layout, ranks, micro_batch_size: every rank has at least two micr
     "TP2xPP2": (Layout(tensor=2, pipeline=2), 4, 4),
     "DP2": (Layout(), 2, 2),
     "TP2+SP": (Layout(tensor=2, sequence=True), 2, 4),
+    "PP4": (Layout(pipeline=4), 4, 4),
     "PP2xDP2+DO": (Layout(pipeline=2, distributed_optimizer=True), 4, 2),
 }
 ALL = pytest.mark.parametrize("layout, ranks, micro", LAYOUTS.values(), ids=LAYOUTS)
@@ -68,6 +71,33 @@ def test_pipeline_with_a_stage_that_trains_nothing(world: World, tmp_path: Path,
     settings = {"train": part, "optimizer": {"lr": 3e-3, "clip_grad": clip_grad}, "evaluate_every": 5}
     run = world.train(tmp_path / "PP2", Layout(pipeline=2), **settings)
     assert_same(run, world.train(tmp_path / "one", **settings))
+
+
+@pytest.mark.parametrize("layout", [Layout(), Layout(distributed_optimizer=True)], ids=["all-reduce", "reduce-scatter"])
+def test_gradients_are_summed_over_ranks_once_a_step(world: World, tmp_path: Path, layout):
+    """However many micro-batches a step has."""
+
+    def summed(micro: int) -> int:
+        job = world.job(tmp_path / str(micro), layout, phase(micro_batch_size=micro), world.imported("untied"))
+        elements = [0]
+
+        def counting(function):
+            def call(tensor, *rest, **named):
+                elements[0] += tensor.numel()
+                return function(tensor, *rest, **named)
+
+            return call
+
+        backend.start(layout, SEED)
+        run = loop._Run(job, lambda line: None, lambda done, total: None)
+        for module, name in ((torch.distributed, "all_reduce"), (param_and_grad_buffer, "dist_reduce_scatter_func")):
+            setattr(module, name, counting(getattr(module, name)))
+        run._step()
+        return elements[0]
+
+    counts = [on_ranks(2, lambda micro=micro: summed(micro))[0] for micro in (1, 4)]
+    weights = sum(tensor.numel() for tensor in world.initial("untied").values())
+    assert counts[0] == counts[1] and counts[0] < 1.1 * weights, (counts, weights)
 
 
 @ALL
