@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any, List, Optional
 
@@ -105,3 +106,19 @@ def evaluate(
 def report(words: Words, step: StepName = None) -> None:
     """Table, report.md and report.png of a recipe's run."""
     run_steps(words, "report", step)
+
+
+@app.command()
+def doctor(
+    model: Annotated[Optional[Path], typer.Option(help="a Hugging Face directory: what its layers would be built of")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """What this machine and this installation can do, and what is missing. Exit code 2 where something cannot work."""
+    import json
+
+    from megatron_adapt.steps import doctor as work
+
+    findings = work.run(model)
+    print(json.dumps(work.as_json(findings), indent=2) if as_json else "\n".join(work.table(findings)))
+    if any(finding.kind == "problem" for finding in findings):
+        sys.exit(2)

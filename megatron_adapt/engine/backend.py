@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import os
 import random
 import socket
@@ -32,13 +33,15 @@ TIMEOUT = timedelta(minutes=30)
 class Layout:
     """How the ranks are arranged: ``tensor * pipeline * data`` of them; ``sequence`` = sequence parallelism.
 
-    ``distributed_optimizer``: data-parallel ranks share the optimizer's state instead of holding copies of it.
+    ``distributed_optimizer``: data-parallel ranks share the optimizer's state instead of holding copies of it. ``layers``: those
+    of ``te`` (Transformer Engine), of ``torch``, or ``auto`` (the first where it can).
     """
 
     tensor: int = 1
     pipeline: int = 1
     sequence: bool = False
     distributed_optimizer: bool = False
+    layers: str = "auto"
 
     @property
     def model_ranks(self) -> int:
@@ -46,6 +49,7 @@ class Layout:
 
 
 _cpu_only = False
+_layers = "auto"
 
 
 def use_cpu() -> None:
@@ -65,6 +69,21 @@ def device() -> torch.device:
 def name() -> str:
     """The device in words, for logs and receipts."""
     return torch.cuda.get_device_name() if has_gpu() else f"CPU, {torch.get_num_threads()} thread(s) a rank"
+
+
+def gpus() -> list[dict[str, Any]]:
+    """Name, bytes of memory and compute capability of each that this process sees."""
+    if not has_gpu():
+        return []
+    found = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
+    return [{"name": one.name, "memory": one.total_memory, "capability": f"{one.major}.{one.minor}"} for one in found]
+
+
+def versions() -> dict[str, str]:
+    """Of what torch was built with, for GPUs."""
+    if not has_gpu():
+        return {}
+    return {"CUDA": str(torch.version.cuda), "NCCL": ".".join(map(str, torch.cuda.nccl.version()))}
 
 
 # ---------------------------------------------------------------------------------------------------- the CPU patches
@@ -125,6 +144,8 @@ def start(layout: Layout, seed: int) -> None:
     """
     # Megatron's order of kernels and collectives under tensor parallelism relies on it; it warns where it is unset.
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    global _layers
+    _layers = layout.layers
     if not has_gpu():
         install_cpu_patches()
     world = int(os.environ.get("WORLD_SIZE", "1"))
@@ -200,30 +221,50 @@ def agree(values: list[float], op: str = "max") -> list[float]:
 
 
 def has_transformer_engine() -> bool:
-    if not has_gpu():
-        return False
+    return not transformer_engine_problem()
+
+
+@functools.lru_cache(maxsize=None)
+def _import_problem(module: str) -> str:
     try:
-        import transformer_engine.pytorch  # noqa: F401
-    except ImportError:
-        return False
-    return True
+        importlib.import_module(module)
+    except (ImportError, OSError) as error:  # OSError: a library that it links to is missing
+        return f"{module} cannot be imported: {' '.join(str(error).split())[:200]}"
+    return ""
+
+
+def transformer_engine_problem() -> str:
+    """Why Transformer Engine is not used at all; empty: it can be."""
+    return _import_problem("transformer_engine.pytorch") if has_gpu() else "there is no GPU"
+
+
+def torch_layers_because(shape: ModelShape) -> list[str]:
+    """Why a model's decoder cannot be built of Transformer Engine's layers: it is not here, or Megatron's spec of them does
+    not say exactly this model. Empty: it can.
+    """
+    reasons = {
+        transformer_engine_problem(): not has_transformer_engine(),
+        f"{shape.norm} norms": shape.norm not in ("rms", "layernorm"),
+        f"norms {shape.norm_place} the layers' parts": shape.norm_place != "before",
+        "attention and MLP side by side": shape.parallel_residual,
+        "norms over whole projections": shape.qk_norm == "projection",
+        "ALiBi": shape.position == "alibi",
+        "soft-capped attention": shape.attention_softcap is not None,
+        "clipped queries, keys and values": shape.clip_qkv is not None,
+        "attention windows": bool(shape.windows),
+    }
+    return [reason for reason, holds in reasons.items() if holds]
 
 
 def uses_transformer_engine(shape: ModelShape) -> bool:
-    """Whether the decoder is built of Transformer Engine's layers: it is here, and Megatron's spec of them says exactly
-    this model. Anything else is built of our plain-torch layers, on a GPU too.
+    """Whether the decoder is built of Transformer Engine's layers, as ``Layout.layers`` asks for.
+
+    Raises ``ConfigError`` where they are demanded and cannot be used.
     """
-    return (
-        has_transformer_engine()
-        and shape.norm in ("rms", "layernorm")
-        and shape.norm_place == "before"
-        and not shape.parallel_residual
-        and shape.qk_norm != "projection"
-        and shape.position != "alibi"
-        and shape.attention_softcap is None
-        and shape.clip_qkv is None
-        and not shape.windows
-    )
+    reasons = torch_layers_because(shape)
+    if _layers == "te" and reasons:
+        raise ConfigError(f"backend: te cannot be used: {'; '.join(reasons)}. Choose auto or torch.")
+    return _layers != "torch" and not reasons
 
 
 def layer_spec(config, shape: ModelShape):
