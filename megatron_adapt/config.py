@@ -165,17 +165,34 @@ class Model(Strict):
     from_scratch: FromScratch | None = Field(None, description="a new model instead")
 
 
+AUTO = "auto"  # in place of a vocabulary method: try all, keep the best
+CALIBRATED = "+calibrate"  # behind a method's name among those to try
+
+
+class Probe(Strict):
+    """How `method: auto` finds the best method. Documents measured on are hidden from all methods."""
+
+    methods: list[Text] = Field(
+        default_factory=list, description="whom to try, NAME or NAME+calibrate; empty: all that apply"
+    )
+    steps: Annotated[Integer, Field(ge=0)] = Field(50, description="training steps of the vocabulary's rows alone before the second measurement; 0: none")
+    max_bytes: Bytes = Field(200_000, description="text to measure on")
+
+
 class Vocabulary(Strict):
     """The tokenizer to swap to, and how its embedding rows start."""
 
     tokenizer: TokenizerChoice = Field(description="the new tokenizer")
-    method: Text = Field("subwords", description="how the new embedding rows are initialised")
+    method: Text = Field("subwords", description="how the new embedding rows are initialised; auto: as measures best")
     compare: list[Text] = Field(default_factory=list, description="methods trained beside it for comparison")
     options: dict[Name, dict[Name, Any]] = Field(default_factory=dict, description="method name: its options")
     corpora: list[Text] = Field(
         default_factory=list, description="corpora (under data) whose text methods may read; empty: the tokenizer's"
     )
-    calibrate: Switch = Field(False, description="fit the output matrix to how often tokens come in that text")
+    calibrate: Switch | None = Field(
+        None, description="fit the output matrix to how often tokens come in that text; null: auto does where it can"
+    )
+    probe: Probe = Field(default_factory=Probe, description="of method auto")
     pad_to_multiple: Count = Field(1, description="rows are added up to a multiple of this")
 
 

@@ -12,8 +12,8 @@ from typing import Annotated, Any, get_origin
 from pydantic import TypeAdapter, ValidationError
 
 from megatron_adapt.config import (
-    Corpus, Evaluation, FromScratch, Model, Optimizer, Parallel, Phase, Recipe, Schedule, Strict, TokenizerChoice,
-    TokenizerTraining, Vocabulary, kinds, model_of, step_into,
+    AUTO, CALIBRATED, Corpus, Evaluation, FromScratch, Model, Optimizer, Parallel, Phase, Probe, Recipe, Schedule, Strict,
+    TokenizerChoice, TokenizerTraining, Vocabulary, kinds, model_of, step_into,
 )
 from megatron_adapt.config_types import did_you_mean
 from megatron_adapt.schedule import problem
@@ -232,12 +232,19 @@ def _vocabulary(recipe: Recipe, methods: Methods | None) -> Iterator[Found]:
     for path, method in zip(paths, [recipe.vocabulary.method, *compare]):
         if method is INVALID:
             continue
-        if methods is not None and method not in methods:
+        if methods is not None and method not in (AUTO, *methods):
             yield path, f"unknown method '{method}'.{did_you_mean(method, methods, 'Known methods')}"
         elif method in places:
             yield path, f"'{method}' is already run; list each method once, without vocabulary.method"
         places.setdefault(method, path)
     options = recipe.vocabulary.options if isinstance(recipe.vocabulary.options, dict) else {}
+    if AUTO in places and methods is not None:  # options may be of any method; only those given must be right
+        places |= {method: ("vocabulary", "options", method) for method in options if method in methods and method not in places}
+        tried = recipe.vocabulary.probe.methods if isinstance(recipe.vocabulary.probe, Probe) else INVALID
+        tried = tried if isinstance(tried, list) else []
+        for index, name in enumerate(tried):
+            if isinstance(name, str) and name.removesuffix(CALIBRATED) not in methods:
+                yield ("vocabulary", "probe", "methods", index), f"unknown method '{name}'.{did_you_mean(name, methods, 'Known methods')}"
     for method, given in options.items():
         if method not in places:
             hint = did_you_mean(method, places, "Methods run")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Iterator
 
 from megatron_adapt import recipe as recipes, schedule
-from megatron_adapt.config import Phase, Recipe, TokenizerChoice
+from megatron_adapt.config import AUTO, Phase, Recipe, TokenizerChoice
 from megatron_adapt.data.sources import find_files
 from megatron_adapt.errors import ConfigError
 from megatron_adapt.hf.tokenizer import COMPANIONS
@@ -198,11 +198,12 @@ class _Builder:
     def _swap(self, method: str, base: Path, tokenizer: Path) -> Path:
         vocabulary, seed = self.recipe.vocabulary, self.recipe.seed
         assert vocabulary is not None
-        given = vocabulary.options.get(method, {})
-        chosen = methods.read_options(method, given)
+        is_contest = method == AUTO
+        given = vocabulary.options if is_contest else {method: vocabulary.options.get(method, {})}
+        chosen = {name: methods.read_options(name, values) for name, values in given.items()}
         training = vocabulary.tokenizer.train
         names = vocabulary.corpora or (training.corpora if training else [])
-        if not (vocabulary.calibrate or methods.reads_text(method, chosen)):
+        if not (is_contest or vocabulary.calibrate or methods.reads_text(method, chosen[method])):
             names = []
         elif not names:
             what = "vocabulary.calibrate" if vocabulary.calibrate else f"vocabulary method {method}"
@@ -210,20 +211,35 @@ class _Builder:
         corpora = [self.recipe.data[name] for name in names]
 
         def action(output: Path, reporter: Reporter) -> dict[str, Any]:
-            from megatron_adapt.steps import swap
+            from megatron_adapt.steps import compare, swap
 
-            choice = swap.Choice(method, given, seed, vocabulary.pad_to_multiple, corpora, vocabulary.calibrate)
+            if is_contest:
+                contest = compare.Contest(
+                    corpora, given, seed, vocabulary.pad_to_multiple, vocabulary.calibrate, vocabulary.probe
+                )
+                return compare.run(base, tokenizer, output, contest, reporter)
+            choice = swap.Choice(method, given[method], seed, vocabulary.pad_to_multiple, corpora, bool(vocabulary.calibrate))
             return swap.run(base, tokenizer, output, choice, reporter)
 
+        settings = {name: options.settings(values) for name, values in chosen.items()}
+        paths = {name: options.paths(values) for name, values in chosen.items()}
+        if is_contest:
+            settings = {"calibrate": vocabulary.calibrate, "options": settings, "probe": vocabulary.probe.model_dump()}
+            inputs = {f"{name}.{key}": path for name, found in paths.items() for key, path in found.items()}
+        else:
+            settings = {"calibrate": bool(vocabulary.calibrate), "options": settings[method]}
+            inputs = dict(paths[method])
         return self._add(
             name=f"{method}/swap",
             verb="swap",
             output=self.output / method / "swapped",
             action=action,
             settings={"method": method, "seed": seed, "pad_to_multiple": vocabulary.pad_to_multiple}
-            | {"calibrate": vocabulary.calibrate, "options": options.settings(chosen), "corpora": {name: _reading(self.recipe.data[name]) for name in names}},
-            inputs={"model": base, "tokenizer": self._tokenizer_input(tokenizer), **options.paths(chosen)}
+            | settings
+            | {"corpora": {name: _reading(self.recipe.data[name]) for name in names}},
+            inputs={"model": base, "tokenizer": self._tokenizer_input(tokenizer), **inputs}
             | {f"corpus {name}": _files(self.recipe.data[name].path) for name in names},
+            keeps_parts=is_contest,
         )
 
     def _import(self, branch: str, source: Path) -> Path:

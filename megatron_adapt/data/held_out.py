@@ -86,17 +86,24 @@ def held_out_between(begin: int, end: int, share: Fraction, last: int | None) ->
 
 
 def without_held_out(texts: Iterator[str], share: Fraction) -> Iterator[str]:
-    """The non-empty texts that are not held out. Whether the last one is, is known at the end: each is passed on late."""
-    previous: str | None = None
+    """The non-empty texts that are not held out."""
+    return (text for text, is_held_out in divided(texts, share) if not is_held_out)
+
+
+def divided(texts: Iterator[str], share: Fraction) -> Iterator[tuple[str, bool]]:
+    """The non-empty texts in order, each with whether it is held out. Of two or more at least one is, if share is not 0.
+
+    Whether the last one is, is known at the end: each is passed on late.
+    """
+    previous: tuple[str, bool] | None = None
     number, taken = -1, 0
     for number, text in enumerate(text for text in texts if text):
         if previous is not None:
             yield previous
-        is_held_out = bool(share and held_out_between(number, number + 1, share, None))
-        taken += is_held_out
-        previous = None if is_held_out else text
-    if previous is not None and not (share and number > 0 and not taken):
-        yield previous
+        previous = text, bool(share and held_out_between(number, number + 1, share, None))
+        taken += previous[1]
+    if previous is not None:
+        yield previous[0], previous[1] or bool(share and number > 0 and not taken)
 
 
 def refuse_shared(held_out_file: Path, prefix: Path) -> None:

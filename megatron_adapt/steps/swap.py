@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Callable, Iterable, Mapping, Sequence
 
 from megatron_adapt.config import Corpus
 from megatron_adapt.errors import ConfigError
 from megatron_adapt.steps.reporter import Reporter
 from megatron_adapt.vocab import methods, options, surgery
+
+SAMPLE = 100_000  # characters
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,12 @@ def choice(
     return Choice(method, given, seed, pad_to_multiple, corpora, calibrate)
 
 
-def run(source: Path, tokenizer: Path, output: Path, choice: Choice, reporter: Reporter) -> dict[str, Any]:
+def run(
+    source: Path, tokenizer: Path, output: Path, choice: Choice, reporter: Reporter, texts: Callable[[], Iterable[str]] | None = None
+) -> dict[str, Any]:
+    """``texts`` opens the text to read; without it, the training documents of the choice's corpora are read."""
     from megatron_adapt.steps import calibrate
     from megatron_adapt.steps.tokenizer import training_texts
-
-    def texts() -> Iterator[str]:
-        return training_texts(choice.corpora)
 
     if choice.calibrate:
         if not choice.corpora:
@@ -55,17 +57,39 @@ def run(source: Path, tokenizer: Path, output: Path, choice: Choice, reporter: R
                 "vocabulary.corpora."
             )
         calibrate.check(source)
+    documents = texts or (lambda: training_texts(choice.corpora))
     chosen = methods.read_options(choice.method, choice.options)
     reads = bool(choice.corpora) and methods.reads_text(choice.method, chosen)
     report = surgery.swap(
-        source, tokenizer, output, choice.method, choice.seed, choice.pad_to_multiple, choice.options, texts if reads else None
+        source, tokenizer, output, choice.method, choice.seed, choice.pad_to_multiple, choice.options, documents if reads else None
     )
     reporter.log(
         f"{report['target_vocab_size']:,} tokens in {report['target_rows']:,} rows: {report['overlap']['total']:,} are in the old "
         f"vocabulary, {report['copied']:,} rows copied, {report['composed']:,} composed, {report['drawn']:,} drawn"
     )
     if choice.calibrate:
-        report["calibration"] = calibrate.run(output, texts(), choice.seed, reporter)
+        report["calibration"] = calibrate.run(output, documents(), choice.seed, reporter)
+    if (reads or choice.calibrate) and (warning := _wrong_language(documents(), source, output)):
+        report["warnings"].append(warning)
     for warning in report["warnings"]:
         reporter.log(f"warning: {warning}")
     return report
+
+
+def _wrong_language(texts: Iterable[str], source: Path, target: Path) -> str | None:
+    """A warning where the old tokenizer, of no larger vocabulary, cuts a text into fewer tokens than the new one."""
+    from megatron_adapt.hf.tokenizer import Tokenizer
+
+    old, new = Tokenizer.load(source), Tokenizer.load(target)
+    sample: list[str] = []
+    for text in texts:
+        sample.append(text[:SAMPLE])
+        if sum(map(len, sample)) >= SAMPLE:
+            break
+    counts = [sum(map(len, tokenizer.encode(sample))) for tokenizer in (old, new)]
+    if old.vocab_size > new.vocab_size or counts[0] >= counts[1]:
+        return None
+    return (
+        f"the old tokenizer cuts the text into fewer tokens ({counts[0]:,}) than the new one ({counts[1]:,}): is it in the target "
+        f"language?"
+    )
