@@ -30,6 +30,7 @@ SECTIONS = {
     "train_bf16_true": ("sections", "train_bf16_true", {}, False, 180),
     "parity_fp32": ("sections", "parity_fp32", {}, False, 90),
     "parity_bf16": ("sections", "parity_bf16", {}, False, 120),
+    "packing": ("sections", "packing", {}, False, 180),
     "resume_plain": ("sections", "resume", {"spec": "plain"}, False, 150),
     "resume_te": ("sections", "resume", {"spec": "te"}, True, 150),
     "across_specs": ("sections", "across_specs", {}, True, 120),

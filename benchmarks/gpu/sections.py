@@ -18,6 +18,7 @@ import workload
 from megatron_adapt.engine import backend, checkpoint, evaluate, loop, metrics, model as models, verify
 from megatron_adapt.engine.backend import Layout
 from megatron_adapt.engine.convert import load_hf
+from megatron_adapt.engine.packing import Documents
 from megatron_adapt.families.llama import FAMILY
 from megatron_adapt.hf.directory import HFDirectory, read_json
 
@@ -190,6 +191,40 @@ def parity_bf16(tiny: bool, scratch: Path) -> dict:
         found[f"{spec}_rms_error"] = (ours - exact).square().mean().sqrt().item()
         found[f"{spec}_top1_agreement"] = (ours.argmax(-1) == exact.argmax(-1)).float().mean().item()
         assert found[f"{spec}_rms_error"] <= 1.5 * theirs, f"{spec} layers are less exact than transformers: {found}"
+    return found
+
+
+def packing(tiny: bool, scratch: Path) -> dict:
+    """Documents in one row: none sees another, each is as it is alone, and both layer specs train alike."""
+    setup = Setup(tiny, scratch, 10)
+    row = setup.tokens().reshape(1, -1)
+    size = row.numel()
+    lengths = (size // 3, size // 4, size - size // 3 - size // 4)
+    documents = Documents.of(lengths, max(lengths), backend.device())
+    second = slice(lengths[0], lengths[0] + lengths[1])
+    other = row.clone()
+    other[:, : lengths[0]] = (other[:, : lengths[0]] + 1) % setup.shape.vocab_size
+    setup.phase = setup.phase.model_copy(update={"packing": "documents"})
+    found: dict[str, float] = {}
+    trained = []
+    for spec in specs():
+        use(spec)
+        model = setup.model("bf16-mixed")
+
+        def logits(tokens: torch.Tensor, positions: torch.Tensor, **packed: object) -> torch.Tensor:
+            with torch.no_grad():
+                return model(tokens, positions, None, **packed).float().reshape(-1, setup.shape.vocab_size)
+
+        together = logits(row, documents.within[None], packed_seq_params=documents)[second]
+        perturbed = logits(other, documents.within[None], packed_seq_params=documents)[second]
+        alone = logits(row[:, second], documents.within[None, second])
+        leak = (together - perturbed).abs().max().item()
+        found[f"{spec}_leak"], found[f"{spec}_rms_to_alone"] = leak, (together - alone).square().mean().sqrt().item()
+        assert leak == 0, f"{spec}: a document's logits change by {leak:.1e} with another document"
+        assert found[f"{spec}_rms_to_alone"] < 0.02 * alone.square().mean().sqrt().item(), found
+        trained.append(setup.train("bf16-mixed", spec))
+    found["difference_of_specs"] = largest(trained[0], trained[-1])
+    assert found["difference_of_specs"] < 1e-2, found
     return found
 
 
