@@ -139,6 +139,8 @@ class Phase(Strict):
     evaluate_every: Count | None = Field(None, description="steps between evaluations while training; null: none")
     save_every: Count | None = Field(None, description="steps between checkpoints; null: only at the end")
     keep_last: Count = Field(1, description="checkpoints of this phase to keep")
+    keep_every: Count | None = Field(None, description="those of multiples of so many steps are kept as well; null: none")
+    async_save: Switch = Field(False, description="go on training while checkpoints are written, from a copy in main memory")
     log_every: Count = Field(10, description="steps between log lines")
 
     @property

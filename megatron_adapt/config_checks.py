@@ -134,6 +134,11 @@ def _phase(phase: Phase, path: tuple[str | int, ...], parallel: Any, precision: 
     if isinstance(phase.optimizer, Optimizer):
         for key, text in _optimizer(phase.optimizer, phase.precision or precision):
             yield (*path, "optimizer", key), text
+    if phase.save_every is None and phase.async_save is True:
+        yield (*path, "async_save"), "needs save_every: the checkpoint at a phase's end is waited for"
+    if phase.keep_every not in (None, INVALID) and phase.save_every is not INVALID:
+        if phase.save_every is None or phase.keep_every % phase.save_every:
+            yield (*path, "keep_every"), f"{phase.keep_every} is no multiple of save_every = {phase.save_every or 'null'}"
     if isinstance(parallel, Parallel) and parallel.distributed_optimizer is True:
         if (phase.precision or precision) == "bf16-true":
             why = "parallel.distributed_optimizer keeps float32 weights, which 'bf16-true' does without; use 'bf16-mixed'"

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import math
 import queue
 import re
 import shutil
 import textwrap
+import threading
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Iterator
 
 import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException  # no Exception but a BaseException
 
 from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import is_main_replica
 from megatron.core.dist_checkpointing.strategies import filesystem_async
+from megatron.core.dist_checkpointing.utils import extract_sharded_tensors_and_factories
 from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 from megatron_adapt.engine import backend, optimizer as optimizers, optimizer_state
@@ -38,8 +45,8 @@ from megatron_adapt.torch_dist.directory import (
 from megatron_adapt.torch_dist.writer import CONTENT
 
 __all__ = [
-    "MARK", "Checkpoint", "Position", "finished", "is_checkpoint", "latest", "latest_intact", "load", "open_checkpoint",
-    "resolve", "save",
+    "MARK", "Checkpoint", "Position", "Save", "finished", "is_checkpoint", "latest", "latest_intact", "load",
+    "open_checkpoint", "require_space", "resolve", "save", "size", "step_folder",
 ]  # fmt: skip
 
 
@@ -54,44 +61,165 @@ def _sharded_state(model: GPTModel, optimizer: MegatronOptimizer | None, loading
 
 
 def save(
-    folder: Path,
-    model: GPTModel,
-    optimizer: MegatronOptimizer | None,
-    position: Position,
-    hf: Path,
-    keep_last: int = 1,
+    folder: Path, model: GPTModel, optimizer: MegatronOptimizer | None, position: Position, hf: Path, keep_last: int = 1
 ) -> Path:
-    """Write ``folder/step_N`` (all ranks call this); ``model`` is the unwrapped one, ``hf`` holds config and tokenizer.
+    """Write ``folder/step_N``; see ``Save``."""
+    return Save(folder, model, optimizer, position, hf, keep_last).finish()
+
+
+class Save:
+    """A checkpoint on its way to ``folder/step_N``: begun when made, there after ``finish``. All ranks do both together.
 
     The directory appears under its name only when complete. On an error (disk full, say) the unfinished one is removed,
-    earlier checkpoints stay as they were, and every rank that notices raises ``CheckpointError``.
+    earlier checkpoints stay as they were, and every rank that notices raises ``CheckpointError``; so it does, before
+    anything is written, where the disk has not enough space.
+
+    Args:
+        model: the unwrapped one.
+        hf: directory with config and tokenizer; has to be there until ``finish``.
+        keep_last: finished checkpoints to keep in ``folder``, this one included.
+        keep_every: those of multiples of so many steps stay as well.
+        background: write a copy of everything from another thread, so that training can go on until ``finish``.
     """
-    final = step_folder(folder, position.step)
-    partial = final.with_suffix(PARTIAL)
-    try:
+
+    def __init__(
+        self,
+        folder: Path,
+        model: GPTModel,
+        optimizer: MegatronOptimizer | None,
+        position: Position,
+        hf: Path,
+        keep_last: int = 1,
+        keep_every: int | None = None,
+        background: bool = False,
+    ) -> None:
+        self.folder, self.hf, self.keep_last, self.keep_every = Path(folder), hf, keep_last, keep_every
+        self.position = copy.deepcopy(position)
+        self.final = step_folder(folder, position.step)
+        self.partial = self.final.with_suffix(PARTIAL)
+        self.thread: threading.Thread | None = None
+        with self._reported():
+            state = _sharded_state(model, optimizer, loading=False)
+        try:
+            require_space(folder, _bytes(state), 1)
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.final} is not saved: {error} Earlier checkpoints are intact.") from error
+        with self._reported():
+            if backend.rank() == 0:
+                shutil.rmtree(self.partial, ignore_errors=True)
+                self.partial.mkdir(parents=True)
+            dist.barrier()
+            self._begin(_copied(state) if background else state, background)
+
+    def _begin(self, state: dict[str, Any], background: bool) -> None:
+        if getattr(filesystem_async, "_results_queue", "absent") is None:
+            # Megatron would start a whole interpreter (a multiprocessing manager) to hand results of a background process
+            # to the trainer. Ours is a thread: a plain queue does, and saves seconds and a spawned copy of __main__.
+            filesystem_async._results_queue = queue.SimpleQueue()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.request = dist_checkpointing.save(
+                state, str(self.partial), content_metadata=CONTENT, async_sharded_save=True
+            )
+        rng = self.partial / "rng"
+        rng.mkdir(exist_ok=True)
+        torch.save(backend.rng_state(), rng / f"rank_{backend.rank():05d}.pt")
+        arguments = list(self.request.async_fn_args)
+        if self.request.preload_fn is not None:
+            arguments[1] = self.request.preload_fn()  # from the GPU
+        if self.request.async_fn is None:
+            return  # this rank has nothing to write
+
+        def write() -> None:  # what goes wrong is in its results, which `finish` looks at
+            self.request.async_fn(*arguments, **self.request.async_fn_kwargs)
+
+        if background:
+            self.thread = threading.Thread(target=write, name="checkpoint", daemon=True)
+            self.thread.start()
+        else:
+            write()
+
+    @property
+    def done(self) -> bool:
+        """Whether ``finish`` would not have to wait for this rank."""
+        return self.thread is None or not self.thread.is_alive()
+
+    def finish(self) -> Path:
+        """Wait for all ranks, give the directory its name and remove older ones."""
+        with self._reported():
+            if self.thread is not None:
+                self.thread.join()
+            dist.barrier()
+            for function in self.request.finalize_fns:
+                function()
+            dist.barrier()
+            if backend.rank() == 0:
+                HFDirectory.open(self.hf, weights=False).copy_metadata(self.partial / "hf")
+                seal(self.partial, self.final, self.position, _world())
         if backend.rank() == 0:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
+            _prune(self.folder, self.keep_last, self.keep_every)
         dist.barrier()
-        _write(partial, model, optimizer)
-        dist.barrier()
-        if backend.rank() == 0:
-            HFDirectory.open(hf, weights=False).copy_metadata(partial / "hf")
-            seal(partial, final, position, _world())
-    except (Exception, CheckpointException) as error:  # Megatron wraps a full disk in several kinds, one per version
-        # A rank that fails alone leaves, and its launcher ends those that wait for it.
-        reason = _reason(error)
-        if backend.rank() == 0:
-            shutil.rmtree(partial, ignore_errors=True)
-        free = shutil.disk_usage(final.parents[1]).free / 1e9  # torch words a full disk as "unexpected pos 704 vs 598"
+        return self.final
+
+    @contextlib.contextmanager
+    def _reported(self) -> Iterator[None]:
+        try:
+            yield
+        except (Exception, CheckpointException) as error:  # Megatron wraps a full disk in several kinds, one per version
+            # A rank that fails alone leaves, and its launcher ends those that wait for it.
+            reason = _reason(error)
+            if backend.rank() == 0:
+                shutil.rmtree(self.partial, ignore_errors=True)
+            free = _free(self.folder) / 1e9  # torch words a full disk as "unexpected pos 704 vs 598"
+            raise CheckpointError(
+                f"could not save {self.final} ({free:.3g} GB are free there): {reason}. Earlier checkpoints are intact; free "
+                f"some space and run again."
+            ) from error
+
+
+def require_space(folder: Path, size: int, count: int) -> None:
+    """Raise ``CheckpointError``, on every rank, unless ``count`` checkpoints of ``size`` bytes fit on the disk of ``folder``."""
+    free = backend.agree([-float(_free(folder)) if backend.rank() == 0 else -math.inf])[0] * -1  # rank 0's
+    needed = count * size * OVERHEAD
+    if needed > free:
+        what = "a checkpoint" if count == 1 else f"{count} checkpoints"
         raise CheckpointError(
-            f"could not save {final} ({free:.3g} GB are free there): {reason}. Earlier checkpoints are intact; free "
-            f"some space and run again."
-        ) from error
-    if backend.rank() == 0:
-        _prune(Path(folder), keep_last)
-    dist.barrier()
-    return final
+            f"{what} of {size / 1e9:.3g} GB will not fit on the disk of {folder}, where {free / 1e9:.3g} GB are free. Free "
+            "some space, keep fewer (keep_last, keep_every) or choose another output, and run again."
+        )
+
+
+OVERHEAD = 1.02  # of a checkpoint's size over that of its tensors: headers, indices
+
+
+def size(model: GPTModel, optimizer: MegatronOptimizer | None) -> int:
+    """Bytes of all tensors of a checkpoint; all ranks call this."""
+    return _bytes(_sharded_state(model, optimizer, loading=True))
+
+
+def _bytes(state: dict[str, Any]) -> int:
+    mine = sum(entry.data.nbytes for entry in _written(state))
+    return int(backend.agree([float(mine)], "sum")[0])
+
+
+def _written(state: dict[str, Any]) -> list[Any]:
+    """Entries of a sharded state that this rank writes."""
+    entries, _ = extract_sharded_tensors_and_factories(state)
+    return [entry for entry in nested_values(entries) if is_main_replica(entry.replica_id)]
+
+
+def _copied(state: dict[str, Any]) -> dict[str, Any]:
+    """The state with copies of what this rank writes; what is on a GPU is going to be copied anyway."""
+    for entry in _written(state):
+        if entry.data.device.type == "cpu":
+            entry.data = entry.data.detach().clone()
+    return state
+
+
+def _free(folder: Path) -> int:
+    """Bytes free on the disk of a folder, which need not exist yet."""
+    there = next(path for path in (Path(folder).absolute(), *Path(folder).absolute().parents) if path.exists())
+    return shutil.disk_usage(there).free
 
 
 def _reason(error: BaseException) -> str:
@@ -104,27 +232,16 @@ def _reason(error: BaseException) -> str:
     return textwrap.shorten("; ".join(reasons[0]), 500)
 
 
-def _prune(folder: Path, keep_last: int) -> None:
+def _prune(folder: Path, keep_last: int, keep_every: int | None) -> None:
     """Remove all but the last finished checkpoints, and what runs that were killed while saving have left."""
     found = finished(folder)
-    for old in found[:-keep_last]:
-        (old / MARK).unlink()  # first, so that a half-deleted one is never taken for a checkpoint
+    kept = found[-keep_last:] + [path for path in found if keep_every and int(path.name.split("_")[1]) % keep_every == 0]
+    for old in found:
+        if old not in kept:
+            (old / MARK).unlink()  # first, so that a half-deleted one is never taken for a checkpoint
     for path in folder.glob("step_*"):
-        if re.fullmatch(rf"step_\d+({re.escape(PARTIAL)})?", path.name) and path not in found[-keep_last:]:
+        if re.fullmatch(rf"step_\d+({re.escape(PARTIAL)})?", path.name) and path not in kept:
             shutil.rmtree(path)
-
-
-def _write(partial: Path, model: GPTModel, optimizer: MegatronOptimizer | None) -> None:
-    if getattr(filesystem_async, "_results_queue", "absent") is None:
-        # Megatron 0.16 would start a whole interpreter (a multiprocessing manager) to hand results of a background save
-        # to the trainer. We save in the foreground: a plain queue does, and saves seconds and a spawned copy of __main__.
-        filesystem_async._results_queue = queue.SimpleQueue()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        dist_checkpointing.save(_sharded_state(model, optimizer, loading=False), str(partial), content_metadata=CONTENT)
-    rng = partial / "rng"
-    rng.mkdir(exist_ok=True)
-    torch.save(backend.rng_state(), rng / f"rank_{backend.rank():05d}.pt")
 
 
 def _world() -> dict[str, int]:

@@ -72,8 +72,10 @@ class StopRequest:
     def _remember(self, number: int, frame: object) -> None:
         self.asked = True
 
-    def agreed(self) -> bool:
-        return backend.agree([float(self.asked)])[0] > 0
+    def agreed(self, busy: bool) -> tuple[bool, bool]:
+        """(whether any rank was asked to stop, whether any rank is ``busy``), the same on all ranks."""
+        asked, waiting = backend.agree([float(self.asked), float(busy)])
+        return asked > 0, waiting > 0
 
     def restore(self) -> None:
         for number, handler in self.previous.items():
@@ -110,6 +112,7 @@ class _Run:
         self.resumed = resumed is not None
         self.hf = self.source.hf
         self.tokenizer = Tokenizer.load(self.hf)
+        self.saving: checkpoint.Save | None = None  # what is still being written
         self.bare = models.build(self.shape, job.layout, job.precision, self.phase.recompute)
         patterns = [self.phase.train] if isinstance(self.phase.train, str) else list(self.phase.train)
         self.trainable = models.freeze(self.bare, patterns)
@@ -165,6 +168,8 @@ class _Run:
         job, phase, last = self.job, self.phase, {}
         saved = self.position.step if self.resumed else -1
         self.model.train()
+        if self.position.step < job.steps:
+            self._require_space()
         while self.position.step < job.steps:
             step = self.position.step
             last = self._step()
@@ -176,26 +181,45 @@ class _Run:
                 last |= {f"held_out/{name}": self._bits_per_byte(text) for name, text in self.held_out.items()}
             self.progress(step, job.steps)
             self.metrics.add(step, last, show=step % phase.log_every == 0 or final or step == 1)
-            stopping = stop.agreed()
+            stopping, busy = stop.agreed(self.saving is not None and not self.saving.done)
+            if not busy:
+                self._finish_save()
             if final or stopping or (phase.save_every and step % phase.save_every == 0):
-                path = self._save()
+                self._save(background=phase.async_save and not (final or stopping))
                 saved = step
                 if stopping and not final:
-                    raise Stopped(step, path)
+                    raise Stopped(step, checkpoint.step_folder(job.output, step))
         if saved < 0:
-            self._save()
+            self._save(background=False)
         events = self.position.history.events
         return last | ({"events": events} if events else {})
 
     def _bits_per_byte(self, text: evaluate.Text) -> float:
         return evaluate.bits_per_byte(self.model, text, self.job.layout)["bits_per_byte"]
 
-    def _save(self) -> Path:
-        path = checkpoint.save(
-            self.job.output, self.bare, self.optimizer, self.position, self.hf, keep_last=self.phase.keep_last
+    def _require_space(self) -> None:
+        """Whether the phase's checkpoints will fit on the disk is asked now, not hours later."""
+        phase, done, every = self.phase, self.position.step, self.phase.save_every or self.job.steps
+        there = len(checkpoint.finished(self.job.output))
+        at_once = min(there - done // every + -(-self.job.steps // every), phase.keep_last + 1)
+        if phase.keep_every:
+            at_once += self.job.steps // phase.keep_every - done // phase.keep_every
+        size = checkpoint.size(self.bare, self.optimizer)
+        checkpoint.require_space(self.job.output, size, max(1, at_once - there))
+
+    def _save(self, background: bool) -> None:
+        self._finish_save()
+        phase = self.phase
+        self.saving = checkpoint.Save(
+            self.job.output, self.bare, self.optimizer, self.position, self.hf, phase.keep_last, phase.keep_every, background
         )
-        self.hf = path / "hf"  # saving removes old checkpoints, also the one that this run was continued from
-        return path
+        if not background:
+            self._finish_save()
+
+    def _finish_save(self) -> None:
+        if self.saving is not None:
+            saving, self.saving = self.saving, None
+            self.hf = saving.finish() / "hf"  # it removes old checkpoints, also the one that this run was continued from
 
     def _step(self) -> dict[str, Any]:
         """One optimizer step; its metrics, the same on every rank."""
@@ -254,6 +278,7 @@ class _Run:
             guard.accept(settings, position.history, loss)
             optimizers.update(self.optimizer)
             return True
+        self._finish_save()  # where a run goes back to must not depend on how fast a disk is
         if settings.action == "log" and not (math.isfinite(loss) and math.isfinite(norm)):
             raise CheckpointError(
                 f"phase '{self.phase.name}' diverged at step {number}: {why}. Lower optimizer.lr, lengthen schedule.warmup "

@@ -214,6 +214,12 @@ def test_missing_mappings_are_told_once_each(tmp_path):
       ("{lr: 1e-4}", "{lr: 1e-4}\n    precision: bf16-true")],
      "29: phases[1].precision: parallel.distributed_optimizer keeps float32 weights, which 'bf16-true' does without; "
      "use 'bf16-mixed'"),
+    ([("    steps: 100\n", "    steps: 100\n    async_save: true\n")],
+     "24: phases[1].async_save: needs save_every: the checkpoint at a phase's end is waited for"),
+    ([("    steps: 100\n", "    steps: 100\n    keep_every: 30\n    save_every: 20\n")],
+     "24: phases[1].keep_every: 30 is no multiple of save_every = 20"),
+    ([("    steps: 100\n", "    steps: 100\n    keep_every: 30\n")],
+     "24: phases[1].keep_every: 30 is no multiple of save_every = null"),
     ([("output: ", "parallel: {sequence: true, tensor: 3}\noutput: "), ("length: 2K", "length: 3K")],
      "25: phases[1].sequence_length: 128 is not divisible by parallel.tensor = 3, which sequence parallelism needs"),
     ([("    steps: 100\n", "    steps: 100\n    schedule: {warmup: 1.5}\n")],
