@@ -1,17 +1,21 @@
 """Import and export against copying the same bytes, and their memory against the promised bound.
 
     python benchmarks/conversion.py --shape 1b --repeat 3 --folder /some/disk
+    python benchmarks/conversion.py --shape 1b --stored float32 --folder /some/disk     # the export rounds to bfloat16
     python benchmarks/conversion.py --shape 7b --folder /some/disk
 
-Synthetic weights in the shapes of Llama 3.2 1B (tied) and Llama 2 7B in bfloat16. The peers, in the same run on the same
-disk: `cp` and fsync of the files, and transformers' from_pretrained + save_pretrained. Every command is a process of its
-own, its start included. Takes three times the size of the model on the disk, and leaves nothing there.
+Synthetic weights in the shapes of Llama 3.2 1B (tied) and Llama 2 7B. The peers, in the same run on the same disk: `cp` and
+fsync of the files, and transformers' from_pretrained + save_pretrained. Every command is a process of its own, its start
+included; processor seconds are those of all its processes and threads. `--verify off` reads and writes, as cp does;
+`--verify weights` reads what was written once more and compares every bit with the source. Takes three times the size of
+the model on the disk, and leaves nothing there.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 import statistics
@@ -19,16 +23,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Sequence
 
-import torch
+import numpy as np
 
 from megatron_adapt import launch
 from megatron_adapt.families import ModelShape, family_named
 from megatron_adapt.families.rules import expand
 from megatron_adapt.hf import writer
+from megatron_adapt.streams.bits import WIDTHS
 from megatron_adapt.vocab.train import train_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,7 +54,7 @@ SHAPES = {
 TRANSFORMERS = """
 import sys
 from transformers import AutoModelForCausalLM
-AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype="bfloat16").save_pretrained(sys.argv[2])
+AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype="auto").save_pretrained(sys.argv[2])
 """
 TEXTS = ["The quick brown fox jumps over the lazy dog.", "Der Nebel liegt über den Wiesen am Morgen."] * 20
 
@@ -57,25 +62,35 @@ TEXTS = ["The quick brown fox jumps over the lazy dog.", "Der Nebel liegt über 
 class Synthetic:
     """Weights for a shape: one block of random numbers, repeated; made when asked for."""
 
-    def __init__(self, shape: ModelShape) -> None:
+    def __init__(self, shape: ModelShape, dtype: str) -> None:
         rules = expand(family_named(shape.family), shape)
         self.sizes = {name: size for rule in rules for name, size in zip(rule.hf, rule.hf_shapes(shape))}
-        self.block = (torch.randn(2**20, generator=torch.Generator().manual_seed(0)) * 0.02).bfloat16()
+        self.dtype = dtype
+        numbers = np.random.default_rng(0).standard_normal(2**20, np.float32).view(np.uint32)
+        self.block = numbers if dtype == "float32" else (numbers >> 16).astype(np.uint16)
 
     def names(self) -> list[str]:
         return list(self.sizes)
 
     def info(self, name: str) -> tuple[tuple[int, ...], str]:
-        return self.sizes[name], "bfloat16"
+        return self.sizes[name], self.dtype
 
-    def get(self, name: str) -> torch.Tensor:
-        count = torch.Size(self.sizes[name]).numel()
-        return self.block.repeat(-(-count // len(self.block)))[:count].reshape(self.sizes[name])
+    def read(self, name: str, first: int, out: np.ndarray) -> None:
+        start = first * math.prod(out.shape[1:])
+        flat = out.reshape(-1)
+        for at in range(0, len(flat), len(self.block)):
+            part = flat[at : at + len(self.block)]
+            part[:] = np.roll(self.block, -(start + at))[: len(part)]
+
+
+def make(shape: ModelShape, dtype: str, source: Path) -> None:
+    writer.write(Synthetic(shape, dtype), source)
 
 
 @dataclass(frozen=True)
 class Measured:
     seconds: float
+    processor: float  # seconds
     peak: float  # bytes, of the largest process
 
 
@@ -87,7 +102,7 @@ def measure(command: Sequence[str]) -> Measured:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         sys.exit(f"failed: {' '.join(command)}")
-    return Measured(time.perf_counter() - began, usage.ru_maxrss * 1024.0)
+    return Measured(time.perf_counter() - began, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024.0)
 
 
 def flush(folder: Path) -> None:
@@ -102,29 +117,31 @@ def copied(source: Path, target: Path) -> Measured:
     began = time.perf_counter()
     found = measure(["cp", "-r", str(source), str(target)])
     flush(target)
-    return Measured(time.perf_counter() - began, found.peak)
+    return replace(found, seconds=time.perf_counter() - began)
 
 
 def through_transformers(source: Path, target: Path) -> Measured:
     began = time.perf_counter()
     found = measure([sys.executable, "-c", TRANSFORMERS, str(source), str(target)])
     flush(target)
-    return Measured(time.perf_counter() - began, found.peak)
+    return replace(found, seconds=time.perf_counter() - began)
 
 
-def once(folder: Path, source: Path, verify: str) -> dict[str, Measured]:
+def once(folder: Path, source: Path, verify: str, dtype: str, with_transformers: bool) -> dict[str, Measured]:
     """One round of all; what each leaves is removed before the next needs the room."""
     ours = [sys.executable, "-m", "megatron_adapt"]
     found = {"cp + fsync": copied(source, folder / "copy")}
     shutil.rmtree(folder / "copy")
     found["import"] = measure([*ours, "import", str(source), str(folder / "megatron"), "--verify", verify])
     found["export"] = measure([*ours, "export", str(folder / "megatron"), str(folder / "hf"), "--verify", verify])
-    for file in sorted(source.glob("*.safetensors")):
-        subprocess.run(["cmp", str(file), str(folder / "hf" / file.name)], check=True)
+    if dtype == "bfloat16":
+        for file in sorted(source.glob("*.safetensors")):
+            subprocess.run(["cmp", str(file), str(folder / "hf" / file.name)], check=True)
     for name in ("megatron", "hf"):
         shutil.rmtree(folder / name)
-    found["transformers"] = through_transformers(source, folder / "copy")
-    shutil.rmtree(folder / "copy")
+    if with_transformers:
+        found["transformers"] = through_transformers(source, folder / "copy")
+        shutil.rmtree(folder / "copy")
     return found
 
 
@@ -133,33 +150,41 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="1b")
     parser.add_argument("--folder", type=Path, help="a disk with room for three times the model; default: the temporary folder")
     parser.add_argument("--verify", choices=("off", "weights"), nargs="+", default=["off", "weights"])
+    parser.add_argument("--stored", choices=("bfloat16", "float32"), default="bfloat16", help="dtype of the source; exports are bfloat16")
+    parser.add_argument("--no-transformers", action="store_true", help="leave out what holds the whole model in memory")
     parser.add_argument("--repeat", type=int, default=1)
     given = parser.parse_args()
     family = family_named("llama")
-    config = family.complete_config(SHAPES[given.shape] | {"dtype": "bfloat16"}, SHAPES[given.shape]["vocab_size"], 0, 1)
+    config = family.complete_config(SHAPES[given.shape] | {"dtype": given.stored}, SHAPES[given.shape]["vocab_size"], 0, 1)
     shape = family.read_config(config)
-    size = 2 * shape.num_parameters()
-    largest = 2 * max(torch.Size(each).numel() for each in shape.parameter_shapes().values())
+    width = WIDTHS[given.stored]
+    size = width * shape.num_parameters()
+    largest = width * max(math.prod(each) for each in shape.parameter_shapes().values())
     bound = 2 * largest + 1.5e9
     with tempfile.TemporaryDirectory(dir=given.folder, prefix="conversion-") as name:
         folder = Path(name)
         if (free := shutil.disk_usage(folder).free) < 3.1 * size:
             sys.exit(f"{folder} has {free / 1e9:.0f} GB free; {3.1 * size / 1e9:.0f} GB are needed")
         source = folder / "source"
-        launch.fork(1, lambda: writer.write(Synthetic(shape), source))  # its memory is not to count as a child's
+        # In processes of their own: a child's peak begins with the memory of this one.
+        launch.fork(1, lambda: make(shape, given.stored, source))
         (source / "config.json").write_text(json.dumps(config))
-        train_tokenizer(TEXTS, 300, folder / "tokenizer")
+        launch.fork(1, lambda: train_tokenizer(TEXTS, 300, folder / "tokenizer"))
         shutil.copytree(folder / "tokenizer", source, dirs_exist_ok=True)
-        print(f"{given.shape}: {shape.num_parameters():,} parameters, {size / 1e9:.2f} GB, largest tensor {largest / 1e9:.2f} GB")
+        print(f"{given.shape} in {given.stored}: {shape.num_parameters():,} parameters, {size / 1e9:.2f} GB, largest tensor {largest / 1e9:.2f} GB")
         for verify in given.verify:
-            rounds = [once(folder, source, verify) for _ in range(given.repeat)]
+            rounds = [once(folder, source, verify, given.stored, not given.no_transformers) for _ in range(given.repeat)]
             print(f"\n--verify {verify}, median of {given.repeat}\n")
-            print("| | seconds | times cp | peak GB | bound GB |\n|---|---|---|---|---|")
-            seconds = {each: statistics.median(found[each].seconds for found in rounds) for each in rounds[0]}
+            print("| | seconds | times cp | processor seconds | peak GB | bound GB |\n|---|---|---|---|---|---|")
+            seconds, processor = (
+                {each: statistics.median(getattr(found[each], what) for found in rounds) for each in rounds[0]}
+                for what in ("seconds", "processor")
+            )
             for each in rounds[0]:
+                ratio = seconds[each] / seconds["cp + fsync"]
                 peak = max(found[each].peak for found in rounds) / 1e9
                 limit = f"{bound / 1e9:.2f}" if each in ("import", "export") else ""
-                print(f"| {each} | {seconds[each]:.1f} | {seconds[each] / seconds['cp + fsync']:.2f} | {peak:.2f} | {limit} |", flush=True)
+                print(f"| {each} | {seconds[each]:.1f} | {ratio:.2f} | {processor[each]:.1f} | {peak:.2f} | {limit} |", flush=True)
 
 
 if __name__ == "__main__":

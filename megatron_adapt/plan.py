@@ -254,6 +254,7 @@ class _Builder:
             output=self.output / branch / "imported",
             action=action,
             inputs={"model": source},
+            keeps_parts=True,
         )
 
     def _phase(self, branch: str, data: str, number: int, phase: Phase, start: Path) -> Path:

@@ -243,6 +243,12 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
     return {name: tensor for name, tensor in stored(folder).items() if not name.startswith("optimizer.")}
 
 
+def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Equal shape, dtype and bits: a NaN equals itself, and 0 differs from -0."""
+    ours, theirs = (tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (one, other))
+    return one.shape == other.shape and one.dtype == other.dtype and ours.equal(theirs)
+
+
 def changed(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]) -> set[str]:
     """Names of the tensors of which any bit differs."""
     assert set(before) == set(after)

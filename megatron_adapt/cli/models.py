@@ -25,7 +25,7 @@ Verify = Annotated[Optional[str], typer.Option(help="off | weights | logits; def
 
 @app.command("import")
 def import_(words: Either, step: StepName = None, verify: Verify = None) -> None:
-    """Hugging Face -> Megatron checkpoint, verified: a recipe's, or `import HF_DIR OUT`."""
+    """Hugging Face -> Megatron checkpoint, verified: a recipe's, or `import HF_DIR OUT`. What was stopped continues."""
     if is_recipe(words):
         return run_steps(words, "import", step)
     from megatron_adapt.config_types import VERIFY, choice
@@ -38,7 +38,7 @@ def import_(words: Either, step: StepName = None, verify: Verify = None) -> None
 
         return import_hf.run(source, folder, reporter, verify=verify)
 
-    produce(output, work)
+    produce(output, work, keeps_parts=True)
 
 
 @app.command()

@@ -1,24 +1,23 @@
-"""A model seen in the other format: each tensor is converted when it is asked for, and nothing is kept.
+"""A model seen in the other format: any rows of its tensors are converted when they are asked for.
 
-Both views are :class:`rules.Reader`: what can be read from a weight file can be read from a view. Memory: the tensors of
-one rule, once as they are stored and once as they are wanted.
+All views are ``streams.bits.Source``: what can be read from a file can be read from a view. Rules move rows, so a band of
+rows is gathered from bands of rows; only matrices that are stored transposed are read whole.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import replace
-from typing import TYPE_CHECKING, Iterator, Protocol
+from typing import TYPE_CHECKING, Callable, Iterable, Protocol
+
+import numpy as np
 
 from megatron_adapt.errors import CheckpointError
-from megatron_adapt.families.rules import EMBEDDING, FLOATS, OUTPUT, Rule, Shape, expand
+from megatron_adapt.families.rules import EMBEDDING, FLOATS, OUTPUT, Block, Rule, Shape, expand
+from megatron_adapt.streams.bits import Info, Source, bands, empty, whole
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
     from megatron_adapt.families.family import Family, ModelShape
-    from megatron_adapt.families.rules import Reader
 
 
 class MegatronReader(Protocol):
@@ -26,28 +25,45 @@ class MegatronReader(Protocol):
 
     def names(self) -> list[str]: ...
 
-    def info(self, name: str) -> tuple[Shape, str]: ...
+    def info(self, name: str) -> Info: ...
 
-    def parts(self, name: str, begin: Shape, size: Shape) -> Iterator[tuple[Shape, Tensor]]: ...
+    def read(self, name: str, begin: Shape, out: np.ndarray) -> None: ...
 
 
 class AsMegatron:
     """A Hugging Face directory as Megatron tensors by canonical name, unsharded; dtypes are kept."""
 
-    def __init__(self, family: Family, shape: ModelShape, reader: Reader) -> None:
+    def __init__(self, family: Family, shape: ModelShape, reader: Source) -> None:
         self.shape, self.reader = shape, reader
         self.rules = {rule.megatron: rule for rule in expand(family, shape)}
+        self._matrix: tuple[str, np.ndarray] | None = None
 
     def names(self) -> list[str]:
         return list(self.rules)
 
-    def info(self, name: str) -> tuple[Shape, str]:
+    def info(self, name: str) -> Info:
         rule = self.rules[name]
         return rule.megatron_shape(self.shape), self.reader.info(rule.hf[0])[1]
 
-    def get(self, name: str) -> Tensor:
+    def read(self, name: str, first: int, out: np.ndarray) -> None:
         rule = self.rules[name]
-        return rule.to_megatron([self.reader.get(each) for each in rule.hf], self.shape)
+        if not rule.transposed:
+            _gather(rule.blocks(self.shape), first, out, lambda number, row, part: self.reader.read(rule.hf[number], row, part))
+            return
+        if self._matrix is None or self._matrix[0] != name:
+            self._matrix = name, whole(self.reader, rule.hf[0]).T
+        matrix = self._matrix[1]
+        _gather(rule.blocks(self.shape), first, out, lambda _, row, part: np.copyto(part, matrix[row : row + len(part)]))
+
+
+def _gather(blocks: Iterable[Block], first: int, out: np.ndarray, read: Callable[[int, int, np.ndarray], None]) -> None:
+    """Fill ``out`` with the rows from ``first`` on of what ``blocks`` make up; ``read(number, row, part)`` fills a part."""
+    row = 0
+    for number, start, rows in blocks:
+        low, high = max(first, row), min(first + len(out), row + rows)
+        if low < high:
+            read(number, start + low - row, out[low - first : high - first])
+        row += rows
 
 
 # Optimizer states, which conversion does not look at, and states of FP8, which are no weights.
@@ -101,42 +117,22 @@ class Canonical:
     def names(self) -> list[str]:
         return list(self.rules)
 
-    def info(self, name: str) -> tuple[Shape, str]:
+    def info(self, name: str) -> Info:
         return self.rules[name].megatron_shape(self.shape), self.reader.info(self.homes[name][0][0])[1]
 
-    def parts(self, name: str) -> Iterator[tuple[Shape, Tensor]]:
-        """A tensor piece by piece, as it was saved: (offset, piece)."""
-        wanted = self.rules[name].megatron_shape(self.shape)
-        row = 0
-        for source, layer in self.homes[name]:
-            size = tuple(self.reader.info(source)[0])[0 if layer is None else 1 :]
-            size = (min(size[0], wanted[0]), *size[1:])  # padded rows are the last
-            begin = (0,) * len(size)
+    def read(self, name: str, first: int, out: np.ndarray) -> None:
+        homes = self.homes[name]
+        rows = [self.reader.info(source)[0][0 if layer is None else 1] for source, layer in homes]
+
+        def read(number: int, row: int, part: np.ndarray) -> None:
+            source, layer = homes[number]
+            rest = (0,) * (part.ndim - 1)
             if layer is None:
-                for offset, part in self.reader.parts(source, begin, size):
-                    yield (row + offset[0], *offset[1:]), part
-                    del part  # before the next one is read
+                self.reader.read(source, (row, *rest), part)
             else:
-                for offset, part in self.reader.parts(source, (layer, *begin), (1, *size)):
-                    yield (row + offset[1], *offset[2:]), part[0]
-                    del part
-            row += size[0]
+                self.reader.read(source, (layer, row, *rest), part[None])
 
-    def get(self, name: str) -> Tensor:
-        """Memory: the tensor, and one piece where it was saved in several."""
-        shape, dtype = self.info(name)
-        whole: Tensor | None = None
-        for offset, part in self.parts(name):
-            if part.shape == shape:
-                return part
-            if whole is None:
-                import torch
-
-                whole = torch.empty(shape, dtype=getattr(torch, dtype), device="cpu")
-            whole[region(offset, part)] = part
-            del part  # before the next one is read
-        assert whole is not None, name
-        return whole
+        _gather([(number, 0, count) for number, count in enumerate(rows)], first, out, read)  # padded rows are the last
 
     def _stored_shape(self, home: list[tuple[str, int | None]], layers: int) -> Shape | None:
         """The shape in which the tensor comes; None where the parts do not fit together."""
@@ -149,11 +145,6 @@ class Canonical:
         if len({shape[1:] for shape in shapes}) > 1:
             return None
         return (sum(shape[0] for shape in shapes), *shapes[0][1:]) if len(shapes) > 1 else shapes[0]
-
-
-def region(offset: Shape, part: Tensor) -> tuple[slice, ...]:
-    """Where a piece lies in the whole tensor."""
-    return tuple(slice(first, first + size) for first, size in zip(offset, part.shape))
 
 
 def _home(name: str, stored: set[str]) -> list[tuple[str, int | None]] | None:
@@ -169,43 +160,53 @@ def _home(name: str, stored: set[str]) -> list[tuple[str, int | None]] | None:
 
 
 class AsHF:
-    """Canonical Megatron tensors as Hugging Face tensors, in the order of the model.
+    """Canonical Megatron tensors as Hugging Face tensors, in the order of the model; dtypes are kept."""
 
-    Args:
-        shape: the model as it is to become. If it is untied and the source tied, the head is a copy of the embedding.
-        dtype: of the tensors; None keeps each as it is stored.
-    """
-
-    def __init__(
-        self, family: Family, shape: ModelShape, source: Canonical | AsMegatron, dtype: torch.dtype | None = None
-    ) -> None:
-        self.shape, self.source, self.dtype = shape, source, dtype
+    def __init__(self, family: Family, shape: ModelShape, source: Source) -> None:
+        self.shape, self.source = shape, source
         self.rules: dict[str, tuple[Rule, int]] = {}
         for rule in expand(family, shape):
             self.rules.update({name: (rule, number) for number, name in enumerate(rule.hf)})
-        self._rest: dict[str, Tensor] = {}
+        self._matrix: tuple[str, np.ndarray] | None = None
 
     def names(self) -> list[str]:
         return list(self.rules)
 
-    def info(self, name: str) -> tuple[Shape, str]:
+    def info(self, name: str) -> Info:
         rule, number = self.rules[name]
-        dtype = str(self.dtype).removeprefix("torch.") if self.dtype else self.source.info(origin(rule.megatron, self.source))[1]
-        return rule.hf_shapes(self.shape)[number], dtype
+        return rule.hf_shapes(self.shape)[number], self.source.info(rule.megatron)[1]
 
-    def get(self, name: str) -> Tensor:
-        """The other tensors of the same rule are kept until the next is asked for."""
-        if name not in self._rest:
-            self._rest.clear()  # before anything new is read
-            rule, _ = self.rules[name]
-            self._rest = dict(zip(rule.hf, rule.to_hf(self.source.get(origin(rule.megatron, self.source)), self.shape)))
-        tensor = self._rest.pop(name)
-        return (tensor if self.dtype is None else tensor.to(self.dtype)).contiguous()
+    def read(self, name: str, first: int, out: np.ndarray) -> None:
+        rule, number = self.rules[name]
+        if not rule.transposed:
+            self._rows(rule, number, first, out)
+            return
+        if self._matrix is None or self._matrix[0] != name:
+            shape, dtype = self.info(name)
+            matrix = empty(shape[::-1], dtype)
+            self._rows(rule, number, 0, matrix)
+            self._matrix = name, matrix.T
+        np.copyto(out, self._matrix[1][first : first + len(out)])
+
+    def _rows(self, rule: Rule, number: int, first: int, out: np.ndarray) -> None:
+        blocks = rule.hf_blocks(self.shape, number)
+        _gather(blocks, first, out, lambda _, row, part: self.source.read(rule.megatron, row, part))
 
 
-def origin(name: str, source: Canonical | AsMegatron) -> str:
-    """The tensor of ``source`` that becomes the Megatron tensor ``name``: the embedding, for a head that it lacks."""
-    return EMBEDDING if name == OUTPUT and OUTPUT not in source.rules else name
+class Untied:
+    """A tied model's Megatron tensors with a head that is a copy of the embedding."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def names(self) -> list[str]:
+        return [*self.source.names(), OUTPUT]
+
+    def info(self, name: str) -> Info:
+        return self.source.info(EMBEDDING if name == OUTPUT else name)
+
+    def read(self, name: str, first: int, out: np.ndarray) -> None:
+        self.source.read(EMBEDDING if name == OUTPUT else name, first, out)
 
 
 def untied(family: Family, shape: ModelShape, where: str) -> ModelShape:
@@ -219,7 +220,7 @@ def untied(family: Family, shape: ModelShape, where: str) -> ModelShape:
     return replace(shape, tied=False)
 
 
-def tied(family: Family, shape: ModelShape, source: Canonical, where: str) -> ModelShape:
+def tied(family: Family, shape: ModelShape, source: Source, where: str) -> ModelShape:
     """The same model without a head of its own.
 
     Raises:
@@ -227,7 +228,8 @@ def tied(family: Family, shape: ModelShape, source: Canonical, where: str) -> Mo
     """
     if "tied" not in family.names:
         raise CheckpointError(f"{where}: {family.name} models always have a head of their own; it cannot be tied.")
-    if not shape.tied and not source.get(OUTPUT).equal(source.get(EMBEDDING)):
+    pairs = [] if shape.tied else zip(bands(source, [OUTPUT]), bands(source, [EMBEDDING]))
+    if not all(np.array_equal(head, rows) for (_, head), (_, rows) in pairs):
         raise CheckpointError(
             f"{where}: the head differs from the embedding; tying them would change the model. Say tie: keep."
         )

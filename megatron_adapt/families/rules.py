@@ -16,6 +16,7 @@ from megatron_adapt.errors import CheckpointError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import numpy as np
     from torch import Tensor
 
     from megatron_adapt.families.family import Family, ModelShape
@@ -28,6 +29,7 @@ FLOATS = ("float32", "bfloat16", "float16")
 # N(0, init_std / sqrt(2 * num_layers)), for what writes to the residual.
 Init = Literal["normal", "residual", "ones", "zeros"]
 Shape = tuple[int, ...]
+Block = tuple[int, int, int]  # number of a Hugging Face tensor of the rule, its first row, how many rows
 
 
 class Reader(Protocol):
@@ -39,12 +41,16 @@ class Reader(Protocol):
 
     def get(self, name: str) -> Tensor: ...
 
+    def read(self, name: str, first: int, out: np.ndarray) -> None: ...
+
 
 @dataclass(frozen=True)
-class Copy:
-    """One tensor, the same in both. ``sizes`` are fields of ``ModelShape``, one per dimension of Megatron's.
+class _Rule:
+    """What the kinds of rules share. Of each kind ``blocks`` says all: it is read in both directions.
 
-    ``transposed``: Hugging Face stores the matrix as [in, out] (GPT-2's Conv1D).
+    ``sizes`` are fields of ``ModelShape``, one per dimension of Megatron's tensor (of :class:`QKV` and :class:`GateUp`:
+    per dimension after the first, none for biases).
+    ``transposed``: Hugging Face stores the one matrix as [in, out] (GPT-2's Conv1D).
     """
 
     megatron: str
@@ -54,84 +60,96 @@ class Copy:
     transposed: bool = False
 
     def megatron_shape(self, shape: ModelShape) -> Shape:
-        return _sizes(self.sizes, shape)
+        raise NotImplementedError
+
+    def hf_rows(self, shape: ModelShape) -> list[int]:
+        """Of each Hugging Face tensor the size of its first dimension (of the second, if ``transposed``)."""
+        raise NotImplementedError
+
+    def blocks(self, shape: ModelShape) -> list[Block]:
+        """Megatron's rows from the first to the last, as blocks of rows of the Hugging Face tensors."""
+        raise NotImplementedError
 
     def hf_shapes(self, shape: ModelShape) -> list[Shape]:
-        return [self.megatron_shape(shape)[:: -1 if self.transposed else 1]]
+        rest = self.megatron_shape(shape)[1:]
+        return [(rows, *rest)[:: -1 if self.transposed else 1] for rows in self.hf_rows(shape)]
+
+    def hf_blocks(self, shape: ModelShape, number: int) -> list[Block]:
+        """The reverse: rows of one Hugging Face tensor from the first to the last, as blocks (0, first, rows) of Megatron's."""
+        found, row = [], 0
+        for which, first, rows in self.blocks(shape):
+            if which == number:
+                found.append((first, (0, row, rows)))
+            row += rows
+        return [block for _, block in sorted(found)]
 
     def to_megatron(self, tensors: list[Tensor], shape: ModelShape) -> Tensor:
-        return tensors[0].t().contiguous() if self.transposed else tensors[0]
+        rows = [tensors[0].t()] if self.transposed else tensors
+        return _joined([rows[number][first : first + count] for number, first, count in self.blocks(shape)])
 
     def to_hf(self, tensor: Tensor, shape: ModelShape) -> list[Tensor]:
-        return [tensor.t().contiguous() if self.transposed else tensor]
+        parts = []
+        for number in range(len(self.hf)):
+            blocks = self.hf_blocks(shape, number)
+            part = _joined([tensor[first : first + count] for _, first, count in blocks])
+            parts.append(part.t().contiguous() if self.transposed else part)
+        return parts
+
+
+class Copy(_Rule):
+    """One tensor, the same in both."""
+
+    def megatron_shape(self, shape: ModelShape) -> Shape:
+        return _sizes(self.sizes, shape)
+
+    def hf_rows(self, shape: ModelShape) -> list[int]:
+        return [self.megatron_shape(shape)[0]]
+
+    def blocks(self, shape: ModelShape) -> list[Block]:
+        return [(0, 0, self.megatron_shape(shape)[0])]
 
 
 @dataclass(frozen=True)
-class QKV:
+class QKV(_Rule):
     """Query, key and value projections as Megatron's one matrix: for each query group its query heads, then its key
-    head, then its value head, ``head_dim`` rows each. ``sizes`` are the dimensions after the first (none for biases).
+    head, then its value head, ``head_dim`` rows each.
 
     With one name in ``hf`` the three are stored as one tensor, one below the other (MPT; ``transposed``: GPT-2).
     """
 
-    megatron: str
-    hf: tuple[str, ...]
     sizes: tuple[str, ...] = ("hidden_size",)
-    init: Init = "normal"
-    transposed: bool = False
 
     def megatron_shape(self, shape: ModelShape) -> Shape:
         return (shape.qkv_size, *_sizes(self.sizes, shape))
 
-    def hf_shapes(self, shape: ModelShape) -> list[Shape]:
-        rest = _sizes(self.sizes, shape)
-        if len(self.hf) == 1:
-            return [(shape.qkv_size, *rest)[:: -1 if self.transposed else 1]]
-        return [(shape.query_size, *rest), (shape.key_size, *rest), (shape.key_size, *rest)]
+    def hf_rows(self, shape: ModelShape) -> list[int]:
+        return [shape.qkv_size] if len(self.hf) == 1 else [shape.query_size, shape.key_size, shape.key_size]
 
-    def to_megatron(self, tensors: list[Tensor], shape: ModelShape) -> Tensor:
-        import torch
-
-        if len(self.hf) == 1:
-            rows = tensors[0].t() if self.transposed else tensors[0]
-            tensors = list(rows.split([shape.query_size, shape.key_size, shape.key_size]))
-        grouped = [t.reshape(shape.num_query_groups, -1, *t.shape[1:]) for t in tensors]
-        return torch.cat(grouped, dim=1).flatten(0, 1)
-
-    def to_hf(self, tensor: Tensor, shape: ModelShape) -> list[Tensor]:
-        queries = shape.query_size // shape.num_query_groups
-        grouped = tensor.reshape(shape.num_query_groups, queries + 2 * shape.head_dim, *tensor.shape[1:])
-        parts = [part.flatten(0, 1) for part in grouped.split([queries, shape.head_dim, shape.head_dim], dim=1)]
-        if len(self.hf) == 3:
-            return parts
-        import torch
-
-        rows = torch.cat(parts)
-        return [rows.t().contiguous() if self.transposed else rows]
+    def blocks(self, shape: ModelShape) -> list[Block]:
+        rows = [shape.query_size, shape.key_size, shape.key_size]
+        starts = [0, rows[0], rows[0] + rows[1]] if len(self.hf) == 1 else [0, 0, 0]
+        numbers = [0, 0, 0] if len(self.hf) == 1 else [0, 1, 2]
+        return [
+            (number, start + group * (count // shape.num_query_groups), count // shape.num_query_groups)
+            for group in range(shape.num_query_groups)
+            for number, start, count in zip(numbers, starts, rows)
+        ]
 
 
 @dataclass(frozen=True)
-class GateUp:
-    """The gate and up projections of a gated MLP, stacked in this order. ``sizes`` as in :class:`QKV`."""
+class GateUp(_Rule):
+    """The gate and up projections of a gated MLP, stacked in this order."""
 
-    megatron: str
-    hf: tuple[str, str]
     sizes: tuple[str, ...] = ("hidden_size",)
-    init: Init = "normal"
 
     def megatron_shape(self, shape: ModelShape) -> Shape:
         return (2 * shape.ffn_hidden_size, *_sizes(self.sizes, shape))
 
-    def hf_shapes(self, shape: ModelShape) -> list[Shape]:
-        return [(shape.ffn_hidden_size, *_sizes(self.sizes, shape))] * 2
+    def hf_rows(self, shape: ModelShape) -> list[int]:
+        return [shape.ffn_hidden_size] * 2
 
-    def to_megatron(self, tensors: list[Tensor], shape: ModelShape) -> Tensor:
-        import torch
-
-        return torch.cat(tensors, dim=0)
-
-    def to_hf(self, tensor: Tensor, shape: ModelShape) -> list[Tensor]:
-        return list(tensor.split(shape.ffn_hidden_size, dim=0))
+    def blocks(self, shape: ModelShape) -> list[Block]:
+        return [(0, 0, shape.ffn_hidden_size), (1, 0, shape.ffn_hidden_size)]
 
 
 Rule = Union[Copy, QKV, GateUp]
@@ -262,6 +280,9 @@ class _WithPrefix:
     def get(self, name: str) -> Tensor:
         return self.reader.get(self.stored[name])
 
+    def read(self, name: str, first: int, out: np.ndarray) -> None:
+        self.reader.read(self.stored[name], first, out)
+
     def locate(self, name: str) -> tuple[Path, int] | None:
         return self.reader.locate(self.stored[name])  # type: ignore[attr-defined]
 
@@ -272,6 +293,14 @@ def with_prefix(family: Family, reader: Reader) -> Reader:
     if not prefix or any(name.startswith(prefix) for name in reader.names()):
         return reader
     return _WithPrefix(prefix, reader)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    if len(parts) == 1:
+        return parts[0].contiguous()
+    import torch
+
+    return torch.cat(parts)
 
 
 def _sizes(names: tuple[str, ...], shape: ModelShape) -> Shape:

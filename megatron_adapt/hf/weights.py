@@ -12,7 +12,10 @@ import os
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+import numpy as np
+
 from megatron_adapt.errors import CheckpointError
+from megatron_adapt.streams.files import fill
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,6 +80,10 @@ class WeightReader:
         """The tensor on the CPU, in memory of its own."""
         return self._files[self._home[name]].get(name)
 
+    def read(self, name: str, first: int, out: np.ndarray) -> None:
+        """Fill ``out [rows, ...]``, unsigned integers as wide as the dtype, with the tensor's rows from ``first`` on."""
+        self._files[self._home[name]].read(name, first, out)
+
     def locate(self, name: str) -> tuple[Path, int] | None:
         """The file that holds a tensor and where in it its bytes begin; None in a pickle file."""
         file = self._files[self._home[name]]
@@ -103,17 +110,27 @@ class _SafetensorsFile:
         import torch
 
         shape, dtype = self.infos[name]
+        tensor = torch.empty(shape, dtype=getattr(torch, dtype), device="cpu")
+        self._fill(self.offsets[name], np.frombuffer(bytes_of(tensor), np.uint8))
+        return tensor
+
+    def read(self, name: str, first: int, out: np.ndarray) -> None:
+        row = out.itemsize * math.prod(out.shape[1:])
+        self._fill(self.offsets[name] + first * row, out)
+
+    def _fill(self, offset: int, out: np.ndarray) -> None:
         if self._file is None:
             self._file = self.path.open("rb", buffering=0)
-        tensor = torch.empty(shape, dtype=getattr(torch, dtype), device="cpu")
-        rest = bytes_of(tensor)
-        self._file.seek(self.offsets[name])
-        while rest:  # one call reads 2 GiB at most
-            count = self._file.readinto(rest)  # type: ignore[attr-defined]
-            if not count:
-                raise CheckpointError(f"{self.path} has become shorter since it was opened.")
-            rest = rest[count:]
-        return tensor
+        self._file.seek(offset)
+        try:
+            if out.flags.c_contiguous:
+                fill(self._file, out)
+            else:
+                part = np.empty(out.shape, out.dtype)
+                fill(self._file, part)
+                out[...] = part
+        except EOFError:
+            raise CheckpointError(f"{self.path} has become shorter since it was opened.") from None
 
     def close(self) -> None:
         if self._file is not None:
@@ -141,13 +158,26 @@ class _PickleFile:
         self._tensors = torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
         self._mapped = 0
 
+    def _remap(self) -> None:
+        """The pages that were read stay in memory as long as the mapping does."""
+        self._tensors = {}
+        self._map()
+
     def get(self, name: str) -> Tensor:
         if self._mapped > MAPPED:
-            self._tensors = {}
-            self._map()  # anew: the pages that were read stay in memory as long as the mapping does
+            self._remap()
         tensor = self._tensors[name].clone()
         self._mapped += tensor.nbytes
         return tensor
+
+    def read(self, name: str, first: int, out: np.ndarray) -> None:
+        import torch
+
+        if self._mapped > MAPPED:
+            self._remap()
+        rows = self._tensors[name][first : first + len(out)]
+        np.copyto(out, rows.contiguous().view(getattr(torch, f"int{8 * out.itemsize}")).numpy().view(out.dtype))
+        self._mapped += out.nbytes
 
     def close(self) -> None:
         self._tensors = {}

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Sequence
 
 from megatron_adapt.errors import ConfigError
-from megatron_adapt.families.conversion import AsHF, AsMegatron, Canonical, tied, untied
-from megatron_adapt.families.rules import FLOATS
+from megatron_adapt.families.conversion import AsHF, AsMegatron, Canonical, Untied, tied, untied
+from megatron_adapt.families.rules import FLOATS, OUTPUT
 from megatron_adapt.hf import writer
 from megatron_adapt.hf.directory import HFDirectory, tokenizer_files
 from megatron_adapt.steps import verification
 from megatron_adapt.steps.foreign import Source, find_source
 from megatron_adapt.steps.reporter import Reporter
+from megatron_adapt.streams.bits import Cast, Source as Tensors, differing
 from megatron_adapt.torch_dist.reader import TensorReader
 
 if TYPE_CHECKING:
@@ -60,10 +61,9 @@ def run(
         shape = _tied_as(found.shape, result["tied"])
         result |= verification.logits(output, shape, lambda model: convert.load_hf(model, written, shape), reporter, texts)
     stored = "" if result["stored_dtype"] == result["dtype"] else f" (stored as {result['stored_dtype']})"
-    kept = f"; {result['kept']} of {result['files']} files were finished before" if result["kept"] else ""
     reporter.log(
         f"{found.shape.num_parameters():,} parameters as {result['dtype']}{stored}; {verification.summary(result)}; "
-        f"peak memory {result['peak_bytes'] / 1e9:.2f} GB{kept}"
+        f"peak memory {result['peak_bytes'] / 1e9:.2f} GB{verification.kept(result)}"
     )
     for change in result["config_changes"]:
         reporter.log(f"config.json: {change}")
@@ -74,10 +74,8 @@ def _convert(
     found: Source, output: Path, dtype: str, max_shard_bytes: float, tie: str, verify: bool, reporter: Reporter
 ) -> dict[str, Any]:
     """In a process of its own: write everything, and compare what it gives back with the checkpoint."""
-    import torch
-
     where, family = str(found.path), found.family
-    source = Canonical(family, found.shape, TensorReader(found.path), where, cut_padding=found.is_foreign)
+    source: Tensors = Canonical(family, found.shape, TensorReader(found.path), where, cut_padding=found.is_foreign)
     stored = "/".join(sorted({source.info(name)[1] for name in source.names()}))
     if dtype == "keep":
         dtype = found.config.get("dtype") or found.config.get("torch_dtype") or stored
@@ -91,8 +89,11 @@ def _convert(
     if shape.tied != found.shape.tied:
         config[family.names["tied"]] = shape.tied
         expected.add(family.names["tied"])
+    if OUTPUT not in source.names() and not shape.tied:
+        source = Untied(source)
+    source = Cast(source, dtype)
     _clear(output)
-    view = AsHF(family, shape, source, getattr(torch, dtype))
+    view = AsHF(family, shape, source)
     result: dict[str, Any] = writer.write(view, output, max_shard_bytes, reporter.progress)
     if found.metadata is not None:
         HFDirectory.open(found.metadata, weights=False).copy_metadata(output)
@@ -103,9 +104,9 @@ def _convert(
     changes = verification.configuration(found.config, written.config, expected, str(written.config_path))
     if verify:
         with written.weights() as reader:
-            result["tensors"] = verification.exported(
-                AsMegatron(family, shape, reader), source, getattr(torch, dtype), str(output)
-            )
+            back = AsMegatron(family, shape, reader)
+            verification.judge(differing(back, source, back.names()), len(back.names()), str(output))
+            result["tensors"] = len(back.names())
     return result | {
         "dtype": dtype,
         "stored_dtype": stored,

@@ -14,15 +14,12 @@ from typing import TYPE_CHECKING, Any, Callable, Mapping, Sequence
 
 from megatron_adapt import launch
 from megatron_adapt.errors import CheckpointError, ConfigError
-from megatron_adapt.hf.bits import same_bits
 from megatron_adapt.hf.directory import HFDirectory
 from megatron_adapt.steps.reporter import Reporter
 
 if TYPE_CHECKING:
     import torch
     from megatron_adapt.families import ModelShape
-    from megatron_adapt.families.conversion import AsHF, AsMegatron, Canonical
-    from megatron_adapt.hf.weights import WeightReader
 
 DTYPE_KEYS = {"dtype", "torch_dtype"}  # transformers 5 says the one, 4 the other
 
@@ -84,39 +81,11 @@ def available_memory() -> float:
     return found if limit == "max" else min(found, float(limit) - float(used))
 
 
-def imported(view: AsHF, source: WeightReader) -> int:
-    """Compare what a written checkpoint gives back with the files that it was made from, bit for bit.
-
-    Returns the number of tensors; raises ``CheckpointError`` naming those that differ.
-    """
-    different = [name for name in view.names() if not same_bits(view.get(name), source.get(name))]
-    return _judge(different, len(view.names()), str(source.path))
-
-
-def exported(back: AsMegatron, source: Canonical, dtype: torch.dtype, where: str) -> int:
-    """Compare written Hugging Face files, converted back, with the checkpoint, cast to their ``dtype``, bit for bit.
-
-    Returns the number of Megatron tensors; raises ``CheckpointError`` naming those that differ.
-    """
-    from megatron_adapt.families.conversion import origin, region
-
-    different = []
-    for name in back.names():
-        whole = back.get(name)
-        for offset, part in source.parts(origin(name, source)):
-            if not same_bits(part.to(dtype), whole[region(offset, part)]):
-                different.append(name)
-                break
-            del part  # before the next one is read
-        del whole
-    return _judge(different, len(back.names()), where)
-
-
-def _judge(different: list[str], count: int, where: str) -> int:
+def judge(different: list[str], count: int, where: str) -> None:
+    """Raise ``CheckpointError`` naming tensors that came back with other bits, if there are any."""
     if different:
         shown = ", ".join(different[:6]) + (f" and {len(different) - 6} more" if len(different) > 6 else "")
         raise CheckpointError(f"{where}: {len(different)} of {count} tensors differ after conversion: {shown}.")
-    return count
 
 
 def logits(
@@ -185,3 +154,8 @@ def summary(result: Mapping[str, Any]) -> str:
             f"top-1 agreement {result['top1_agreement']:.2%}"
         )
     return words
+
+
+def kept(result: Mapping[str, Any]) -> str:
+    """What was there already of an interrupted conversion, in words."""
+    return f"; {result['kept']} of {result['files']} files were finished before" if result["kept"] else ""

@@ -12,49 +12,83 @@ import importlib
 import io
 import pickle
 import signal
-from pathlib import Path
+from collections import OrderedDict
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-import torch
-from torch.distributed.checkpoint.metadata import Metadata
-
 from megatron_adapt.errors import CheckpointError
+from megatron_adapt.streams.bits import WIDTHS
 
-_TABLE = {
-    "torch": {"Size"},
-    "torch.serialization": {"_get_layout"},  # a look-up of torch.strided by its name
+
+class _Record:
+    """Stands for an instance of one of torch's classes: its attributes."""
+
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, dict):
+            self.__dict__.update(state)
+        else:
+            self.state = state
+
+
+class Tensor(_Record):
+    """``size``, ``properties`` (``state[0]`` is the dtype), ``chunks``."""
+
+
+class Chunk(_Record):
+    """``offsets``, ``sizes``."""
+
+
+class Index(_Record):
+    """``fqn``, and of a chunk its ``offset``."""
+
+    @property
+    def key(self) -> tuple[str, tuple[int, ...] | None]:
+        return self.fqn, getattr(self, "offset", None)
+
+
+class Place(_Record):
+    """``relative_path``, ``offset``, ``length``, and where there are any ``transform_descriptors``."""
+
+
+class Table(_Record):
+    """``state_dict_metadata``: name -> ``Tensor`` or something else; ``storage_data``: ``Index`` -> ``Place``."""
+
+
+def _first(*values: Any) -> Any:
+    return values[0] if values else None
+
+
+# What a table may name, and what is made of it. Nothing of torch: importing it takes longer than most exports.
+_TABLE: dict[str, dict[str, Any]] = {
+    "torch": {"Size": tuple},
+    "torch.serialization": {"_get_layout": _first},  # a look-up of torch.strided by its name
     "torch.distributed.checkpoint.metadata": {
-        "BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta", "TensorProperties",
-        "TensorStorageMetadata", "_MEM_FORMAT_ENCODING",
+        "BytesStorageMetadata": _Record, "ChunkStorageMetadata": Chunk, "Metadata": Table, "MetadataIndex": Index,
+        "StorageMeta": _Record, "TensorProperties": _Record, "TensorStorageMetadata": Tensor, "_MEM_FORMAT_ENCODING": _first,
     },
-    "torch.distributed.checkpoint.filesystem": {"_StorageInfo", "_StoragePrefix"},
-    "torch.distributed.checkpoint.planner": {"SavePlan", "TensorWriteData", "WriteItem", "WriteItemType"},
-    "collections": {"OrderedDict"},
-    "pathlib": {"PosixPath"},
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo": Place, "_StoragePrefix": _Record},
+    "torch.distributed.checkpoint.planner": {
+        "SavePlan": _Record, "TensorWriteData": _Record, "WriteItem": _Record, "WriteItemType": _first,
+    },
+    "collections": {"OrderedDict": OrderedDict},
+    "pathlib": {"PosixPath": PurePosixPath},
 }  # fmt: skip
 # Megatron leaves instances of its own classes in the table, which only it uses.
 _MEGATRON = ("MCoreMetadata", "MCoreSavePlan")
 
 
-class _Ignored:
-    """Stands for an instance of a class whose values nobody here looks at."""
-
-    def __setstate__(self, state: object) -> None:
-        return None
-
-
 class _TableUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
-            return getattr(torch, name)
+        if module == "torch" and name in WIDTHS:
+            return name
         if name in _TABLE.get(module, ()):
-            return getattr(importlib.import_module(module), name)
+            return _TABLE[module][name]
         if module.startswith("megatron.core.dist_checkpointing.") and name in _MEGATRON:
-            return _Ignored
+            return Table if name == "MCoreMetadata" else _Record
         raise pickle.UnpicklingError(f"it names {module}.{name}, which no table of a checkpoint needs")
 
 
-def read_table(path: Path) -> Metadata:
+def read_table(path: Path) -> Table:
     """The ``.metadata`` of a checkpoint.
 
     Raises:
@@ -67,7 +101,7 @@ def read_table(path: Path) -> Metadata:
         raise CheckpointError(f"{path.parent} is no distributed checkpoint: it has no {path.name}.") from None
     except Exception as error:  # a damaged pickle raises almost anything
         raise CheckpointError(f"{path} cannot be read ({type(error).__name__}: {error}).") from None
-    if not isinstance(table, Metadata) or not isinstance(table.storage_data, dict):
+    if not isinstance(table, Table) or not isinstance(getattr(table, "storage_data", None), dict):
         raise CheckpointError(f"{path} is not the table of a distributed checkpoint.")
     return table
 
@@ -79,6 +113,8 @@ def read_object(file: Path | io.BytesIO, where: str) -> Any:
     Raises:
         CheckpointError: damaged, or naming anything else; lists the names. Nothing of it was run.
     """
+    import torch
+
     allowed, refused = [], []
     try:
         for name in torch.serialization.get_unsafe_globals_in_checkpoint(_whole(file)):

@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import shutil
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
-
-import torch
-from torch.distributed.checkpoint import FileSystemWriter
-from torch.distributed.checkpoint.filesystem import _StorageInfo
-from torch.distributed.checkpoint.metadata import (
-    ChunkStorageMetadata,
-    Metadata,
-    MetadataIndex,
-    TensorProperties,
-    TensorStorageMetadata,
-)
-from torch.distributed.checkpoint.storage import WriteResult
+from typing import Any, Callable
 
 from megatron_adapt.errors import CheckpointError
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from megatron_adapt.streams import files
+from megatron_adapt.streams.bits import WIDTHS, Info, Source, size
+from megatron_adapt.torch_dist import container
+from megatron_adapt.torch_dist.encoding import Call, Made, Name, Pairs, dumps
 
 # What Megatron Core calls this format; 0.16 writes it, 0.16 to 0.19 read it.
 FORMAT = {
@@ -42,78 +29,78 @@ CONTENT = {
     # be saved when a phase trains (and so has optimizer state for) some of the layers only.
     "non_homogeneous_layers": True,
 }
+FILE_BYTES = 1e9  # as much is written once more when an import that was stopped continues
+_METADATA = "torch.distributed.checkpoint.metadata"
 
 
-class TensorWriter:
-    """Writes whole tensors under their names, in files of about ``file_bytes``; used in a ``with`` statement.
+def write(
+    source: Source,
+    path: Path,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    file_bytes: float | None = None,
+) -> tuple[dict[str, int], list[str]]:
+    """Write whole tensors under their names to ``path``, in files of about ``file_bytes`` (``FILE_BYTES``); finished ones
+    are kept.
 
-    Memory: nothing beyond the tensor being added. The table is written last: without it the directory is no checkpoint.
+    The table is written last: without it the directory is no checkpoint.
 
+    Returns:
+        ``{files, kept}``, and the names of written tensors with a NaN or infinite value.
     Raises:
-        CheckpointError: writing failed (disk full, ...); what was written stays for the caller to remove.
+        CheckpointError: writing failed (disk full, ...); what was written stays, to be continued or removed.
     """
+    plan: dict[Path, list[files.Piece]] = {}
+    places: dict[str, tuple[str, int, int]] = {}
+    file_bytes = FILE_BYTES if file_bytes is None else file_bytes
+    filled = file_bytes
+    for name in source.names():
+        info = source.info(name)
+        if filled >= file_bytes:
+            filled, file = 0, path / f"__0_{len(plan)}.distcp"
+            plan[file] = []
+        before, after = container.around(*info, WIDTHS[info[1]])
+        length = len(before) + size(info) + len(after)
+        places[name] = (file.name, int(filled), length)
+        plan[file] += [before, name, after]
+        filled += length
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        (path / ".metadata").unlink(missing_ok=True)
+        kept, broken = files.write(source, plan, progress)
+        for stray in {*path.glob("*.distcp"), *path.glob(".*.partial")} - set(plan):
+            stray.unlink()  # of an earlier call, for another model
+        files.write_small(path / "common.pt", container.plain({"content_metadata": CONTENT}))
+        files.write_small(path / "metadata.json", json.dumps(FORMAT).encode())
+        infos = {name: source.info(name) for name in source.names()}
+        files.write_small(path / ".metadata", dumps(_table(infos, places)))
+    except OSError as error:
+        free = shutil.disk_usage(path).free / 1e9
+        raise CheckpointError(
+            f"could not write {path} ({free:.3g} GB are free there): {error}. Free some space and run again."
+        ) from None
+    return {"files": len(plan), "kept": kept}, broken
 
-    def __init__(self, path: str | Path, file_bytes: float = 5e9) -> None:
-        self.path = Path(path)
-        self.file_bytes = file_bytes
-        self._entries: dict[str, TensorStorageMetadata] = {}
-        self._places: list[WriteResult] = []
-        self._file: IO[bytes] | None = None
-        self._count = 0
-        self.path.mkdir(parents=True, exist_ok=True)
 
-    def add(self, name: str, tensor: Tensor) -> None:
-        """Write one tensor (moved to the CPU, dtype kept)."""
-        assert name not in self._entries, f"{name} was added twice"
-        tensor = tensor.detach().cpu().contiguous()
-        if tensor.untyped_storage().nbytes() != tensor.nbytes:
-            tensor = tensor.clone()  # torch.save writes the whole storage of a view
-        try:
-            file = self._open()
-            offset = file.tell()
-            torch.save(tensor, file)
-            place = _StorageInfo(Path(file.name).name, offset, file.tell() - offset)
-        except (OSError, RuntimeError) as error:  # torch words a full disk as "unexpected pos 704 vs 598"
-            raise self._failed(error) from None
-        begin = torch.Size([0] * tensor.dim())
-        properties = TensorProperties(dtype=tensor.dtype)
-        self._entries[name] = TensorStorageMetadata(properties, tensor.size(), [ChunkStorageMetadata(begin, tensor.size())])
-        self._places.append(WriteResult(MetadataIndex(name, begin, 0), place.length, place))
+def _table(infos: dict[str, Info], places: dict[str, tuple[str, int, int]]) -> Made:
+    """torch's ``Metadata`` of tensors of one chunk each."""
+    entries: dict[str, Any] = {}
+    storage = Pairs()
+    for name, (shape, dtype) in infos.items():
+        begin = _size((0,) * len(shape))
+        layout = Call(Name("torch.serialization", "_get_layout"), ("torch.strided",))
+        contiguous = Call(Name(_METADATA, "_MEM_FORMAT_ENCODING"), (0,))
+        properties = Made(Name(_METADATA, "TensorProperties"), (Name("torch", dtype), layout, False, contiguous, False))
+        chunk = Made(Name(_METADATA, "ChunkStorageMetadata"), {"offsets": begin, "sizes": _size(shape)})
+        entries[name] = Made(
+            Name(_METADATA, "TensorStorageMetadata"), {"properties": properties, "size": _size(shape), "chunks": [chunk]}
+        )
+        file, offset, length = places[name]
+        index = Made(Name(_METADATA, "MetadataIndex"), {"fqn": name, "index": 0, "offset": begin})
+        place = {"relative_path": file, "offset": offset, "length": length}
+        storage.append((index, Made(Name("torch.distributed.checkpoint.filesystem", "_StorageInfo"), place)))
+    state = {"state_dict_metadata": entries, "planner_data": None, "storage_data": storage, "storage_meta": None}
+    return Made(Name(_METADATA, "Metadata"), state | {"version": "1.0.0"})
 
-    def close(self) -> None:
-        try:
-            self._close_file()
-            torch.save({"content_metadata": CONTENT}, self.path / "common.pt")
-            (self.path / "metadata.json").write_text(json.dumps(FORMAT))
-            FileSystemWriter(self.path).finish(Metadata(self._entries), [self._places])
-        except (OSError, RuntimeError) as error:
-            raise self._failed(error) from None
 
-    def __enter__(self) -> TensorWriter:
-        return self
-
-    def __exit__(self, kind: type | None, *exception: object) -> None:
-        if kind is None:
-            self.close()
-        elif self._file is not None:
-            with contextlib.suppress(OSError):  # what is still in its buffer cannot be written, either
-                self._file.close()
-
-    def _open(self) -> IO[bytes]:
-        if self._file is not None and self._file.tell() >= self.file_bytes:
-            self._close_file()
-        if self._file is None:
-            self._file = open(self.path / f"__0_{self._count}.distcp", "wb")
-            self._count += 1
-        return self._file
-
-    def _close_file(self) -> None:
-        if self._file is not None:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
-            self._file = None
-
-    def _failed(self, error: Exception) -> CheckpointError:
-        free = shutil.disk_usage(self.path).free / 1e9
-        return CheckpointError(f"could not write {self.path} ({free:.3g} GB are free there): {error}. Free some space and run again.")
+def _size(shape: tuple[int, ...]) -> Call:
+    return Call(Name("torch", "Size"), (tuple(shape),))

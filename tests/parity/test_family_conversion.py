@@ -11,11 +11,11 @@ from worlds import Layout, hf_model, on_ranks
 
 from megatron_adapt.engine import checkpoint, model as models
 from megatron_adapt.families import families
-from megatron_adapt.hf.bits import same_bits
 from megatron_adapt.hf.directory import HFDirectory
 from megatron_adapt.steps import export_hf, import_hf
 from megatron_adapt.steps.foreign import find_source
 from megatron_adapt.steps.reporter import Reporter
+from megatron_adapt.streams.bits import differing
 from megatron_adapt.torch_dist.reader import TensorReader
 
 FAMILIES = pytest.mark.parametrize("name", families())
@@ -39,7 +39,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory):
 def assert_same_files(one: Path, other: Path) -> None:
     with HFDirectory.open(one).weights() as ours, HFDirectory.open(other).weights() as theirs:
         assert set(ours.names()) == set(theirs.names())
-        assert [key for key in ours.names() if not same_bits(ours.get(key), theirs.get(key))] == []
+        assert differing(ours, theirs, ours.names()) == []
 
 
 @FAMILIES

@@ -18,6 +18,7 @@ from harness import ROOT
 PACKAGE = ROOT / "megatron_adapt"
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "config", "config_types", "config_checks", "recipe", "recipe_files", "schedule"),
+    ("streams",),
     ("families", "hf", "torch_dist", "launch"),
     ("vocab", "data", "analysis"),
     ("engine",),
@@ -29,7 +30,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 # Files that stand side by side and know each other: one topic in several files (floor 0), one floor in three (floor 5).
 TOGETHER = [{"config", "config_types", "config_checks", "recipe", "recipe_files", "schedule", "errors"}, {"plan", "pipeline", "checks"}]
 HEAVY = ("torch", "transformers", "megatron", "transformer_engine")
-HEAVY_ROOMS = ("engine", "torch_dist")  # import some of these at once; steps do through them
+HEAVY_ROOMS = ("engine",)  # import some of these at once; steps do through them
 FORBIDDEN_FOLDERS = {"utils", "util", "common", "core", "configs", "callbacks", "helpers", "misc"}
 LONGEST = 400  # lines
 
