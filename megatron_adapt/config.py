@@ -133,6 +133,9 @@ class Phase(Strict):
         "none", description="activations computed again in the backward pass instead of kept: none, those inside MLPs, all"
     )
     optimizer: Optimizer = Field(description="how the weights are updated")
+    init_state: Literal["keep", "reset"] = Field(
+        "reset", description="optimizer state of what the phase before trained: goes on, or starts anew like the rest"
+    )
     schedule: Schedule = Field(default_factory=Schedule, description="learning rate over the steps")
     on_spike: Spikes = Field(default_factory=Spikes, description="what happens when the loss jumps")
     precision: Precision | None = Field(None, description="arithmetic of this phase; null: the recipe's")

@@ -53,6 +53,7 @@ def check(recipe: Recipe, methods: Methods | None = None) -> list[Found]:
     found = [*_alternatives(recipe, ()), *_phase_names(recipe), *_corpora(recipe), *_vocabulary(recipe, methods)]
     for path, phase in _phases(recipe):
         found += _phase(phase, path, recipe.parallel, recipe.precision)
+    found += _kept_states(recipe)
     parallel = recipe.parallel
     if isinstance(parallel, Parallel) and parallel.sequence is True and parallel.tensor == 1:
         found.append((("parallel", "sequence"), "sequence parallelism needs parallel.tensor above 1"))
@@ -114,6 +115,21 @@ def _phase_names(recipe: Recipe) -> Iterator[Found]:
         if phase.name in seen:
             yield (*path, "name"), f"another phase is already named '{phase.name}'; names must differ"
         seen.add(phase.name)
+
+
+def _kept_states(recipe: Recipe) -> Iterator[Found]:
+    """Before a phase that keeps optimizer state is one with the same kind of state."""
+    before: dict[tuple[str | int, ...], Phase] = {}
+    for path, phase in _phases(recipe):
+        last, before[path[:-1]] = before.get(path[:-1]), phase
+        if phase.init_state != "keep":
+            continue
+        if last is None:
+            yield (*path, "init_state"), "this phase is the first: there is no optimizer state to keep"
+        elif isinstance(last.optimizer, Optimizer) and isinstance(phase.optimizer, Optimizer):
+            types = last.optimizer.type, phase.optimizer.type
+            if types[0] != types[1] and INVALID not in types:
+                yield (*path, "init_state"), f"phase '{last.name}' has the state of {types[0]}, not of {types[1]}"
 
 
 def _phase(phase: Phase, path: tuple[str | int, ...], parallel: Any, precision: Any) -> Iterator[Found]:

@@ -15,7 +15,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron_adapt import schedule as schedules
 from megatron_adapt.config import Phase
 from megatron_adapt.data.sampling import Passes
-from megatron_adapt.engine import backend, checkpoint, evaluate, guard, model as models, optimizer as optimizers
+from megatron_adapt.engine import backend, carry, checkpoint, evaluate, guard, model as models, optimizer as optimizers
 from megatron_adapt.engine.backend import Layout
 from megatron_adapt.engine.batches import Batch, Batches
 from megatron_adapt.engine.checkpoint import Checkpoint, Position
@@ -104,7 +104,8 @@ class _Run:
         self.source: Checkpoint = resumed or checkpoint.resolve(job.start)
         self.position = self.source.position
         if resumed is None:
-            self.position = Position(phase=self.phase.name, consumed=dict(self.position.consumed))
+            ages = carry.ages(self.source) if self.phase.init_state == "keep" else {}
+            self.position = Position(phase=self.phase.name, consumed=dict(self.position.consumed), ages=ages)
         if self.position.phase != self.phase.name:
             raise CheckpointError(f"{job.output} holds checkpoints of phase '{self.position.phase}', not of '{self.phase.name}'.")
         family = find_family(self.source.config)
@@ -120,9 +121,11 @@ class _Run:
             # Before the optimizer is built: its fp32 main weights are copies of these.
             checkpoint.load(self.source, self.bare)
         self.model = models.wrap(self.bare, job.precision, job.layout.distributed_optimizer)
-        self.optimizer = optimizers.build(self.phase.optimizer, self.model, job.precision, job.seed)
+        self.optimizer = optimizers.build(self.phase.optimizer, self.model, job.precision, job.seed, self.position.ages)
         if resumed is not None:
             checkpoint.load(self.source, self.bare, self.optimizer)
+        elif self.position.ages:
+            carry.load(self.source, self.bare, self.optimizer)
         config = self.bare.config
         config.no_sync_func = self.model.no_sync
         config.finalize_model_grads_func = finalize_model_grads
@@ -302,9 +305,12 @@ class _Run:
             checkpoint.load(source, self.bare, self.optimizer)
             position = source.position
         else:
-            checkpoint.load(checkpoint.resolve(self.job.start), self.bare)
+            start = checkpoint.resolve(self.job.start)
+            checkpoint.load(start, self.bare)
             optimizers.reset(self.optimizer)
-            position = Position(phase=self.phase.name)
+            if self.position.ages:
+                carry.load(start, self.bare, self.optimizer)
+            position = Position(phase=self.phase.name, ages=self.position.ages)
         ahead, history = self.position, position.history
         history = replace(history, events=ahead.history.events, in_a_row=ahead.history.in_a_row)
         # The counters of the data stay the same objects, which self.batches advances.

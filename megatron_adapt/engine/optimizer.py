@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,11 +20,17 @@ from megatron.core.optimizer import OptimizerConfig, ParamKey, get_megatron_opti
 from megatron.core.optimizer import optimizer as megatron_optimizer
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 from megatron_adapt.config import Optimizer
-from megatron_adapt.engine import backend, updates
+from megatron_adapt.engine import backend, optimizer_state, updates
 from megatron_adapt.engine.model import named_parameters
 
 
-def build(settings: Optimizer, model: DistributedDataParallel, precision: str, seed: int = 0) -> MegatronOptimizer:
+def build(
+    settings: Optimizer,
+    model: DistributedDataParallel,
+    precision: str,
+    seed: int = 0,
+    ages: Mapping[str, int] | None = None,
+) -> MegatronOptimizer:
     """The optimizer of a phase over the trainable parameters of ``model``.
 
     Distributed over the data-parallel ranks where ``model`` is wrapped for that.
@@ -32,6 +39,7 @@ def build(settings: Optimizer, model: DistributedDataParallel, precision: str, s
 
     Args:
         seed: of stochastic rounding.
+        ages: by canonical name, updates that a parameter has had in phases before, where its state is kept.
     """
     low = precision == "bf16-true"
     config = OptimizerConfig(
@@ -58,8 +66,9 @@ def build(settings: Optimizer, model: DistributedDataParallel, precision: str, s
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         optimizer = get_megatron_optimizer(config, [model], config_overrides=overrides)
-    if low or settings.type == "lionw":
-        _replace(base(optimizer), settings, model, low, seed)
+    if low or settings.type == "lionw" or ages:
+        # Neither Megatron's checkpoints nor the fused kernels know parameters with different counts of updates.
+        _replace(base(optimizer), settings, model, low, seed, ages or {})
     for group in optimizer.param_groups:
         # Megatron leaves this to its own scheduler, which we do not use: its groups start with the full decay everywhere.
         group["weight_decay"] = settings.weight_decay * group["wd_mult"]
@@ -87,25 +96,37 @@ def base(optimizer: MegatronOptimizer) -> Any:
     return single
 
 
-def _replace(single: Any, settings: Optimizer, model: DistributedDataParallel, low: bool, seed: int) -> None:
+def _replace(
+    single: Any, settings: Optimizer, model: DistributedDataParallel, low: bool, seed: int, ages: Mapping[str, int]
+) -> None:
     """Put ours in the place of the torch optimizer that Megatron's wraps: its parameter groups stay as they are."""
     if single.optimizer is None:  # nothing trains on this rank
         return
     bare = model.module.module if hasattr(model.module, "module") else model.module
     kind = {"adamw": updates.AdamW, "lionw": updates.LionW}[settings.type]
     adam = {"eps": settings.eps} if settings.type == "adamw" else {}
+    names = {id(parameter): name for name, parameter in named_parameters(bare)}
     torchs = single.optimizer.defaults
+    groups = [{key: value for key, value in group.items() if key not in torchs} for group in single.optimizer.param_groups]
     single.optimizer = kind(
-        [{key: value for key, value in group.items() if key not in torchs} for group in single.optimizer.param_groups],
+        # torch takes only leaves, and the distributed optimizer's parts of float32 weights are views: they follow below.
+        [{**group, "params": [torch.empty(0)]} for group in groups],
         rounding=settings.rounding if low else "nearest",
         seed=seed,
         names={parameter: name for name, parameter in named_parameters(bare)},
         shard=parallel_state.get_tensor_model_parallel_rank(),
+        ages={
+            slot.updated: ages.get(names[id(slot.parameter)], 0)
+            for slot in optimizer_state.slots(single)
+            if slot.updated is not None
+        },
         lr=settings.lr,
         weight_decay=settings.weight_decay,
         betas=(settings.beta1, settings.beta2),
         **adam,
     )
+    for ours, given in zip(single.optimizer.param_groups, groups):
+        ours["params"] = given["params"]
     single.optimizer.count_changes = low
     single.init_state_fn = lambda optimizer, config=None: optimizer.initialize()
 

@@ -101,14 +101,19 @@ def sharded_state(single: Any, model_state: dict[str, Any], loading: bool) -> di
 
 def load(single: Any, state: dict[str, Any], step: int) -> None:
     """Take over what ``sharded_state(loading=True)`` was filled with, ``step`` updates into training."""
+    fill(single, state)
+    set_step(single, step)
+
+
+def fill(single: Any, state: dict[str, Any]) -> None:
+    """Take over what there is of a state, and leave the rest as it is."""
     for number, slot in enumerate(slots(single)):
         if slot.updated is None:
             continue
         for name in _moment_names(single, slot):
-            whole = state[f"{number}.{name}"]
-            part = whole if slot.range is None else whole.reshape(-1)[slot.range]
-            _moment(single, slot, name).copy_(part)
-    set_step(single, step)
+            whole = state.get(f"{number}.{name}")
+            if whole is not None:
+                _moment(single, slot, name).copy_(whole if slot.range is None else whole.reshape(-1)[slot.range])
 
 
 def _moment_names(single: Any, slot: Slot) -> list[str]:

@@ -40,6 +40,7 @@ class _Update(torch.optim.Optimizer):
     Args:
         names: parameter -> name, for the random numbers (``rounding="stochastic"`` only).
         shard: number of this rank's shard of split parameters, which get numbers of their own.
+        ages: parameter -> updates it had before; its count of steps goes on from there.
     """
 
     moments: tuple[str, ...] = ()
@@ -52,12 +53,13 @@ class _Update(torch.optim.Optimizer):
         seed: int = 0,
         names: Mapping[Tensor, str] | None = None,
         shard: int = 0,
+        ages: Mapping[Tensor, int] | None = None,
         **defaults: Any,
     ) -> None:
         assert rounding in ("nearest", "stochastic", "kahan"), rounding
         super().__init__(params, defaults | {"step": 0})
         self.rounding, self.seed, self.shard = rounding, seed, shard
-        self.names = names or {}
+        self.names, self.ages = names or {}, ages or {}
         self.gradient_scale = 1.0
         self.count_changes = False
         self.changed = 0
@@ -91,9 +93,10 @@ class _Update(torch.optim.Optimizer):
 
     def _update(self, parameter: Tensor, group: dict[str, Any]) -> Tensor | int:
         state = self.state[parameter]
+        counted = {**group, "step": group["step"] + self.ages.get(parameter, 0)}
         if parameter.dtype == torch.float32:
             moments = [state[name] for name in self.moments]
-            parameter.copy_(self._new_weights(parameter, parameter.grad * self.gradient_scale, moments, group))
+            parameter.copy_(self._new_weights(parameter, parameter.grad * self.gradient_scale, moments, counted))
             return 0
         generator = self._generator(parameter, group["step"]) if self.rounding == "stochastic" else None
         flat, gradient = parameter.data.view(-1), parameter.grad.reshape(-1)
@@ -106,7 +109,7 @@ class _Update(torch.optim.Optimizer):
             if self.rounding == "kahan":
                 compensation = state["compensation"].view(-1)[block]
                 weights += compensation
-            new = self._new_weights(weights, gradient[block].float() * self.gradient_scale, moments, group)
+            new = self._new_weights(weights, gradient[block].float() * self.gradient_scale, moments, counted)
             rounded = self._rounded(new, generator)
             if self.rounding == "kahan":
                 compensation.copy_(new - rounded)

@@ -45,6 +45,8 @@ class Position:
     consumed: dict[str, int] = field(default_factory=dict)
     # corpus -> samples drawn in this phase
     drawn: dict[str, int] = field(default_factory=dict)
+    # parameter -> updates in phases before, of those whose optimizer state was kept
+    ages: dict[str, int] = field(default_factory=dict)
     history: History = field(default_factory=History)
 
     @property

@@ -236,6 +236,8 @@ def test_missing_mappings_are_told_once_each(tmp_path):
      "27: phases[1].optimizer.rounding: weights are rounded under precision 'bf16-true' only, not under 'fp32'; remove it"),
     ([("    steps: 100\n", "    steps: 100\n    restart_positions: false\n")],
      "24: phases[1].restart_positions: belongs to packing 'documents', not to 'chunks'; remove it"),
+    ([("{lr: 1e-4}", "{lr: 1e-4, type: lionw}\n    init_state: keep")],
+     "27: phases[1].init_state: phase 'embeddings' has the state of adamw, not of lionw"),
     ([("    steps: 100\n", "    epochs: 3\n    schedule: {type: wsd, warmup: 0.5, decay: 0.6}\n")],
      "24: phases[1].schedule.decay: warmup and decay together are more than all steps"),
     ([("    steps: 100\n", "    steps: 100\n    schedule: {decay_shape: cosine}\n")],

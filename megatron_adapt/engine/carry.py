@@ -1,0 +1,55 @@
+"""Optimizer state from one phase to the next (``init_state: keep``).
+
+What both phases train goes on with its moments, its main weights where they are kept apart, and its own count of
+updates; what is new starts with none. So Adam's bias correction is each parameter's own, as with one optimizer over all
+parameters of which some were frozen at first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch.distributed.checkpoint import FileSystemReader, TensorStorageMetadata
+
+from megatron.core import dist_checkpointing
+from megatron.core.models.gpt import GPTModel
+from megatron.core.optimizer.optimizer import MegatronOptimizer
+from megatron_adapt.engine import optimizer as optimizers, optimizer_state
+from megatron_adapt.torch_dist.directory import Checkpoint
+from megatron_adapt.torch_dist.writer import CONTENT
+
+_STATE = "optimizer.state."
+_FIRST = f"{_STATE}exp_avg."  # every optimizer has this moment
+
+
+def ages(source: Checkpoint) -> dict[str, int]:
+    """Parameters with optimizer state in a checkpoint, by canonical name: updates that they have had in the run."""
+    position = source.position
+    return {
+        key.removeprefix(_FIRST): position.ages.get(key.removeprefix(_FIRST), 0) + position.updates
+        for key in _stored(source)
+        if key.startswith(_FIRST)
+    }
+
+
+def load(source: Checkpoint, model: GPTModel, optimizer: MegatronOptimizer) -> None:
+    """Fill the state of every trained parameter that has some in ``source``; all ranks call this."""
+    stored, single = _stored(source), optimizers.base(optimizer)
+    wanted = optimizer_state.sharded_state(single, model.sharded_state_dict(metadata=CONTENT), loading=True)
+    empty = {
+        key: replace(tensor, data=torch.empty_like(tensor.data, dtype=stored[tensor.key]), dtype=stored[tensor.key])
+        for key, tensor in wanted.items()
+        if tensor.key in stored
+    }
+    found = dist_checkpointing.load({"state": empty}, str(source.path))["state"] if empty else {}
+    optimizer_state.fill(single, found)
+
+
+def _stored(source: Checkpoint) -> dict[str, torch.dtype]:
+    entries = FileSystemReader(source.path).read_metadata().state_dict_metadata.items()
+    return {
+        key: entry.properties.dtype
+        for key, entry in entries
+        if isinstance(entry, TensorStorageMetadata) and key.startswith(_STATE)
+    }
