@@ -14,6 +14,7 @@ import subprocess
 from pathlib import Path
 from typing import Annotated, Any, Iterator, Sequence
 
+import literature
 import pytest
 import tiny
 import typer
@@ -135,6 +136,7 @@ def checker(tmp_path_factory: pytest.TempPathFactory) -> Checker:
     """A folder like a clone of the project after the quickstart, with what the table of names promises."""
     shop = Shop(tmp_path_factory.mktemp("clone"))
     (shop / "examples").symlink_to(ROOT / "examples")
+    literature.write(shop.folder)
     tiny.corpora(shop.folder)
     shop.compute(lambda: make_model(Path("my-model")))
     shutil.copytree(shop / "my-model", shop / "runs/quickstart/base/model")

@@ -1,0 +1,55 @@
+"""Stand-ins for what the recipes of the literature name: configurations of the real shapes, tokenizers of the real sizes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+MISTRAL = {
+    "architectures": ["MistralForCausalLM"], "model_type": "mistral", "vocab_size": 32000, "hidden_size": 4096,
+    "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+    "max_position_embeddings": 32768, "sliding_window": 4096, "rms_norm_eps": 1e-5, "hidden_act": "silu",
+    "rope_theta": 10000.0, "tie_word_embeddings": False,
+}  # fmt: skip
+PYTHIA = {
+    "architectures": ["GPTNeoXForCausalLM"], "model_type": "gpt_neox", "vocab_size": 50304, "hidden_size": 1024,
+    "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16, "max_position_embeddings": 2048,
+    "hidden_act": "gelu", "layer_norm_eps": 1e-5, "rotary_pct": 0.25, "rotary_emb_base": 10000, "use_parallel_residual": True,
+    "tie_word_embeddings": False,
+}  # fmt: skip
+MPT = {
+    "architectures": ["MPTForCausalLM"], "model_type": "mpt", "vocab_size": 50432, "d_model": 4096, "n_heads": 32, "n_layers": 32,
+    "max_seq_len": 2048, "expansion_ratio": 4, "no_bias": True, "attn_config": {"alibi": True, "alibi_bias_max": 8},
+}  # fmt: skip
+MODELS = {"Mistral-7B-v0.1": MISTRAL, "pythia-410m": PYTHIA, "mpt-7b": MPT, "gpt2-wechsel-german-ds-meg": PYTHIA}
+TOKENIZERS = {"sp-bpe-de-32k": 32768, "sp-bpe-ar-32k": 32768, "czech-64k": 64000, "gpt2": 50257, "gpt2-wechsel-german-ds-meg": 50257}
+
+
+def write(folder: Path) -> None:
+    """Models without weights, tokenizers, a line of text for each corpus."""
+    for name, config in MODELS.items():
+        (folder / "models" / name).mkdir(parents=True)
+        (folder / "models" / name / "config.json").write_text(json.dumps(config))
+        (folder / "models" / name / "model.safetensors").write_bytes(b"")
+        write_tokenizer(folder / "models" / name, TOKENIZERS.get(name, 1000))
+    for name, size in TOKENIZERS.items():
+        write_tokenizer(folder / "tokenizers" / name, size)
+    for name in ("oscar-2301-de", "culturax-de", "culturax-ar", "oscar-de"):
+        for part in ("train", "dev", "valid"):
+            write_text(folder / "corpora" / name / f"{part}.jsonl")
+    for name in ("czech-gpt2", "czech-2", "czech-3", "c4/train"):
+        write_text(folder / "corpora" / name / "part.jsonl")
+    write_text(folder / "corpora/c4/validation.jsonl")
+    (folder / "dictionaries").mkdir()
+    (folder / "dictionaries/en-cs.tsv").write_text("dog\tpes\n")
+
+
+def write_text(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text('{"text": "a"}\n')
+
+
+def write_tokenizer(folder: Path, size: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    model = {"type": "WordLevel", "vocab": {f"w{n}": n for n in range(size)}, "unk_token": "w0"}
+    (folder / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model}))
