@@ -10,6 +10,7 @@ import re
 import shutil
 import textwrap
 import threading
+import time
 import warnings
 from pathlib import Path
 from typing import Any, Iterator
@@ -96,26 +97,27 @@ class Save:
         self.folder, self.hf, self.keep_last, self.keep_every = Path(folder), hf, keep_last, keep_every
         self.position = copy.deepcopy(position)
         self.final = step_folder(folder, position.step)
-        self.partial = self.final.with_suffix(PARTIAL)
+        # A name of its own: a process that Megatron forked for writing can outlive a killed trainer for a moment, and must not
+        # write into what the next one has begun.
+        (token,) = backend.agree([time.time_ns() // 1000 if backend.rank() == 0 else 0])
+        self.partial = self.final.with_name(f"{self.final.name}.{int(token)}{PARTIAL}")
         self.thread: threading.Thread | None = None
         with self._reported():
             state = _sharded_state(model, optimizer, loading=False)
+        if backend.rank() == 0:
+            _remove_unfinished(self.folder)
         try:
             require_space(folder, _bytes(state), 1)
         except CheckpointError as error:
             raise CheckpointError(f"{self.final} is not saved: {error} Earlier checkpoints are intact.") from error
         with self._reported():
             if backend.rank() == 0:
-                shutil.rmtree(self.partial, ignore_errors=True)
                 self.partial.mkdir(parents=True)
             dist.barrier()
             self._begin(_copied(state) if background else state, background)
 
     def _begin(self, state: dict[str, Any], background: bool) -> None:
-        if getattr(filesystem_async, "_results_queue", "absent") is None:
-            # Megatron would start a whole interpreter (a multiprocessing manager) to hand results of a background process
-            # to the trainer. Ours is a thread: a plain queue does, and saves seconds and a spawned copy of __main__.
-            filesystem_async._results_queue = queue.SimpleQueue()
+        _write_without_processes()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self.request = dist_checkpointing.save(
@@ -177,6 +179,33 @@ class Save:
             ) from error
 
 
+def _write_without_processes() -> None:
+    """Let Megatron's writer write in the process, and the thread, that it is called in.
+
+    0.16 forks for each file; what it forked outlives a trainer that is killed, waits for it for ever and keeps its pipes open.
+    And it would start a whole interpreter (a multiprocessing manager) to get results from a process that there is none of.
+    """
+    if getattr(filesystem_async, "_results_queue", "absent") is None:
+        filesystem_async._results_queue = queue.SimpleQueue()
+    if hasattr(filesystem_async.FileSystemWriterAsync, "write_preloaded_data_multiproc"):
+        filesystem_async.FileSystemWriterAsync.write_preloaded_data_multiproc = staticmethod(_write_files)
+
+
+def _write_files(transforms: list, _use_msc: bool, _rank: int, files: list, results: queue.SimpleQueue) -> None:
+    """What ``write_preloaded_data_multiproc`` does: puts {number of file: what was written} or an error into ``results``."""
+    written: dict[int, list] = {}
+    for number, file in enumerate(files):
+        told, turns = queue.SimpleQueue(), queue.Queue()
+        turns.put(number)
+        filesystem_async.FileSystemWriterAsync.write_preloaded_data(transforms, number, file, told, turns, True)
+        _, found = told.get()
+        if isinstance(found, Exception):
+            results.put(found)
+            return
+        written[number] = found
+    results.put(written)
+
+
 def require_space(folder: Path, size: int, count: int) -> None:
     """Raise ``CheckpointError``, on every rank, unless ``count`` checkpoints of ``size`` bytes fit on the disk of ``folder``."""
     free = backend.agree([-float(_free(folder)) if backend.rank() == 0 else -math.inf])[0] * -1  # rank 0's
@@ -233,15 +262,22 @@ def _reason(error: BaseException) -> str:
 
 
 def _prune(folder: Path, keep_last: int, keep_every: int | None) -> None:
-    """Remove all but the last finished checkpoints, and what runs that were killed while saving have left."""
+    """Remove finished checkpoints that are not to be kept."""
     found = finished(folder)
     kept = found[-keep_last:] + [path for path in found if keep_every and int(path.name.split("_")[1]) % keep_every == 0]
     for old in found:
         if old not in kept:
             (old / MARK).unlink()  # first, so that a half-deleted one is never taken for a checkpoint
+            shutil.rmtree(old)
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Remove what runs have left that were killed while saving, or while removing."""
     for path in folder.glob("step_*"):
-        if re.fullmatch(rf"step_\d+({re.escape(PARTIAL)})?", path.name) and path not in kept:
-            shutil.rmtree(path)
+        if re.fullmatch(rf"step_\d+(\.\d+)?{re.escape(PARTIAL)}", path.name) or (
+            re.fullmatch(r"step_\d+", path.name) and not is_checkpoint(path)
+        ):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _world() -> dict[str, int]:
