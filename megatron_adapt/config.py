@@ -73,6 +73,10 @@ class Optimizer(Strict):
     eps: Positive = Field(1e-8, description="added to the denominator (adamw)")
     rounding: Literal["stochastic", "kahan", "nearest"] = Field("stochastic", description="of weights under bf16-true")
     clip_grad: NotNegative = Field(1.0, description="largest norm of the gradient; 0 turns clipping off")
+    z_loss: NotNegative = Field(0.0, description="times the squared logarithm of the softmax's denominator, added to the loss")
+    embedding_gradient: Annotated[Number, Field(gt=0, le=1)] = Field(
+        1.0, description="share of the gradient that reaches the input embedding"
+    )
 
 
 class Schedule(Strict):

@@ -19,7 +19,7 @@ from megatron_adapt.engine import backend, carry, checkpoint, evaluate, guard, m
 from megatron_adapt.engine.backend import Layout
 from megatron_adapt.engine.batches import Batch, Batches
 from megatron_adapt.engine.checkpoint import Checkpoint, Position
-from megatron_adapt.engine.losses import language_model_loss, micro_batches
+from megatron_adapt.engine.losses import language_model_loss, micro_batches, regularize
 from megatron_adapt.engine.metrics import Metrics, flops_per_token
 from megatron_adapt.errors import CheckpointError
 from megatron_adapt.families import find_family
@@ -120,6 +120,7 @@ class _Run:
         if resumed is None:
             # Before the optimizer is built: its fp32 main weights are copies of these.
             checkpoint.load(self.source, self.bare)
+        regularize(self.bare, self.phase.optimizer)
         self.model = models.wrap(self.bare, job.precision, job.layout.distributed_optimizer)
         self.optimizer = optimizers.build(self.phase.optimizer, self.model, job.precision, job.seed, self.position.ages)
         if resumed is not None:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Callable, Iterator
+from typing import Any, Callable, Iterator
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
+from megatron.core import parallel_state
+from megatron.core.models.gpt import GPTModel
+from megatron_adapt.config import Optimizer
 from megatron_adapt.engine import backend
 from megatron_adapt.engine.batches import Batch
 from megatron_adapt.engine.packing import Documents
@@ -77,3 +81,60 @@ def _mean(micro: MicroBatch, num_corpora: int, losses: Tensor) -> tuple[Tensor, 
         total.index_add_(0, micro.corpus, row)
     # The schedule divides what is returned first in place by the number of micro-batches: `sums` must not share memory.
     return losses.sum() * micro.scale, sums
+
+
+# -------------------------------------------------------------------------------------- what a phase adds to the gradient
+
+
+def regularize(model: GPTModel, settings: Optimizer) -> None:
+    """Give the model of a phase ``settings.z_loss`` and ``settings.embedding_gradient``; losses that are reported stay as they
+    are, only gradients change."""
+    if settings.z_loss and model.post_process:
+
+        def loss(labels: Tensor, logits: Tensor) -> Tensor:
+            """``[b, s]`` and this rank's part of ``[s, b, V]`` -> ``[b, s]``."""
+            return CrossEntropy.apply(logits, labels.t(), settings.z_loss).t().contiguous()
+
+        model.compute_language_model_loss = loss
+    if settings.embedding_gradient < 1 and model.pre_process:
+
+        def shrink(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+            """e = a e + (1 - a) stop_gradient(e) (Zeng et al. 2023, GLM-130B), without rounding e."""
+            if output.requires_grad:
+                output.register_hook(lambda gradient: gradient * settings.embedding_gradient)
+
+        model.embedding.register_forward_hook(shrink)
+
+
+class CrossEntropy(torch.autograd.Function):
+    """Cross-entropy over a vocabulary that tensor-parallel ranks share, with the gradient of a z-loss.
+
+    logits ``[s, b, V / ranks]``, labels ``[s, b]``, z -> losses ``[s, b]`` float32: log Z - logit of the label. Backward is that
+    of losses + z log^2 Z (Chowdhery et al. 2022, section 5; Z is the softmax's denominator), which keeps logits from drifting.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, z: float) -> Tensor:
+        group = parallel_state.get_tensor_model_parallel_group()
+        wide = logits.float()
+        top = wide.amax(dim=-1)
+        dist.all_reduce(top, op=dist.ReduceOp.MAX, group=group)
+        total = torch.exp(wide - top[..., None]).sum(dim=-1)
+        dist.all_reduce(total, group=group)
+        log_total = total.log() + top
+        local = labels - dist.get_rank(group) * logits.size(-1)
+        mine = (local >= 0) & (local < logits.size(-1))
+        local = local.where(mine, 0)
+        chosen = wide.gather(-1, local[..., None])[..., 0] * mine
+        dist.all_reduce(chosen, group=group)
+        ctx.save_for_backward(logits, log_total, local, mine)
+        ctx.z = z
+        return log_total - chosen
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        logits, log_total, local, mine = ctx.saved_tensors
+        result = torch.exp(logits.float() - log_total[..., None])
+        result *= (gradient * (1 + 2 * ctx.z * log_total))[..., None]
+        result.scatter_add_(-1, local[..., None], -(gradient * mine)[..., None])
+        return result.to(logits.dtype), None, None
