@@ -28,17 +28,17 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Callable
 
-TEXTS = ("de_eltec_novels", "en_eltec_novels", "en_presidential", "de_ud_gsd", "en_wikipedia_demo", "ar_arcd_wikipedia")
-PIECE = 3000  # characters: novels are cut into documents of a usual length
+PIECE = 3000  # characters: novels and lists of sentences are cut into documents of a usual length
 _encode: Any = None
 
 
 def write_corpus(assets: Path, target: Path, size: int | None) -> int:
     """The pieces of all texts shuffled, again and again up to ``size`` bytes (None: once); returns the bytes written."""
     pieces = []
-    for name in TEXTS:
-        with gzip.open(assets / "text" / f"{name}.jsonl.gz", "rt", encoding="utf-8") as lines:
-            for text in (json.loads(line)["text"] for line in lines):
+    for file in sorted([*assets.glob("text/*"), *assets.glob("web/*"), *assets.glob("chat/*.jsonl*")]):
+        with gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8") as lines:
+            texts = (_text(json.loads(line)) for line in lines) if ".jsonl" in file.name else ["".join(lines)]
+            for text in texts:
                 pieces += [text[begin : begin + PIECE] for begin in range(0, len(text), PIECE)]
     chance, written = random.Random(1), 0
     with target.open("wb") as stream:
@@ -48,11 +48,17 @@ def write_corpus(assets: Path, target: Path, size: int | None) -> int:
     return written
 
 
+def _text(record: dict[str, Any]) -> str:
+    """Of a document, or of a conversation."""
+    turns = [turn["content"] for turn in record.get("messages") or ()] + (record.get("turns") or [])
+    return record.get("text") or "\n".join(turns)
+
+
 def ours(source: Path, tokenizer: Path, prefix: Path, workers: int) -> None:
     from megatron_adapt.data.preprocess import preprocess
     from megatron_adapt.hf.tokenizer import Tokenizer
 
-    preprocess(source, Tokenizer.load(tokenizer), prefix, append_eod=True, workers=workers, tokenizer_backend="gigatoken")
+    preprocess(source, Tokenizer.load(tokenizer), prefix, append_eod=True, workers=workers)
 
 
 def megatron(source: Path, tokenizer: Path, prefix: Path, workers: int) -> None:

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from megatron_adapt.hf.tokenizer import Tokenizer
 
 BACKENDS = ("auto", "compiled", "gigatoken", "tokenizers", "sentencepiece")
-SAMPLES = 64  # documents of a run that are encoded by both libraries
+_SAMPLES = 32  # documents of a run that are encoded by both libraries, at least
+_SAMPLE_BYTES = 32 << 20  # and one for so many bytes of text
 _SMALL_CORPUS = 4 << 20  # bytes below which loading a second library takes longer than it saves
 _REFERENCE_BYTES = 1 << 20  # encoded at a time by libraries that return an object per text
 _EXCERPT = 16 << 10  # bytes of a document that are compared
@@ -45,7 +46,7 @@ class Encoder:
     Attributes:
         backend: "compiled", "gigatoken", "tokenizers" or "sentencepiece": what encodes.
         parallel: use all cores from this process.
-        samples: documents of each batch that are compared, on average.
+        samples: documents that are compared, on average, for each byte of text.
     """
 
     def __init__(
@@ -129,7 +130,7 @@ class Encoder:
     def _compare(
         self, text: np.ndarray, offsets: np.ndarray, ids: np.ndarray, id_offsets: np.ndarray, random: np.random.Generator
     ) -> None:
-        wanted = int(self.samples + random.random())
+        wanted = int(self.samples * len(text) + random.random())
         if not wanted or len(offsets) < 2:
             return
         chosen = np.sort(random.choice(len(offsets) - 1, size=min(wanted, len(offsets) - 1), replace=False))
@@ -185,6 +186,7 @@ def choose(
     if fast is None:
         return plain
     encoder = Encoder(tokenizer, append_bos, append_eod, parse_special_tokens, fast)
+    encoder.samples = max(_SAMPLES / max(corpus_bytes, 1), 1 / _SAMPLE_BYTES)
     try:
         encoder.check()
     except Difference:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import multiprocessing
 import os
 import signal
@@ -102,6 +103,7 @@ def _serve(connection: Connection, others: list[Connection], parent: int, make: 
         return
     for other in others:
         other.close()
+    gc.freeze()  # what is inherited stays: walking over it would cost time, and copies of shared pages
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process per core is all there is to share
     worker = make(lambda report: connection.send(("report", report)))
     with contextlib.suppress(EOFError, BrokenPipeError):

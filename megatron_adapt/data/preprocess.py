@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from megatron_adapt.data import assembly
 from megatron_adapt.data.corpus import read_documents
 from megatron_adapt.data.documents import Task
-from megatron_adapt.data.encoder import SAMPLES, Difference, Encoder, choose
+from megatron_adapt.data.encoder import Difference, Encoder, choose
 from megatron_adapt.data.held_out import HeldOutWriter, refuse_shared
 from megatron_adapt.data.indexed import IndexedReader
 from megatron_adapt.data.options import Options
@@ -37,9 +37,8 @@ from megatron_adapt.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from megatron_adapt.hf.tokenizer import Tokenizer
 
-_SMALL_CORPUS = 32 << 20  # bytes below which one process is as fast as several
+_SMALL_CORPUS = 8 << 20  # bytes below which one process is as fast as several
 _COMPRESSED = 4  # bytes of text in a byte of a compressed file, about
-_READ_BYTES = 4 << 20  # of a batch of the readers
 _NOT_IN_PARTS = ("workers", "held_out_path", "on_error")  # parts with skipped lines are told apart by their headers
 _FORMAT = 1  # of the parts: raise it when those of older versions must not be used
 
@@ -191,7 +190,6 @@ class _Run:
             self.tokenizer, options.tokenizer_backend, self.text_size, options.append_bos, options.append_eod,
             options.parse_special_tokens,
         )  # fmt: skip
-        encoder.samples = SAMPLES / max(1.0, self.text_size / _READ_BYTES)
         job = Job(options.text_key, options.on_error, encoder, seed=options.seed)
         if options.split_sentences is not None:
             from megatron_adapt.data.sentences import splitter

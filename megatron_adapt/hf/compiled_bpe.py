@@ -4,14 +4,12 @@ merge crosses give the same ids, and most pieces have been met before."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from megatron_adapt.hf.flat_encoding import Unsupported
-
-if TYPE_CHECKING:
-    from megatron_adapt.hf.tokenizer import Tokenizer
+from megatron_adapt.hf.tokenizer import Tokenizer, collection_paused
 
 _SPACE = "\u2581"
 _REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
@@ -40,11 +38,12 @@ class CompiledBPE:
             raise Unsupported("it does not look for special tokens in text")
         prefix, unless_space = _prefix(parsed)
         model = _model(parsed)
-        tokens, merges = _numbered(model["vocab"], model["merges"])
-        try:
-            self._backend = _C.BpeEncoder(tokens, merges, prefix=prefix, unless_space=unless_space)
-        except ValueError as error:
-            raise Unsupported(str(error)) from None
+        with collection_paused():
+            tokens, merges = _numbered(model["vocab"], model["merges"])
+            try:
+                self._backend = _C.BpeEncoder(tokens, merges, prefix=prefix, unless_space=unless_space)
+            except ValueError as error:
+                raise Unsupported(str(error)) from None
 
     def encode(self, text: np.ndarray, offsets: np.ndarray, parallel: bool) -> tuple[np.ndarray, np.ndarray]:
         """As :meth:`megatron_adapt.hf.flat_encoding.Gigatoken.encode`; always one core."""
@@ -85,7 +84,7 @@ def _numbered(vocabulary: dict[str, int], merges: list) -> tuple[list[bytes], np
         tokens[index] = spelling.encode("utf-8")
     pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
     try:
-        numbers = [(vocabulary[a], vocabulary[b], vocabulary[a + b]) for a, b in pairs]
+        numbers = [vocabulary[token] for a, b in pairs for token in (a, b, a + b)]
     except (KeyError, ValueError):
         raise Unsupported("a merge has a token that the vocabulary lacks") from None
-    return tokens, np.array(numbers, dtype=np.uint32)
+    return tokens, np.array(numbers, dtype=np.uint32).reshape(-1, 3)

@@ -7,10 +7,13 @@ its vocabulary and ignores the normalizer that ``tokenizer.json`` declares. The 
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Iterable, Sequence
+from typing import Any, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -75,22 +78,29 @@ class Tokenizer:
             ConfigError: nothing usable is there, or a special token named in the configuration does not exist.
             DataError: the file is there but broken.
         """
-        path = Path(path)
+        with collection_paused():
+            return cls._load(Path(path))
+
+    @classmethod
+    def _load(cls, path: Path) -> Tokenizer:
         file = _vocabulary_file(path)
         if file.suffix == ".json":
             parsed = _read_json(file)
-            backend: Any = _RustBackend(file, parsed)
-            digest_of = canonical_json(parsed)
+            with ThreadPoolExecutor(1) as beside:  # the library works without the interpreter's lock
+                made = beside.submit(_RustBackend, file, parsed)
+                try:
+                    digest = _digest(canonical_json(parsed))
+                finally:
+                    backend: Any = made.result()  # of a broken file it knows best what is wrong
         else:
             parsed = None
             backend = _SentencePieceBackend(file)
-            digest_of = canonical_sentencepiece(file)
+            digest = _digest(canonical_sentencepiece(file))
         # A file under a name of its own (german.model) stands alone; a canonically named one has companions.
         folder = file.parent if file.name in COMPANIONS else None
         tokens = backend.tokens()
         roles = _roles(folder, backend, tokens)
         files = [folder / name for name in COMPANIONS if (folder / name).is_file()] if folder else [file]
-        digest = hashlib.sha256(json.dumps(digest_of, ensure_ascii=True, sort_keys=True).encode()).hexdigest()
         return cls(path, backend, tokens, digest, roles, files, parsed)
 
     def __reduce__(self) -> tuple:
@@ -132,6 +142,23 @@ class Tokenizer:
     def tokens(self) -> list[str | None]:
         """Raw vocabulary strings by id (``Ġ``, ``▁``, ``<0x0A>`` … as stored), ``None`` where an id is unused."""
         return list(self._tokens)
+
+
+@contextlib.contextmanager
+def collection_paused() -> Iterator[None]:
+    """No garbage collection meanwhile: hundreds of thousands of small objects that are all needed would be walked over
+    again and again, for half the time of reading a tokenizer."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def _digest(value: dict) -> str:
+    return hashlib.sha256(json.dumps(value, ensure_ascii=True, sort_keys=True).encode()).hexdigest()
 
 
 class _RustBackend:
