@@ -209,7 +209,7 @@ class Corpus(Strict):
     """Text to train or evaluate on."""
 
     alternatives: ClassVar[tuple[str, ...]] = ("held_out", "held_out_path")
-    path: Texts = Field(description="file, directory or glob, or a list of them")
+    path: Texts = Field(description="file, directory, glob or hf:NAME[@CONFIG][:SPLIT], or a list of them")
     text_key: Text = Field("text", description="key of the text in a line of JSON")
     held_out: Annotated[Number, Field(ge=0, le=0.5)] = Field(0.0, description="share of documents kept for evaluation")
     held_out_path: Text | None = Field(None, description="text for evaluation in a file of its own instead")

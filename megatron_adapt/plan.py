@@ -17,7 +17,7 @@ from typing import Any, Iterator
 
 from megatron_adapt import recipe as recipes, schedule
 from megatron_adapt.config import AUTO, Phase, Recipe, TokenizerChoice
-from megatron_adapt.data.sources import find_files
+from megatron_adapt.data.sources import find_repeatable, is_stream
 from megatron_adapt.errors import ConfigError
 from megatron_adapt.hf.tokenizer import COMPANIONS
 from megatron_adapt.steps.receipt import Step, read
@@ -388,11 +388,13 @@ class _Builder:
 
 
 def _reading(corpus: Any) -> dict[str, Any]:
-    """What of a corpus decides which text is read; where it lies does not."""
-    return corpus.model_dump(include={"text_key", "held_out", "on_error", "max_documents"})
+    """What of a corpus decides which text is read; where its files lie does not, and of data sets there is but the name."""
+    data_sets = [name for name in find_repeatable(corpus.path) if is_stream(name)]
+    known = {"data_sets": data_sets} if data_sets else {}
+    return corpus.model_dump(include={"text_key", "held_out", "on_error", "max_documents"}) | known
 
 
 def _files(paths: Any) -> tuple[Path, ...]:
-    return tuple(find_files(paths))
+    return tuple(Path(name) for name in find_repeatable(paths) if not is_stream(name))
 
 

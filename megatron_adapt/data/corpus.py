@@ -9,7 +9,7 @@ from pathlib import Path
 from megatron_adapt.data.documents import Batch
 from megatron_adapt.data.ranges import plan
 from megatron_adapt.data.readers import read
-from megatron_adapt.data.sources import Paths, find_files
+from megatron_adapt.data.sources import Paths, find_repeatable
 from megatron_adapt.errors import ConfigError, DataError
 
 
@@ -32,7 +32,7 @@ def read_documents(
     on_error: str = "stop",
     on_skip: Callable[[str], None] | None = None,
 ) -> Iterator[Document]:
-    """Stream the documents of files, folders and globs in order.
+    """Stream the documents of files, folders, globs and data sets (``hf:NAME``) in order.
 
     ``.jsonl``, ``.json`` (one object per line): the string under ``text_key``. ``.txt``: blocks separated by blank
     lines, line ends normalised to ``\\n``. Both may be compressed (``.gz``, ``.zst``). ``.parquet``: the column
@@ -48,11 +48,11 @@ def read_documents(
             either ``on_error`` when a file cannot be read or decompressed.
     """
     check_on_error(on_error)
-    for file in find_files(paths):
+    for name in find_repeatable(paths):
         # In one piece: it is read in order anyway, and lines count from its begin.
-        for task in plan([str(file)], chunk_bytes=1 << 62):
+        for task in plan([name], chunk_bytes=1 << 62):
             for batch in read(task, text_key):
-                yield from _documents(batch, file, on_error, on_skip)
+                yield from _documents(batch, Path(name), on_error, on_skip)
 
 
 def check_on_error(on_error: str) -> None:

@@ -54,6 +54,18 @@ def find_sources(paths: Paths) -> list[str]:
     return names
 
 
+def find_repeatable(paths: Paths) -> list[str]:
+    """:func:`find_sources` of a corpus that is read more than once.
+
+    Raises:
+        DataError: it is standard input.
+    """
+    names = find_sources(paths)
+    if STDIN in names:
+        raise DataError("standard input can be read once, and this is read several times: save it to a file")
+    return names
+
+
 def is_stream(name: str) -> bool:
     """Whether this names something else than files."""
     return name == STDIN or name.startswith(HUB)

@@ -196,6 +196,18 @@ def test_an_unknown_step() -> None:
         build().step("copy/ful")
 
 
+def test_data_sets_of_the_hub() -> None:
+    """Receipts know a data set by its name; the files beside it by their content."""
+    built = build("data.german.path=[hf:org/name@de:validation, de.jsonl]")
+    step = next(step for step in built.steps if step.name == "data/target/german")
+    assert step.settings["data_sets"] == ["hf:org/name@de:validation"] and step.inputs["corpus"] == (Path("de.jsonl"),)
+    trained = next(step for step in built.steps if step.name == "tokenizers/target")
+    assert trained.settings["corpora"]["german"]["data_sets"] == ["hf:org/name@de:validation"]
+    assert "data_sets" not in next(step for step in built.steps if step.name == "data/target/english").settings
+    with pytest.raises(DataError, match="standard input can be read once, and this is read several times: save it"):
+        build("data.german.path=-")
+
+
 def test_a_corpus_that_does_not_exist() -> None:
     with pytest.raises(DataError, match="the corpus nowhere.jsonl does not exist"):
         build("data.german.path=nowhere.jsonl")

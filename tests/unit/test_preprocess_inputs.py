@@ -167,6 +167,29 @@ def test_data_sets_of_the_hub(tmp_path, monkeypatch):
         preprocess("org/name", ByteTokenizer(), tmp_path / "c")
 
 
+def test_a_real_data_set(tmp_path, monkeypatch):
+    """The library itself, on a folder of parquet files, without network."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    datasets = pytest.importorskip("datasets")
+    from megatron_adapt.data import tables
+    from megatron_adapt.data.corpus import read_documents
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    tables._hub.cache_clear()
+    folder = tmp_path / "set"
+    datasets.Dataset.from_dict({"text": [*TEXTS, *(f"number {n}" for n in range(5000))]}).to_parquet(folder / "train.parquet")
+    datasets.Dataset.from_dict({"text": ["one", "two"]}).to_parquet(folder / "test.parquet")
+    stats = preprocess(f"hf:{folder}", ByteTokenizer(), tmp_path / "c", chunk_bytes=1, workers=2)
+    expected = [*filter(None, TEXTS), *(f"number {n}" for n in range(5000))]
+    assert texts(tmp_path / "c") == expected and len(stats["shards"]) == 3
+    assert [document.text for document in read_documents(f"hf:{folder}:test")] == ["one", "two"]
+    with pytest.raises(DataError, match=f"cannot load hf:{folder}:none: "):
+        preprocess(f"hf:{folder}:none", ByteTokenizer(), tmp_path / "c")
+    with pytest.raises(DataError, match=f"hf:{folder} has no column 'body'; its columns are 'text'"):
+        preprocess(f"hf:{folder}", ByteTokenizer(), tmp_path / "c", text_key="body")
+
+
 @pytest.fixture
 def punkt(tmp_path, monkeypatch) -> Path:
     """nltk's data folder with an empty English model: sentences end at ". "."""
