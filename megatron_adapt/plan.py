@@ -130,7 +130,7 @@ class _Builder:
         def action(output: Path, reporter: Reporter) -> dict[str, Any]:
             from megatron_adapt.steps import preprocess
 
-            return preprocess.run(corpus, tokenizer, output, reporter)
+            return preprocess.run(corpus, tokenizer, output, reporter, self.recipe.seed, name)
 
         inputs: dict[str, Any] = {"tokenizer": self._tokenizer_input(tokenizer), "corpus": _files(corpus.path)}
         if corpus.held_out_path:
@@ -389,8 +389,7 @@ class _Builder:
 
 def _reading(corpus: Any) -> dict[str, Any]:
     """What of a corpus decides which text is read; where its files lie does not, and of data sets there is but the name."""
-    data_sets = [name for name in find_repeatable(corpus.path) if is_stream(name)]
-    known = {"data_sets": data_sets} if data_sets else {}
+    known = {"data_sets": sets} if (sets := [name for name in find_repeatable(corpus.path) if is_stream(name)]) else {}
     return corpus.model_dump(include={"text_key", "held_out", "on_error", "max_documents"}) | known
 
 

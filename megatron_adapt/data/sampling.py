@@ -104,6 +104,10 @@ class SampleOrder:
             self._subset = self._find_subset(passes.unique_tokens)
         self._spans: dict[int, tuple[Any, np.ndarray]] = {}  # (order, its index) of the one or two needed last
 
+    def build(self) -> None:
+        """Store what the first epoch needs, for any length of samples; later ones are built when they begin."""
+        self._in_span(0, 0, 1)
+
     def epoch(self, sample: int) -> int:
         """The epoch in which a sample begins, from 0."""
         return sample * self.sequence_length // self.num_tokens

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from megatron_adapt.config import Corpus
+from megatron_adapt.data.indexed import IndexedReader
 from megatron_adapt.data.preprocess import preprocess
+from megatron_adapt.data.sampling import Passes, SampleOrder
 from megatron_adapt.errors import DataError
 from megatron_adapt.hf.tokenizer import Tokenizer
 from megatron_adapt.steps.reporter import Reporter
@@ -14,8 +16,12 @@ from megatron_adapt.steps.reporter import Reporter
 PREFIX = "text"
 
 
-def run(corpus: Corpus, tokenizer_dir: Path, output: Path, reporter: Reporter) -> dict[str, Any]:
-    """Every document becomes [BOS] tokens EOS, BOS where the tokenizer has one that is not its EOS as well."""
+def run(corpus: Corpus, tokenizer_dir: Path, output: Path, reporter: Reporter, seed: int, name: str) -> dict[str, Any]:
+    """Every document becomes [BOS] tokens EOS, BOS where the tokenizer has one that is not its EOS as well.
+
+    ``seed`` and ``name`` are the recipe's: with them the index of the order in which its first epoch is read is built here,
+    and no process waits for it later. Another seed builds another one when it is first used.
+    """
     tokenizer = Tokenizer.load(tokenizer_dir)
     stats = preprocess(
         [corpus.path] if isinstance(corpus.path, str) else list(corpus.path),
@@ -41,4 +47,7 @@ def run(corpus: Corpus, tokenizer_dir: Path, output: Path, reporter: Reporter) -
             f"{corpus.path}: nothing to hold out (held_out {corpus.held_out:g}): a single document. Split it, give a "
             f"held_out_path, or set held_out to 0."
         )
+    passes = Passes(corpus.unique_tokens, corpus.shuffled_epochs)
+    if stats["tokens"] > 1:  # else it can be evaluated at most
+        SampleOrder(IndexedReader(output / PREFIX), 1, seed, name, passes).build()
     return {key: value for key, value in stats.items() if key != "shards"}  # they are in text.json

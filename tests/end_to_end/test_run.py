@@ -191,6 +191,7 @@ def test_a_verb_does_what_is_ready(shop: Shop) -> None:
     words = ("recipe.yaml", "output=verbs")
     assert "[2/2] tokenizers/target" in shop.run("tokenizer", *words).succeeded().out
     assert "[3/3] data/target/german" in shop.run("preprocess", *words).succeeded().out
+    assert len(list((shop / "verbs/data/target/german/text.order").glob("*.0"))) == 1  # the order of its first epoch
     assert "every 'preprocess' step of 'tiny' is done." in shop.run("preprocess", *words).succeeded().out
     assert "[1/1] base/initial" in shop.run("initialize", *words).succeeded().out
     # copy/import has to wait for the base and its swap

@@ -148,6 +148,16 @@ def test_the_index_is_stored_for_everything_that_matters(tmp_path):
         found = now
 
 
+def test_built_beforehand_for_any_length(tmp_path, monkeypatch):
+    reader = corpus(tmp_path, [5, 7, 20, 1])
+    SampleOrder(reader, 1, 3, "german", Passes(30, 2)).build()
+    before = stored(tmp_path / "c.order")
+    expected = SampleOrder(reader, 4, 3, "german", Passes(30, 2)).tokens(0).tolist()
+    assert len(before) == 3 and stored(tmp_path / "c.order") == before  # the lock, the subset, the first span
+    monkeypatch.setattr("megatron_adapt._C.DocumentOrder.starts", lambda self: pytest.fail("built again"))
+    assert SampleOrder(reader, 4, 3, "german", Passes(30, 2)).tokens(0).tolist() == expected
+
+
 def test_the_disk_does_not_fill_with_epochs(tmp_path):
     reader = corpus(tmp_path, [50] * 100)
     order = SampleOrder(reader, 100, 0)
