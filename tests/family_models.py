@@ -33,8 +33,11 @@ MPT = {"d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 64, "vocab_siz
 CONFIGS: dict[str, dict[str, dict[str, Any]]] = {
     "llama": {
         "gqa": LLAMA,
-        "odd, yarn": {**LLAMA, **ODD, "head_dim": 14, "rope_theta": 100.0, "rope_scaling": YARN},
-        "mha, tied, yarn": {**LLAMA, **MHA, "rope_scaling": {**YARN, "mscale": 0.7, "mscale_all_dim": 0.4, "beta_fast": 8}},
+        "odd, yarn": {**LLAMA, **ODD, "head_dim": 14, "rope_theta": 100.0, "rope_scaling": YARN, "attention_bias": True},
+        "mha, tied, yarn, all biases": {
+            **LLAMA, **MHA, "rope_scaling": {**YARN, "mscale": 0.7, "mscale_all_dim": 0.4, "beta_fast": 8},
+            "attention_bias": True, "mlp_bias": True,
+        },
     },
     "mistral": {
         "window": {**LLAMA, "sliding_window": 7, "tie_word_embeddings": True},
@@ -48,15 +51,15 @@ CONFIGS: dict[str, dict[str, dict[str, Any]]] = {
         "gqa": {**LLAMA, "head_dim": 16},
         "tied, window": {
             **LLAMA, **ODD, "head_dim": 6, "tie_word_embeddings": True, "use_sliding_window": True, "sliding_window": 5,
-            "layer_types": ["sliding_attention", "full_attention"],
+            "layer_types": ["sliding_attention", "full_attention"], "attention_bias": True,
         },
     },
-    "olmo2": {"gqa": LLAMA, "odd, tied": {**LLAMA, **ODD, "tie_word_embeddings": True}},
+    "olmo2": {"gqa": LLAMA, "odd, tied": {**LLAMA, **ODD, "tie_word_embeddings": True, "attention_bias": True}},
     "gemma2": {
         "as released": GEMMA,
         "untied, uncapped": {
             **GEMMA, **ODD, "tie_word_embeddings": False, "attn_logit_softcapping": None, "final_logit_softcapping": 5.0,
-            "layer_types": ["full_attention", "sliding_attention"],
+            "attention_bias": True, "layer_types": ["full_attention", "sliding_attention"],
         },
         "tight caps": {**GEMMA, "attn_logit_softcapping": 0.8, "final_logit_softcapping": 0.5, "num_key_value_heads": 4},
     },
@@ -65,6 +68,7 @@ CONFIGS: dict[str, dict[str, dict[str, Any]]] = {
         "linear, capped": {
             **GEMMA, **ODD, "rope_scaling": LINEAR, "rope_theta": 500.0, "rope_local_base_freq": 50.0,
             "layer_types": ["full_attention", "sliding_attention"], "final_logit_softcapping": 2.0,
+            "attention_bias": True,
         },
     },
     "gpt2": {
@@ -76,7 +80,7 @@ CONFIGS: dict[str, dict[str, dict[str, Any]]] = {
         "parallel": {**NEOX, "rotary_pct": 0.25, "layer_norm_eps": 1e-3},
         "sequential, tied": {**NEOX, "use_parallel_residual": False, "rotary_pct": 1.0, "hidden_act": "gelu_fast",
                              "tie_word_embeddings": True, "rope_scaling": LINEAR},
-        "odd": {**NEOX, "hidden_size": 60, "num_attention_heads": 6, "rotary_emb_base": 100, "rotary_pct": 0.4},
+        "odd": {**NEOX, "hidden_size": 60, "num_attention_heads": 6, "rotary_emb_base": 100, "rotary_pct": 0.4, "attention_bias": False},
     },
     "mpt": {
         "released": MPT,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from functools import lru_cache, partial
 
@@ -28,6 +29,9 @@ class SelfAttention(attention.SelfAttention):
     def __init__(
         self, config: TransformerConfig, submodules: object, layer_number: int, *args: object, shape: ModelShape, **kwargs: object
     ) -> None:
+        # Megatron has one setting for the biases of attention's output and of the MLP.
+        config = copy.copy(config)
+        config.add_bias_linear = shape.proj_bias
         super().__init__(config, submodules, layer_number, *args, **kwargs)
         self.shape = shape
         self.window = shape.window(layer_number - 1)

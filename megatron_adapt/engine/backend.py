@@ -251,6 +251,8 @@ def torch_layers_because(shape: ModelShape) -> list[str]:
         "ALiBi": shape.position == "alibi",
         "soft-capped attention": shape.attention_softcap is not None,
         "clipped queries, keys and values": shape.clip_qkv is not None,
+        # Megatron has one setting for all of them, and one more for those of queries, keys and values.
+        "biases of some projections only": shape.proj_bias != shape.mlp_bias or (shape.mlp_bias and not shape.qkv_bias),
         "attention windows": bool(shape.windows),
     }
     return [reason for reason, holds in reasons.items() if holds]

@@ -31,7 +31,7 @@ def tensor_parallel_slice(name: str, full: Tensor, shape: torch.Size, rank: int,
     if not cut:
         return full
     assert len(cut) == 1 and full.size(cut[0]) == size * shape[cut[0]], (name, full.shape, shape)
-    if gated and name.endswith("mlp.linear_fc1.weight"):
+    if gated and name.endswith(("mlp.linear_fc1.weight", "mlp.linear_fc1.bias")):
         # [gate; up]: each rank holds its part of both halves.
         return torch.cat([half.chunk(size, dim=cut[0])[rank] for half in full.chunk(2, dim=cut[0])])
     return full.chunk(size, dim=cut[0])[rank]

@@ -68,7 +68,7 @@ def _transformer_config(shape: ModelShape, layout: Layout, dtype: torch.dtype, r
         layernorm_epsilon=shape.norm_epsilon,
         gated_linear_unit=shape.gated,
         activation_func=ACTIVATIONS[shape.activation],
-        add_bias_linear=shape.linear_bias,
+        add_bias_linear=shape.mlp_bias,
         add_qkv_bias=shape.qkv_bias,
         # Makes Megatron sum these norms' gradients over the ranks, which have a part of the heads each.
         qk_layernorm=shape.qk_norm == "head",

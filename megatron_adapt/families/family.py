@@ -34,7 +34,7 @@ class ModelShape:
         norm: ``rms``, ``rms_plus_one`` (multiplies by 1 + weight), ``layernorm``, ``layernorm_no_bias``.
         norm_place: where a sub-layer has norms: ``before`` it, ``after`` it (and before the addition), ``around`` it.
         activation: ``silu``, ``gelu``, ``gelu_tanh``; ``gated``: of a gate that multiplies the up projection.
-        qkv_bias, linear_bias: biases of the fused query/key/value projection; of every projection.
+        qkv_bias, proj_bias, mlp_bias: biases of queries, keys and values; of attention's output; of both MLP projections.
         qk_norm: RMS norm of queries and keys: ``none``, per ``head``, over the whole ``projection``.
         position: ``rope``, ``learned``, ``alibi``.
         parallel_residual: attention and MLP both read the layer's input, each through its own norm.
@@ -64,7 +64,8 @@ class ModelShape:
     activation: str = "silu"
     gated: bool = True
     qkv_bias: bool = False
-    linear_bias: bool = False
+    proj_bias: bool = False
+    mlp_bias: bool = False
     qk_norm: str = "none"
     position: str = "rope"
     parallel_residual: bool = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Mapping
 
-from megatron_adapt.families.llama import FAMILY as LLAMA, HF, MEGATRON
+from megatron_adapt.families.llama import ATTENTION_BIAS, FAMILY as LLAMA, HF, MEGATRON, NAMES
 from megatron_adapt.families.rules import Copy
 from megatron_adapt.families.values import layer_windows, positive
 
@@ -33,7 +33,7 @@ FAMILY = replace(
     name="gemma2",
     architectures=("Gemma2ForCausalLM",),
     model_types=("gemma2",),
-    names={**LLAMA.names, "activation": "hidden_activation"},
+    names={**NAMES, **ATTENTION_BIAS, "activation": "hidden_activation"},
     defaults={
         "num_key_value_heads": 4,
         "head_dim": 256,
@@ -42,8 +42,9 @@ FAMILY = replace(
         "rms_norm_eps": 1e-6,
         "tie_word_embeddings": True,
         "initializer_range": 0.02,
+        "attention_bias": False,
     },
-    fixed={"attention_bias": False, "attention_dropout": 0.0, "use_bidirectional_attention": False},
+    fixed={"attention_dropout": 0.0, "use_bidirectional_attention": False},
     constants={"norm": "rms_plus_one", "norm_place": "around"},
     settings={
         "query_pre_attn_scalar": 256,

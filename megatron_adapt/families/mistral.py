@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Mapping
 
-from megatron_adapt.families.llama import FAMILY as LLAMA
+from megatron_adapt.families.llama import FAMILY as LLAMA, NAMES, NO_BIAS
 from megatron_adapt.families.values import layer_windows
 
 
@@ -18,7 +18,8 @@ FAMILY = replace(
     name="mistral",
     architectures=("MistralForCausalLM",),
     model_types=("mistral",),
-    defaults={**LLAMA.defaults, "num_key_value_heads": 8, "max_position_embeddings": 131072},
+    names=NAMES,
+    defaults={**NO_BIAS, "num_key_value_heads": 8, "max_position_embeddings": 131072},
     # transformers builds this architecture without biases and with one kind of layer, whatever the config says.
     fixed={"hidden_act": "silu", "attention_dropout": 0.0, "layer_types": None},
     settings={"sliding_window": 4096},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from megatron_adapt.families.llama import FAMILY as LLAMA, HF, MEGATRON
+from megatron_adapt.families.llama import ATTENTION_BIAS, FAMILY as LLAMA, HF, MEGATRON, NAMES, NO_BIAS
 from megatron_adapt.families.rules import Copy
 
 FAMILY = replace(
@@ -12,8 +12,9 @@ FAMILY = replace(
     name="olmo2",
     architectures=("Olmo2ForCausalLM",),
     model_types=("olmo2",),
-    defaults={**LLAMA.defaults, "rms_norm_eps": 1e-5},
-    fixed={"hidden_act": "silu", "attention_bias": False, "attention_dropout": 0.0},
+    names={**NAMES, **ATTENTION_BIAS},
+    defaults={**NO_BIAS, "rms_norm_eps": 1e-5, "attention_bias": False},
+    fixed={"hidden_act": "silu", "attention_dropout": 0.0},
     constants={"norm_place": "after", "qk_norm": "projection"},
     other_keys=("dtype", "torch_dtype", "use_cache", "transformers_version"),
     rules=(

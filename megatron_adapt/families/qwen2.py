@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Mapping
 
-from megatron_adapt.families.llama import FAMILY as LLAMA, HF, MEGATRON
-from megatron_adapt.families.rules import QKV
+from megatron_adapt.families.llama import FAMILY as LLAMA, NAMES, NO_BIAS
 from megatron_adapt.families.values import layer_windows
 
 WINDOWS = {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28, "layer_types": None}
@@ -24,18 +23,11 @@ FAMILY = replace(
     name="qwen2",
     architectures=("Qwen2ForCausalLM",),
     model_types=("qwen2",),
-    defaults={**LLAMA.defaults, "num_key_value_heads": 32, "max_position_embeddings": 32768},
+    names=NAMES,
+    defaults={**NO_BIAS, "num_key_value_heads": 32, "max_position_embeddings": 32768},
     fixed={"hidden_act": "silu", "attention_dropout": 0.0},
     constants={"qkv_bias": True},
     settings=WINDOWS,
     derive=derive,
     other_keys=("dtype", "torch_dtype", "use_cache", "transformers_version"),
-    rules=(
-        *LLAMA.rules,
-        QKV(
-            MEGATRON + "self_attention.linear_qkv.bias",
-            (HF + "self_attn.q_proj.bias", HF + "self_attn.k_proj.bias", HF + "self_attn.v_proj.bias"),
-            sizes=(), init="zeros",
-        ),
-    ),
-)  # fmt: skip
+)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from megatron_adapt.families.llama import FAMILY as LLAMA, HF, MEGATRON
+from megatron_adapt.families.llama import ATTENTION_BIAS, FAMILY as LLAMA, HF, MEGATRON, NAMES
 from megatron_adapt.families.qwen2 import FAMILY as QWEN2
 from megatron_adapt.families.rules import Copy
 
@@ -13,8 +13,9 @@ FAMILY = replace(
     name="qwen3",
     architectures=("Qwen3ForCausalLM",),
     model_types=("qwen3",),
-    defaults={**QWEN2.defaults, "head_dim": 128},
-    fixed={"hidden_act": "silu", "attention_bias": False, "attention_dropout": 0.0},
+    names={**NAMES, **ATTENTION_BIAS},
+    defaults={**QWEN2.defaults, "head_dim": 128, "attention_bias": False},
+    fixed={"hidden_act": "silu", "attention_dropout": 0.0},
     constants={"qk_norm": "head"},
     settings=QWEN2.settings,
     derive=QWEN2.derive,

@@ -51,6 +51,7 @@ class _Rule:
     ``sizes`` are fields of ``ModelShape``, one per dimension of Megatron's tensor (of :class:`QKV` and :class:`GateUp`:
     per dimension after the first, none for biases).
     ``transposed``: Hugging Face stores the one matrix as [in, out] (GPT-2's Conv1D).
+    ``when``: a flag of ``ModelShape``; a model in which it is not set has no such tensor.
     """
 
     megatron: str
@@ -58,6 +59,7 @@ class _Rule:
     sizes: tuple[str, ...]
     init: Init = "normal"
     transposed: bool = False
+    when: str = ""
 
     def megatron_shape(self, shape: ModelShape) -> Shape:
         raise NotImplementedError
@@ -159,8 +161,9 @@ RuleType = TypeVar("RuleType", Copy, QKV, GateUp)
 def expand(family: Family, shape: ModelShape) -> list[Rule]:
     """The family's rules with ``{layer}`` filled in, in the order of the model; a tied model has no output rule."""
     concrete: list[Rule] = []
-    layers: list[Rule] = [rule for rule in family.rules if "{layer}" in rule.megatron]
-    for rule in family.rules:
+    rules = [rule for rule in family.rules if not rule.when or getattr(shape, rule.when)]
+    layers: list[Rule] = [rule for rule in rules if "{layer}" in rule.megatron]
+    for rule in rules:
         if "{layer}" not in rule.megatron:
             if not (shape.tied and rule.megatron == OUTPUT):
                 concrete.append(rule)

@@ -16,7 +16,7 @@ ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
 }
-FLAGS = ("tied", "parallel_residual")
+FLAGS = ("tied", "parallel_residual", "qkv_bias", "proj_bias", "mlp_bias")
 FRACTIONS = ("norm_epsilon", "init_std")
 
 

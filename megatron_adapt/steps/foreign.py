@@ -232,7 +232,8 @@ def make_config(
     }
     if untold := sorted(set(family.fixed) - set(meaning)):
         problems.append(f"nothing tells {', '.join(untold)}")
-    values: dict[str, Any] = {key: value for key, value in meaning.items() if key in family.fixed}
+    known = {*family.fixed, *family.names.values()}
+    values: dict[str, Any] = {key: value for key, value in meaning.items() if key in known}
     for name, key in family.names.items():
         choices = [settings[each] for each in _FIELDS.get(name, ()) if settings.get(each) is not None]
         if choices:
@@ -242,7 +243,7 @@ def make_config(
         elif name == "tied":
             shared = settings.get("share_embeddings_and_output_weights")
             values[key] = bool(shared if shared is not None else not settings.get("untie_embeddings_and_output_weights"))
-        elif name != "vocab_size":
+        elif name != "vocab_size" and key not in values:
             problems.append(f"nothing tells {key}")
     vocab_size = settings.get("vocab_size") or settings.get("padded_vocab_size")
     if vocab_size is None:

@@ -200,7 +200,7 @@ def test_a_vocabulary_that_cannot_be_cut_is_refused(directory, name):
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("llama", True), ("mistral", [False, True]), ("qwen2", [True, False]), ("qwen3", [True, False]), ("olmo2", False),
+        ("llama", [True, False, True]), ("mistral", [False, True]), ("qwen2", [True, False]), ("qwen3", [True, False]), ("olmo2", False),
         ("gemma2", False), ("gemma3", False), ("gpt2", True), ("gpt_neox", [False, True, False]), ("mpt", False),
     ],
 )  # fmt: skip

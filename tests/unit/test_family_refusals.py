@@ -32,8 +32,6 @@ def read(name: str, **changes: object) -> ModelShape:
         ("qwen2", {"use_sliding_window": True, "layer_types": ["full_attention"]}, "for each of 2 layers"),
         ("qwen2", {"use_sliding_window": True, "layer_types": ["chunked", "full_attention"]}, "layer_types = .*chunked"),
         ("qwen2", {"use_sliding_window": True, "sliding_window": 2.5, "max_window_layers": 0}, "sliding_window = 2.5"),
-        ("qwen3", {"attention_bias": True}, "attention_bias = True is not supported"),
-        ("olmo2", {"attention_bias": True}, "attention_bias = True is not supported"),
         ("gemma2", {"hidden_activation": "relu"}, "hidden_activation = 'relu' is not supported. Supported: silu, .*gelu_new"),
         ("gemma2", {"attn_logit_softcapping": -1}, "attn_logit_softcapping = -1 is not a positive number"),
         ("gemma2", {"query_pre_attn_scalar": "x"}, "query_pre_attn_scalar = 'x' is not a positive number"),
@@ -47,7 +45,7 @@ def read(name: str, **changes: object) -> ModelShape:
         ("gpt2", {"add_cross_attention": True}, "add_cross_attention = True"),
         ("gpt2", {"n_embd": 33}, "hidden_size 33 is not a multiple of 4 heads"),
         ("gpt2", {"n_layer": None}, "lacks n_layer"),
-        ("gpt_neox", {"attention_bias": False}, "attention_bias = False is not supported"),
+        ("gpt_neox", {"attention_bias": 0}, "attention_bias = 0 is not true or false"),
         ("gpt_neox", {"rotary_pct": 0.4}, "the rotated part of head_dim 3 is odd"),
         ("gpt_neox", {"rotary_pct": 1.5}, "rotary_pct = 1.5 is not a number above 0, up to 1"),
         ("gpt_neox", {"use_parallel_residual": "yes"}, "use_parallel_residual = 'yes' is not true or false"),
@@ -68,6 +66,22 @@ def read(name: str, **changes: object) -> ModelShape:
 def test_refused_by_name(name, changes, message):
     with pytest.raises(ConfigError, match="config.json.*" + message):
         read(name, **changes)
+
+
+def test_biases():
+    """(of queries, keys and values; of attention's output; of the MLP)"""
+
+    def biases(name: str, **changes: object) -> tuple[bool, bool, bool]:
+        shape = read(name, **changes)
+        return shape.qkv_bias, shape.proj_bias, shape.mlp_bias
+
+    assert biases("llama") == (False, False, False) and biases("llama", attention_bias=True) == (True, True, False)
+    assert biases("llama", attention_bias=True, mlp_bias=True) == (True, True, True)
+    for name in ("mistral", "qwen2"):  # transformers does not look at the setting
+        assert biases(name, attention_bias=True) == biases(name) == (name == "qwen2", False, False)
+    for name in ("qwen3", "olmo2", "gemma2", "gemma3"):
+        assert biases(name) == (False, False, False) and biases(name, attention_bias=True) == (True, True, False)
+    assert biases("gpt_neox") == (True, True, True) and biases("gpt_neox", attention_bias=False) == (False, False, True)
 
 
 def test_windows():
