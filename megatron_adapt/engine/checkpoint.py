@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import math
 import queue
 import re
@@ -49,6 +50,10 @@ __all__ = [
     "MARK", "Checkpoint", "Position", "Save", "finished", "is_checkpoint", "latest", "latest_intact", "load",
     "open_checkpoint", "require_space", "resolve", "save", "size", "step_folder",
 ]  # fmt: skip
+
+
+# Megatron 0.19 would hand an asynchronous save to a package of its makers' (nvidia-resiliency-ext), 0.16 has no choice.
+_STRATEGY = {"async_strategy": "mcore"} if "async_strategy" in inspect.signature(dist_checkpointing.save).parameters else {}
 
 
 def _sharded_state(model: GPTModel, optimizer: MegatronOptimizer | None, loading: bool) -> dict[str, Any]:
@@ -121,7 +126,7 @@ class Save:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self.request = dist_checkpointing.save(
-                state, str(self.partial), content_metadata=CONTENT, async_sharded_save=True
+                state, str(self.partial), content_metadata=CONTENT, async_sharded_save=True, **_STRATEGY
             )
         rng = self.partial / "rng"
         rng.mkdir(exist_ok=True)
