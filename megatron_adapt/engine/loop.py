@@ -184,7 +184,7 @@ class _Run:
             if phase.evaluate_every and (step % phase.evaluate_every == 0 or final):
                 last |= {f"held_out/{name}": self._bits_per_byte(text) for name, text in self.held_out.items()}
             self.progress(step, job.steps)
-            self.metrics.add(step, last, show=step % phase.log_every == 0 or final or step == 1)
+            self.metrics.add(step, last, show=self._shown(step))
             stopping, busy = stop.agreed(self.saving is not None and not self.saving.done)
             if not busy:
                 self._finish_save()
@@ -197,6 +197,9 @@ class _Run:
             self._save(background=False)
         events = self.position.history.events
         return last | ({"events": events} if events else {})
+
+    def _shown(self, step: int) -> bool:
+        return step % self.phase.log_every == 0 or step in (1, self.job.steps)
 
     def _bits_per_byte(self, text: evaluate.Text) -> float:
         return evaluate.bits_per_byte(self.model, text, self.job.layout)["bits_per_byte"]
@@ -245,7 +248,9 @@ class _Run:
             micro_batch_size=phase.micro_batch_size if batch.lengths is None else 1,
             forward_only=False,
         )
-        norm = optimizers.prepare(self.optimizer, phase.optimizer.clip_grad)
+        optimizers.prepare(self.optimizer)
+        groups = optimizers.group_norms(self.optimizer, self.bare) if self._shown(position.step + 1) else {}
+        norm = optimizers.clip(self.optimizer, phase.optimizer.clip_grad)
         losses = self._losses(outputs)
         if not self._accepted(losses["loss"], norm):
             return {}
@@ -258,6 +263,7 @@ class _Run:
         return losses | {
             "lr": phase.optimizer.lr * factor,
             "grad_norm": norm,
+            **{f"grad_norm/{group}": value for group, value in groups.items()},
             "tokens": position.tokens,
             "tokens_per_second": tokens / seconds,
             "tflops_per_rank": tokens / seconds * flops_per_token(self.shape, phase.sequence_length) / world / 1e12,

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -16,9 +17,12 @@ import torch.distributed as dist
 
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
+from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import OptimizerConfig, ParamKey, get_megatron_optimizer, get_standard_config_overrides
 from megatron.core.optimizer import optimizer as megatron_optimizer
 from megatron.core.optimizer.optimizer import MegatronOptimizer
+from megatron.core.tensor_parallel import param_is_not_tensor_parallel_duplicate
+from megatron.core.transformer.module import param_is_not_shared
 from megatron_adapt.config import Optimizer
 from megatron_adapt.engine import backend, optimizer_state, updates
 from megatron_adapt.engine.model import named_parameters
@@ -131,16 +135,47 @@ def _replace(
     single.init_state_fn = lambda optimizer, config=None: optimizer.initialize()
 
 
-def prepare(optimizer: MegatronOptimizer, clip_grad: float) -> float:
-    """Take over the gradients and clip them; their norm before, over all model-parallel ranks. ``update`` follows, or not."""
+def prepare(optimizer: MegatronOptimizer) -> None:
+    """Take over the gradients of the step; ``clip`` and, unless the step is left out, ``update`` follow."""
+    base(optimizer).prepare_grads()
+
+
+def clip(optimizer: MegatronOptimizer, clip_grad: float) -> float:
+    """Clip the gradients; their norm before, over all model-parallel ranks."""
     single = base(optimizer)
-    single.prepare_grads()
     if not _is_low(single):
         return float(single.clip_grad_norm(clip_grad) if clip_grad else single.get_grad_norm())
     norm = _norm(single)
     if single.optimizer is not None:
         single.optimizer.gradient_scale = min(1.0, clip_grad / (norm + 1e-6)) if clip_grad else 1.0
     return norm
+
+
+GROUPS = {  # by which norms are reported, and what a parameter's canonical name says if it belongs there; the first counts
+    "embedding": r"^embedding\.",
+    "output": r"^output_layer\.",
+    "norms": r"norm[._](weight|bias)$",
+    "attention": r"\.self_attention\.",
+    "mlp": r"\.mlp\.",
+}
+
+
+def group_norms(optimizer: MegatronOptimizer, bare: GPTModel) -> dict[str, float]:
+    """Norm of the gradients of each of ``GROUPS`` that trains; between ``prepare`` and ``clip``. Collective."""
+    single = base(optimizer)
+    names = {id(parameter): name for name, parameter in named_parameters(bare)}
+    sums = torch.zeros(2, len(GROUPS), dtype=torch.float64, device=backend.device())
+    for slot in optimizer_state.slots(single):
+        if slot.updated is None or slot.updated.grad is None:
+            continue
+        name = names[id(slot.parameter)]
+        number = next(number for number, pattern in enumerate(GROUPS.values()) if re.search(pattern, name))
+        sums[1, number] += 1
+        if param_is_not_shared(slot.updated) and param_is_not_tensor_parallel_duplicate(slot.updated):
+            sums[0, number] += torch.linalg.vector_norm(slot.updated.grad, dtype=torch.float32).double() ** 2
+    dist.all_reduce(sums, group=single.get_grad_stats_parallel_group())
+    squares, counts = sums.tolist()
+    return {group: square**0.5 for group, square, count in zip(GROUPS, squares, counts) if count}
 
 
 def update(optimizer: MegatronOptimizer) -> None:

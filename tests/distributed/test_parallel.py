@@ -43,6 +43,9 @@ def assert_same(run: Outcome, reference: Outcome) -> None:
     assert run.losses == pytest.approx(reference.losses, rel=RELATIVE)
     assert run.norms == pytest.approx(reference.norms, rel=RELATIVE)
     assert [line.keys() for line in run.metrics] == [line.keys() for line in reference.metrics]
+    groups = {key: value for key, value in reference.metrics[-1].items() if key.startswith("grad_norm/")}
+    assert {key: run.metrics[-1][key] for key in groups} == pytest.approx(groups, rel=RELATIVE)
+    assert sum(value**2 for value in groups.values()) == pytest.approx(reference.norms[-1] ** 2, rel=RELATIVE)
     assert run.metrics[-1]["held_out/text"] == pytest.approx(reference.metrics[-1]["held_out/text"], rel=RELATIVE)
     assert run.metrics[-1]["bits_per_byte"] == pytest.approx(reference.metrics[-1]["bits_per_byte"], rel=RELATIVE)
 

@@ -101,7 +101,9 @@ def gradient_differences(model: torch.nn.Module, expected: dict[str, torch.Tenso
     for name, parameter in models.named_parameters(model):
         mine = convert.tensor_parallel_slice(name, expected[name], parameter.shape, group.rank(), group.size(), gated)
         differences[name] = ((parameter.main_grad - mine).abs().max() / expected[name].abs().max()).item()
-    norm = optimizers.prepare(optimizers.build(phase().optimizer, wrapped, "fp32"), clip_grad=0.0)
+    optimizer = optimizers.build(phase().optimizer, wrapped, "fp32")
+    optimizers.prepare(optimizer)
+    norm = optimizers.clip(optimizer, 0.0)
     whole = torch.stack([tensor.norm() for tensor in expected.values()]).norm().item()
     return differences | {"gradient norm": abs(norm / whole - 1)}
 
