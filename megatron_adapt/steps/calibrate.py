@@ -15,7 +15,7 @@ from megatron_adapt.vocab import surgery
 from megatron_adapt.vocab.calibration import calibrated
 
 WINDOW = 256  # tokens
-WINDOWS = 32
+WINDOWS = 128
 MAX_BYTES = 20_000_000  # of text that is counted
 
 

@@ -244,9 +244,14 @@ class _Work:
             spans = [np.arange(indptr[row], indptr[row + 1]) for row in chosen]
             entries = np.concatenate(spans)
             offsets = torch.from_numpy(np.cumsum([0, *map(len, spans[:-1])]))
+            weights = torch.from_numpy(self.map.weights[entries])
+            if self.source.dtype == torch.float32 and self.map.norm == "none":  # nothing to convert or to measure
+                local = torch.from_numpy(self.map.source_ids[entries])
+                yield chosen, embedding_bag(local, self.source, offsets, mode="sum", per_sample_weights=weights)
+                continue
             unique, local = np.unique(self.map.source_ids[entries], return_inverse=True)
             gathered = self.source[torch.from_numpy(unique)].float()
-            local, weights = torch.from_numpy(local.reshape(-1)), torch.from_numpy(self.map.weights[entries])
+            local = torch.from_numpy(local.reshape(-1))
             sums = embedding_bag(local, gathered, offsets, mode="sum", per_sample_weights=weights)
             if self.map.norm != "none":
                 lengths_of = (gathered - self.centre).norm(dim=1, keepdim=True)

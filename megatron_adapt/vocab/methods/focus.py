@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -53,6 +53,12 @@ def build(material: Material, options: Options) -> Maps:
             "or leave the variant out to learn vectors from the corpus here."
         )
     vectors, report = _vectors(material, options)
+    return from_vectors(material, options, vectors, report)
+
+
+def from_vectors(material: Material, options: Options, vectors: np.ndarray, report: dict[str, Any] | None = None) -> Maps:
+    """:func:`build` with the vectors of the target's tokens given, float32 [vocab_size, h]; zero where there is none."""
+    report = report or {}
     known = np.abs(vectors).sum(1) > 0
     rows, ids = material.anchors("focus")
     anchored = known[rows]
@@ -73,7 +79,7 @@ def build(material: Material, options: Options) -> Maps:
         )
         for side in (("uniform", "uniform") if material.tied else ("back", "front"))
     ]
-    report |= {
+    report = report | {
         "anchors": len(rows), "similar_tokens": len(similar), "rare_tokens": len(rare),
         "anchors_per_token": round(len(query) / max(1, len(similar)), 2),
     }  # fmt: skip
