@@ -15,7 +15,7 @@ from megatron_adapt.config import Corpus
 from megatron_adapt.errors import ConfigError, DataError
 from megatron_adapt.steps import swap
 from megatron_adapt.steps.reporter import Reporter
-from megatron_adapt.vocab.calibration import calibrated, constant_direction
+from megatron_adapt.vocab.calibration import _Fit, _Recipe, calibrated, constant_direction
 
 
 def states(number: int = 3000, width: int = 12) -> torch.Tensor:
@@ -52,6 +52,33 @@ def test_rows_that_know_something_are_kept():
     true = -float(logits.log_softmax(-1).gather(-1, following[:, None]).mean())
     assert report["alpha"] >= 0.75 and report["nats_after"] < true + 0.1 < report["nats_before"] - 0.1
     assert calibrated(rows, hidden, following, np.ones(40))[0].shape == rows.shape
+
+
+def test_states_before_a_token_tell_when_it_comes():
+    """Normal states around a mean of each token: the fit comes near the exact posterior, and what was not seen keeps its row."""
+    generator = torch.Generator().manual_seed(4)
+    means = torch.randn(20, 12, generator=generator) + torch.linspace(-2, 3, 12)
+    following = torch.randint(20, (6000,), generator=generator)
+    hidden = means[following] + 0.7 * torch.randn(6000, 12, generator=generator)
+    counts = np.append(np.bincount(following.numpy()), 1)
+    rows = torch.randn(21, 12, generator=generator)
+    new, report = calibrated(rows, hidden, following, counts)
+    exact = -((hidden[:, None] - means) ** 2).sum(-1) / (2 * 0.7**2)
+    best = -float(exact.log_softmax(-1).gather(-1, following[:, None]).mean())
+    assert report["weight"] in (1.0, 3.0, 10.0) and report["ridge"] == 1.0
+    assert report["nats_after"] < 0.5 * (best + math.log(20)) < report["nats_before"]
+    fit = _Fit(rows, hidden, following, torch.full((21,), 1 / 21))
+    recipe = _Recipe(0.5, 1.0, 3.0)
+    seen = fit.occurrences[:, 0]
+    smooth = fit.covariance + fit.covariance.diagonal().mean() * torch.eye(12)
+    centred = 0.5 * (rows - rows.mean(0))
+    found = fit.matrix(recipe, hidden[:2000])
+    for token in (0, 7, 20):
+        discriminant = torch.linalg.solve(smooth, hidden[following == token].sum(0) - seen[token] * hidden.mean(0))
+        expected = (3 * centred[token] + discriminant) / (seen[token] + 3)
+        along = (found[token] - expected) / fit.direction  # what is left is a bias along one direction
+        assert float(along.std()) < 1e-2 * (1 + float(along.abs().mean()))
+    assert seen[20] == 0
 
 
 def choice(calibrate: bool = True, corpus: str = str(CORPUS / "de.jsonl")) -> swap.Choice:

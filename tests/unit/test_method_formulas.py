@@ -154,6 +154,42 @@ def test_sparsemax(first):
     assert np.allclose(dense, np.stack([simplex(row) for row in scores]), atol=1e-9)
 
 
+@pytest.mark.parametrize("first", [2, 5])
+def test_sparsemax_of_many_columns(first):
+    """Where groups of columns are looked at first; supports up to all of them, equal scores, a last group that is not full."""
+    generator = np.random.default_rng(6)
+    scores = generator.normal(size=(60, 213)) * np.repeat([2.0, 0.2, 1e-3], 20)[:, None]
+    scores[5], scores[6, ::2], scores[7, -4:] = 0.3, 0.9, 5.0
+    assert 2 * first * similarity.GROUP < 213
+    rows, columns, weights = similarity.sparsemax(scores, first)
+    dense = np.zeros_like(scores)
+    dense[rows, columns] = weights
+    assert np.allclose(dense, np.stack([simplex(row) for row in scores]), atol=1e-9)
+
+
+def test_focus_is_the_package_of_its_authors(monkeypatch):
+    """The rows that deepfocus (pip install deepfocus, which compiles fastText) makes of the same vectors."""
+    package = pytest.importorskip("deepfocus.focus", reason="deepfocus is not installed: the formula is checked above")
+    from transformers import PreTrainedTokenizerFast
+
+    here = world()
+    tokenizers = [PreTrainedTokenizerFast(tokenizer_file=str(here.folder / name / "tokenizer.json")) for name in ("target", "source")]
+    words, vectors = word_vectors.read_vectors(here.folder / "tokens.vec")
+    monkeypatch.setattr(package, "load_target_token_embedding", lambda **_: dict(zip(words, vectors)))
+    overlap = package.get_overlapping_tokens(*tokenizers, match_symbols=False, exact_match_all=True, fuzzy_match_all=False)[0]
+    theirs = {entry.target.id: entry.source[0].id for entry in overlap.values()}
+    old = matrix(here.source)
+    expected = package.FOCUS(*tokenizers, old, fasttext_model_path="x", verbosity="silent")
+    # its matching takes some tokens for others, so its pairs are given to ours
+    material = here.material()
+    material.matching.source_ids[:] = -1
+    material.matching.source_ids[list(theirs)] = list(theirs.values())
+    maps = methods.build("focus", material, {"variant": "original", "vectors": here.folder / "tokens.vec"})
+    fixed = torch.from_numpy(~maps.input.drawn)
+    assert fixed.sum() > 600
+    assert (maps.input.apply(old, seed=0)[fixed] - expected[fixed]).abs().max() <= 1e-5 * expected.abs().max()
+
+
 def test_clipped_and_soft_weights():
     vectors, anchors = np.array([[1.0, 0.0], [-1.0, 0.0]]), np.array([[1.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
     rows, columns, weights = similarity.weights_over(vectors, anchors, "clip", 2)
