@@ -35,12 +35,19 @@ def shapes(recipe: Recipe) -> tuple[ModelShape, ModelShape]:
         check_tokenizer(directory.path, before.vocab_size)
     if recipe.vocabulary is None:
         return before, before
-    return before, replace(before, vocab_size=vocabulary_size(recipe.vocabulary.tokenizer, recipe.vocabulary.pad_to_multiple))
+    choice, multiple = recipe.vocabulary.tokenizer, recipe.vocabulary.pad_to_multiple
+    return before, replace(before, vocab_size=vocabulary_size(choice, multiple, before.vocab_size))
 
 
-def vocabulary_size(choice: TokenizerChoice, multiple: int) -> int:
+def vocabulary_size(choice: TokenizerChoice, multiple: int, own: int = 0) -> int:
+    """Rows for a tokenizer; ``own``: the model's. Rows that an extension can reuse, and tokens that pruning will keep
+    without a limit, are known only when it is done: the most that it can be."""
     if choice.train is not None:
-        size = choice.train.vocab_size
+        size = -(-choice.train.vocab_size // choice.train.multiple) * choice.train.multiple
+    elif choice.extend is not None:
+        size = own + choice.extend.tokens
+    elif choice.prune is not None:
+        size = min(own, choice.prune.keep or own)
     else:
         from megatron_adapt.hf.tokenizer import Tokenizer
 

@@ -35,15 +35,45 @@ class TokenizerTraining(Strict):
     corpora: list[Text] = Field(min_length=1, description="names of the corpora (under data) to train on")
     vocab_size: Annotated[Integer, Field(ge=300)] = Field(description="number of ids, special tokens included")
     type: Literal["bpe", "sentencepiece-bpe", "unigram"] = Field("bpe", description="kind of tokenizer")
+    digits: Literal["runs", "three", "single"] = Field("runs", description="how many digits a token may hold")
+    whitespace: Literal["runs", "single"] = Field("runs", description="whether several spaces may be one token")
+    multiple: Count = Field(1, description="reserved tokens are added up to a multiple of this")
+    like: Text | None = Field(None, description="tokenizer whose special tokens and chat template are taken over")
+    max_bytes: Bytes | None = Field(None, description="read at most this much text; null reads all")
+
+
+class TokenizerExtension(Strict):
+    """The model's own tokenizer with further tokens; old ids stay."""
+
+    corpora: list[Text] = Field(min_length=1, description="names of the corpora (under data) to learn from")
+    tokens: Count = Field(description="number of new tokens")
+    min_count: Count = Field(2, description="how often a pair has to come to become a token")
+    reuse: Switch = Field(False, description="take ids first that have no token, are reserved, or that no text can make")
+    max_bytes: Bytes | None = Field(None, description="read at most this much text; null reads all")
+
+
+class TokenizerPruning(Strict):
+    """The model's own tokenizer with those tokens only that some text needs."""
+
+    corpora: list[Text] = Field(min_length=1, description="names of the corpora (under data) whose tokens stay")
+    min_count: Count = Field(1, description="how often a token has to come to stay")
+    keep: Count | None = Field(None, description="keep at most so many tokens, the most frequent; null: no limit")
     max_bytes: Bytes | None = Field(None, description="read at most this much text; null reads all")
 
 
 class TokenizerChoice(Strict):
-    """An existing tokenizer or one to train; plain text in the YAML is short for `path`."""
+    """An existing tokenizer or one to make; plain text in the YAML is short for `path`."""
 
-    alternatives: ClassVar[tuple[str, ...]] = ("path", "train")
+    alternatives: ClassVar[tuple[str, ...]] = ("path", "train", "extend", "prune")
     path: Text | None = Field(None, description="directory or file of a tokenizer")
     train: TokenizerTraining | None = Field(None, description="train a new tokenizer instead")
+    extend: TokenizerExtension | None = Field(None, description="add tokens to the model's own instead")
+    prune: TokenizerPruning | None = Field(None, description="remove tokens from the model's own instead")
+
+    @property
+    def making(self) -> TokenizerTraining | TokenizerExtension | TokenizerPruning | None:
+        """How it is made, if it is."""
+        return self.train or self.extend or self.prune
 
     @model_validator(mode="before")
     @classmethod
@@ -51,7 +81,7 @@ class TokenizerChoice(Strict):
         if isinstance(value, str):
             return {"path": value}
         if not isinstance(value, (dict, cls)):
-            raise ValueError(f"expected the path of a tokenizer or a mapping with 'path' or 'train', got {got(value)}")
+            raise ValueError(f"expected the path of a tokenizer or a mapping with 'path', 'train', 'extend' or 'prune', got {got(value)}")
         return value
 
 

@@ -64,6 +64,13 @@ def check(recipe: Recipe, methods: Methods | None = None) -> list[Found]:
     if isinstance(scratch, FromScratch) and isinstance(scratch.config, dict) and "vocab_size" in scratch.config:
         path = ("model", "from_scratch", "config", "vocab_size")
         found.append((path, "remove it: the size of the vocabulary comes from the tokenizer"))
+    if isinstance(scratch, FromScratch) and isinstance(scratch.tokenizer, TokenizerChoice):
+        for key in ("extend", "prune"):
+            if getattr(scratch.tokenizer, key) is not None:
+                path = ("model", "from_scratch", "tokenizer", key)
+                found.append((path, "a new model has no tokenizer of its own to start from; give 'path' or 'train'"))
+    for choice, path in _choices(recipe):
+        found += [((*path, "tokenizer", "train", key), text) for key, text in training_problems(choice.train)]
     if isinstance(scratch, FromScratch) and scratch.phases and recipe.vocabulary is None:
         path = ("model", "from_scratch", "phases")
         found.append((path, "these phases precede a swap of the vocabulary, but there is none; move them to 'phases'"))
@@ -229,18 +236,30 @@ def _corpora(recipe: Recipe) -> Iterator[Found]:
 
 def _named_corpora(recipe: Recipe) -> Iterator[tuple[tuple[str | int, ...], Any]]:
     """Every mention of a corpus, with its path."""
-    scratch = recipe.model.from_scratch if isinstance(recipe.model, Model) else None
-    choices = {("model", "from_scratch"): scratch, ("vocabulary",): recipe.vocabulary}
-    for path, holder in choices.items():
-        choice = holder.tokenizer if isinstance(holder, (FromScratch, Vocabulary)) else None
-        training = choice.train if isinstance(choice, TokenizerChoice) else None
-        if isinstance(training, TokenizerTraining) and isinstance(training.corpora, list):
-            yield from (((*path, "tokenizer", "train", "corpora", i), name) for i, name in enumerate(training.corpora))
+    for choice, path in _choices(recipe):
+        for key in ("train", "extend", "prune"):
+            making = getattr(choice, key)
+            if isinstance(making, Strict) and isinstance(making.corpora, list):
+                yield from (((*path, "tokenizer", key, "corpora", i), name) for i, name in enumerate(making.corpora))
     for path, phase in _phases(recipe):
         yield from (((*path, "data", name), name) for name in (phase.data if isinstance(phase.data, dict) else {}))
     for key, holder in (("evaluation", recipe.evaluation), ("vocabulary", recipe.vocabulary)):
         if isinstance(holder, (Evaluation, Vocabulary)) and isinstance(holder.corpora, list):
             yield from (((key, "corpora", i), name) for i, name in enumerate(holder.corpora))
+
+
+def _choices(recipe: Recipe) -> Iterator[tuple[TokenizerChoice, tuple[str | int, ...]]]:
+    """The choices of a tokenizer, with the path of their holder."""
+    scratch = recipe.model.from_scratch if isinstance(recipe.model, Model) else None
+    for holder, path in ((scratch, ("model", "from_scratch")), (recipe.vocabulary, ("vocabulary",))):
+        if isinstance(holder, (FromScratch, Vocabulary)) and isinstance(holder.tokenizer, TokenizerChoice):
+            yield holder.tokenizer, path
+
+
+def training_problems(training: Any) -> Iterator[tuple[str, str]]:
+    """(key, what is wrong) of settings that do not go together."""
+    if isinstance(training, TokenizerTraining) and training.digits == "three" and training.type in ("sentencepiece-bpe", "unigram"):
+        yield "digits", f"sentencepiece cannot count digits: 'three' belongs to 'bpe', not to {training.type!r}"
 
 
 def _vocabulary(recipe: Recipe, methods: Methods | None) -> Iterator[Found]:

@@ -72,7 +72,7 @@ class _Builder:
         recipe = self.recipe
         scratch, vocabulary = recipe.model.from_scratch, recipe.vocabulary
         base_tokenizer = self._tokenizer("base", scratch.tokenizer) if scratch else Path(str(recipe.model.source))
-        tokenizer = self._tokenizer("target", vocabulary.tokenizer) if vocabulary else base_tokenizer
+        tokenizer = self._tokenizer("target", vocabulary.tokenizer, base_tokenizer) if vocabulary else base_tokenizer
         final = "target" if vocabulary else "base"
         in_phases = {name for phase in recipe.phases for name in phase.data}
         wanted = {"base": {name for phase in self._base_phases() for name in phase.data}}
@@ -102,26 +102,33 @@ class _Builder:
 
     # ------------------------------------------------------------------------------------------- tokenizer and data
 
-    def _tokenizer(self, kind: str, choice: TokenizerChoice) -> Path:
+    def _tokenizer(self, kind: str, choice: TokenizerChoice, own: Path | None = None) -> Path:
+        """``own``: the tokenizer that is extended or pruned."""
         if choice.path is not None:
             return Path(choice.path)
-        training = choice.train
-        assert training is not None
-        corpora = [self.recipe.data[name] for name in training.corpora]
+        making = choice.making
+        assert making is not None
+        corpora = [self.recipe.data[name] for name in making.corpora]
+        inputs: dict[str, Any] = {name: _files(self.recipe.data[name].path) for name in making.corpora}
+        settings = making.model_dump(exclude={"corpora", "like"})
+        if own is not None and choice.train is None:
+            settings["how"] = "extend" if choice.extend else "prune"
+            inputs["tokenizer"] = self._tokenizer_input(own)
+        if choice.train is not None and choice.train.like is not None:
+            inputs["like"] = self._tokenizer_input(Path(choice.train.like))
 
         def action(output: Path, reporter: Reporter) -> dict[str, Any]:
             from megatron_adapt.steps import tokenizer
 
-            return tokenizer.run(corpora, training.vocab_size, training.type, output, reporter, training.max_bytes)
+            return tokenizer.make(making, own, corpora, output, reporter)
 
         return self._add(
             name=f"tokenizers/{kind}",
             verb="tokenizer",
             output=self.output / "tokenizers" / kind,
             action=action,
-            settings=training.model_dump(exclude={"corpora"})
-            | {"corpora": {name: _reading(self.recipe.data[name]) for name in training.corpora}},
-            inputs={name: _files(self.recipe.data[name].path) for name in training.corpora},
+            settings=settings | {"corpora": {name: _reading(self.recipe.data[name]) for name in making.corpora}},
+            inputs=inputs,
         )
 
     def _preprocess(self, kind: str, name: str, tokenizer: Path) -> None:
@@ -201,8 +208,8 @@ class _Builder:
         is_contest = method == AUTO
         given = vocabulary.options if is_contest else {method: vocabulary.options.get(method, {})}
         chosen = {name: methods.read_options(name, values) for name, values in given.items()}
-        training = vocabulary.tokenizer.train
-        names = vocabulary.corpora or (training.corpora if training else [])
+        making = vocabulary.tokenizer.making
+        names = vocabulary.corpora or (making.corpora if making else [])
         if not (is_contest or vocabulary.calibrate or methods.reads_text(method, chosen[method])):
             names = []
         elif not names:

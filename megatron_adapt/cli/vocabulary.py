@@ -13,33 +13,60 @@ from megatron_adapt.cli.recipes import Either, StepName, is_recipe, run_steps
 from megatron_adapt.errors import ConfigError
 
 
+NewTokens = Annotated[Optional[int], typer.Option(min=1, help="extend: number of new tokens")]
+MinCount = Annotated[Optional[int], typer.Option(min=1, help="how often a pair (extend: 2) or a token (prune: 1) has to come")]
+Reuse = Annotated[bool, typer.Option("--reuse", help="extend: take ids first that nothing uses")]
+Keep = Annotated[Optional[int], typer.Option(min=1, help="prune: keep at most so many tokens")]
+TOKENIZER_USAGE = (
+    "expected a recipe (.yaml), or: tokenizer train --input FILE... --vocab-size N OUT, or: tokenizer extend SOURCE OUT --input FILE "
+    "--tokens N, or: tokenizer prune SOURCE OUT --input FILE, or: tokenizer report SOURCE [TARGET] --corpus FILE"
+)
+
+
 @app.command()
 def tokenizer(
-    words: Annotated[List[str], typer.Argument(metavar="RECIPE [PATH=VALUE]... | train OUT | report SOURCE [TARGET]")],
+    words: Annotated[
+        List[str], typer.Argument(metavar="RECIPE [PATH=VALUE]... | train OUT | extend SOURCE OUT | prune SOURCE OUT | report SOURCE [TARGET]")
+    ],
     step: StepName = None,
     input: Annotated[Optional[List[str]], typer.Option("--input", help="corpus files (repeat the option)")] = None,
-    vocab_size: Annotated[Optional[int], typer.Option(help="exact number of ids")] = None,
-    kind: Annotated[str, typer.Option("--type", help="bpe | sentencepiece-bpe | unigram")] = "bpe",
+    vocab_size: Annotated[Optional[int], typer.Option(help="train: exact number of ids")] = None,
+    kind: Annotated[str, typer.Option("--type", help="train: bpe | sentencepiece-bpe | unigram")] = "bpe",
+    digits: Annotated[str, typer.Option(help="train: a token holds digits in runs | three | single")] = "runs",
+    whitespace: Annotated[str, typer.Option(help="train: a token holds spaces in runs | single")] = "runs",
+    multiple: Annotated[int, typer.Option(min=1, help="train: reserved tokens are added up to a multiple of this")] = 1,
+    like: Annotated[Optional[Path], typer.Option(help="train: take over special tokens and chat template of this tokenizer")] = None,
+    tokens: NewTokens = None,
+    min_count: MinCount = None,
+    reuse: Reuse = False,
+    keep: Keep = None,
+    max_bytes: Annotated[Optional[str], typer.Option(help="read at most this much text, such as 500MB")] = None,
     text_key: Annotated[str, typer.Option(help="key of the text in JSON lines")] = "text",
-    corpus: Annotated[Optional[List[str]], typer.Option(help="text for report (repeat)")] = None,
-    json: Annotated[Optional[Path], typer.Option(help="write the report here, too")] = None,
+    corpus: Annotated[Optional[List[str]], typer.Option(help="report: text to measure on (repeat)")] = None,
+    json: Annotated[Optional[Path], typer.Option(help="report: write it here, too")] = None,
 ) -> None:
-    """Train tokenizers: a recipe's, or `tokenizer train --input FILE --vocab-size N OUT`; or measure: `tokenizer report`."""
+    """Train a tokenizer; extend a model's own with tokens of a text; prune it to a text; or measure (report)."""
     if is_recipe(words):
         return run_steps(words, "tokenizer", step)
     if words[0] == "report":
         from megatron_adapt.steps import tokenizer_report
 
         return print(*tokenizer_report.table(tokenizer_report.run(words[1:], corpus or (), text_key, json)), sep="\n")
-    if words[0] != "train" or len(words) < 2 or not input or vocab_size is None:
-        raise ConfigError("expected a recipe (.yaml), or: tokenizer train --input FILE... --vocab-size N OUT, or: tokenizer report")
-    from megatron_adapt.config import Corpus
     from megatron_adapt.steps import tokenizer as work
 
     # `--input A B OUT` arrives as input [A] and words [train, B, OUT].
-    *more, output = words[1:]
-    corpus = Corpus.model_construct(path=[*input, *more], text_key=text_key)
-    produce(Path(output), lambda folder, reporter: work.run([corpus], vocab_size, kind, folder, reporter))
+    own, more, output = None, words[1:-1], Path(words[-1])
+    if words[0] in ("extend", "prune") and more:
+        own, *more = more
+    given = {
+        "vocab_size": vocab_size, "type": kind, "digits": digits, "whitespace": whitespace, "multiple": multiple, "like": like,
+        "tokens": tokens, "min_count": min_count, "reuse": reuse, "keep": keep, "max_bytes": max_bytes,
+    }  # fmt: skip
+    if words[0] not in work.HOW or not input or len(words) < 2 or (words[0] != "train" and own is None):
+        raise ConfigError(TOKENIZER_USAGE)
+    making = work.making(words[0], given)
+    files = work.files([*input, *more], text_key)
+    produce(output, lambda folder, reporter: work.make(making, own and Path(own), files, folder, reporter))
 
 
 Tokenizer = Annotated[Optional[Path], typer.Option("--tokenizer", help="directory of the new tokenizer")]

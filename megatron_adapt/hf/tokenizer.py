@@ -139,6 +139,10 @@ class Tokenizer:
         pre-tokenizer, no prefix. None for a sentencepiece model, which cannot be asked without them."""
         return self._backend.pieces(spelling)
 
+    def words(self, text: str) -> list[str]:
+        """The spellings that a ``tokenizer.json`` cuts one by one: a text normalized and pre-tokenized."""
+        return self._backend.words(text)
+
     def tokens(self) -> list[str | None]:
         """Raw vocabulary strings by id (``Ġ``, ``▁``, ``<0x0A>`` … as stored), ``None`` where an id is unused."""
         return list(self._tokens)
@@ -200,6 +204,13 @@ class _RustBackend:
 
     def pieces(self, spelling: str) -> list[int] | None:
         return [token.id for token in self.plain.model.tokenize(spelling)]
+
+    def words(self, text: str) -> list[str]:
+        if self.plain.normalizer is not None:
+            text = self.plain.normalizer.normalize_str(text)
+        if self.plain.pre_tokenizer is None:
+            return [text]
+        return [word for word, _ in self.plain.pre_tokenizer.pre_tokenize_str(text)]
 
     def tokens(self) -> list[str | None]:
         vocabulary = self.full.get_vocab(with_added_tokens=True)

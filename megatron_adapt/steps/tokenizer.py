@@ -1,15 +1,19 @@
-"""Text corpora -> a directory with a trained tokenizer."""
+"""Text corpora -> a directory with a tokenizer: trained, or a model's own one extended or pruned."""
 
 from __future__ import annotations
 
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
-from typing import Any, Iterator, Sequence
+from typing import Any, Iterator, Mapping, Sequence
 
-from megatron_adapt.config import Corpus
+from pydantic import ValidationError
+
+from megatron_adapt.config import Corpus, TokenizerExtension, TokenizerPruning, TokenizerTraining
+from megatron_adapt.config_checks import training_problems
 from megatron_adapt.data.corpus import read_documents
 from megatron_adapt.data.held_out import without_held_out
+from megatron_adapt.errors import ConfigError
 from megatron_adapt.steps.reporter import Reporter
 
 
@@ -29,11 +33,98 @@ def training_texts(corpora: Sequence[Corpus], max_bytes: int | None = None) -> I
             yield text
 
 
-def run(
-    corpora: Sequence[Corpus], vocab_size: int, kind: str, output: Path, reporter: Reporter, max_bytes: int | None = None
-) -> dict[str, Any]:
-    from megatron_adapt.vocab.train import train_tokenizer
+Making = TokenizerTraining | TokenizerExtension | TokenizerPruning
 
-    stats = train_tokenizer(training_texts(corpora, max_bytes), vocab_size, output, kind)
-    reporter.log(f"{vocab_size:,} pieces ({kind}), {stats['bytes_per_token']:.2f} bytes a token")
+
+HOW: dict[str, type[Making]] = {"train": TokenizerTraining, "extend": TokenizerExtension, "prune": TokenizerPruning}
+
+
+def making(how: str, given: Mapping[str, Any]) -> Making:
+    """Settings from a command line, where options of all ways stand side by side; None and False are not given.
+
+    Raises:
+        ConfigError: all that is wrong with them, one a line; an option that belongs to another way.
+    """
+    fields = HOW[how].model_fields
+    defaults = {name: field.default for kind in HOW.values() for name, field in kind.model_fields.items()}
+    foreign = [name for name, value in given.items() if name not in fields and value not in (None, False, defaults[name])]
+    if foreign:
+        listed = ", ".join(f"--{name.replace('_', '-')}" for name in foreign)
+        raise ConfigError(f"tokenizer {how} has no option {listed}.")
+    values = {name: str(value) if isinstance(value, Path) else value for name, value in given.items() if name in fields and value is not None}
+    try:
+        found = HOW[how](corpora=["input"], **values)
+    except ValidationError as error:
+        lines = [f"--{str(entry['loc'][0]).replace('_', '-')}: {_plain(entry)}" for entry in error.errors()]
+        raise ConfigError("\n".join(lines)) from None
+    if problems := list(training_problems(found)):
+        raise ConfigError("\n".join(f"--{key}: {text}." for key, text in problems))
+    return found
+
+
+def _plain(entry: Mapping[str, Any]) -> str:
+    return "is missing." if entry["type"] == "missing" else f"{entry['msg'].removeprefix('Value error, ')}."
+
+
+def files(paths: Sequence[str], text_key: str) -> list[Corpus]:
+    """Files of a command line as a corpus."""
+    return [Corpus.model_construct(path=list(paths), text_key=text_key)]
+
+
+def make(
+    making: Making, own: Path | None, corpora: Sequence[Corpus], output: Path, reporter: Reporter
+) -> dict[str, Any]:
+    """``own``: the tokenizer to extend or prune."""
+    texts = training_texts(corpora, making.max_bytes)
+    if isinstance(making, TokenizerTraining):
+        return _train(making, texts, output, reporter)
+    from megatron_adapt.hf.tokenizer import Tokenizer
+
+    assert own is not None
+    source = Tokenizer.load(own)
+    return (_extend if isinstance(making, TokenizerExtension) else _prune)(making, source, texts, output, reporter)
+
+
+def _train(training: TokenizerTraining, texts: Iterator[str], output: Path, reporter: Reporter) -> dict[str, Any]:
+    from megatron_adapt.vocab.train import Scheme, train_tokenizer
+
+    scheme = Scheme(training.digits, training.whitespace, training.multiple, Path(training.like) if training.like else None)
+    stats = train_tokenizer(texts, training.vocab_size, output, training.type, scheme)
+    reporter.log(f"{stats['vocab_size']:,} pieces ({training.type}), {stats['bytes_per_token']:.2f} bytes a token")
+    _tell_losses(stats, reporter)
     return stats
+
+
+def _extend(extension: Any, source: Any, texts: Iterator[str], output: Path, reporter: Reporter) -> dict[str, Any]:
+    from megatron_adapt.vocab.extension import extend
+
+    stats = extend(source, texts, extension.tokens, output, extension.min_count, extension.reuse)
+    reused = ", ".join(f"{count:,} {reason}" for reason, count in stats["reused"].items())
+    before, after = stats["bytes_per_token"]
+    reporter.log(
+        f"{stats['new_tokens']:,} new tokens{f' (on ids reused: {reused})' if reused else ''}, {stats['vocab_size']:,} in all; "
+        f"{stats['reachable']:,} are reachable, {stats['seen']:,} come in the text; bytes a token {before:.2f} -> {after:.2f}"
+    )
+    if stats["unreachable_examples"]:
+        reporter.log(f"warning: no text of their own makes {', '.join(map(repr, stats['unreachable_examples']))}")
+    _tell_losses(stats, reporter)
+    return stats
+
+
+def _prune(pruning: Any, source: Any, texts: Iterator[str], output: Path, reporter: Reporter) -> dict[str, Any]:
+    from megatron_adapt.vocab.pruning import prune
+
+    stats = prune(source, texts, output, pruning.min_count, pruning.keep)
+    before, after = stats["bytes_per_token"]
+    reporter.log(
+        f"{stats['vocab_size']:,} of {stats['source_vocab_size']:,} tokens stay, {stats['kept_of_text']:.2%} of the running ones; "
+        f"bytes a token {before:.2f} -> {after:.2f}"
+    )
+    _tell_losses(stats, reporter)
+    return stats
+
+
+def _tell_losses(stats: dict[str, Any], reporter: Reporter) -> None:
+    changed, documents = stats["round_trip"]["changed"], stats["round_trip"]["documents"]
+    if changed:
+        reporter.log(f"warning: {changed} of {documents} documents come back changed when they are decoded")

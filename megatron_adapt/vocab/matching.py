@@ -128,7 +128,7 @@ def _reader_of(tokenizer: Tokenizer) -> tuple[Callable[[str], bytes], Callable[[
     if parsed is None:  # a sentencepiece model
         return *_with_mark("▁"), True
     model = parsed.get("model") or {}
-    parts = [*_components(parsed.get("pre_tokenizer")), *_components(parsed.get("decoder"))]
+    parts = [*components(parsed.get("pre_tokenizer")), *components(parsed.get("decoder"))]
     kinds = {part.get("type") for part in parts}
     if model.get("end_of_word_suffix"):
         raise ConfigError(
@@ -153,12 +153,12 @@ def _with_mark(mark: str) -> tuple[Callable[[str], bytes], Callable[[bytes], str
     return lambda token: token.replace(mark, " ").encode(), lambda data: data.decode().replace(" ", mark)
 
 
-def _components(value: Any) -> Iterator[dict]:
+def components(value: Any) -> Iterator[dict[str, Any]]:
     """All parts of a pre-tokenizer or decoder, sequences opened up."""
     if isinstance(value, dict):
         yield value
         for nested in (*(value.get("pretokenizers") or ()), *(value.get("decoders") or ())):
-            yield from _components(nested)
+            yield from components(nested)
 
 
 @lru_cache(maxsize=None)

@@ -7,14 +7,19 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, Mapping
 
+import numpy as np
+
 from megatron_adapt.errors import CheckpointError, ConfigError
 from megatron_adapt.families import find_family
 from megatron_adapt.families.rules import EMBEDDING, OUTPUT, check_weights, redundant_head, with_prefix
 from megatron_adapt.hf.directory import HFDirectory
 from megatron_adapt.hf.splice import Replacement, exchange, splice
-from megatron_adapt.hf.tokenizer_files import copy_flushed, write_json, write_tokenizer
+from megatron_adapt.hf.tokenizer_files import copy_flushed, write_tokenizer
 from megatron_adapt.vocab import methods, provenance
+from megatron_adapt.vocab.derived import EXTENDED, derivation
+from megatron_adapt.vocab.matching import ROLE, SPECIAL
 from megatron_adapt.vocab.material import Maps, Material
+from megatron_adapt.vocab.token_ids import write_configs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,11 +27,6 @@ if TYPE_CHECKING:
     from megatron_adapt.families import ModelShape
     from megatron_adapt.hf.tokenizer import Tokenizer
 
-# Settings of generation_config.json that name ids of the old vocabulary and have no counterpart in the new one.
-ID_SETTINGS = (
-    "bad_words_ids", "begin_suppress_tokens", "decoder_start_token_id", "force_words_ids", "forced_bos_token_id",
-    "forced_decoder_ids", "forced_eos_token_id", "sequence_bias", "suppress_tokens",
-)  # fmt: skip
 LEGAL = ("LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY")
 
 
@@ -40,6 +40,9 @@ def swap(
     Only the embedding and, if untied, the output matrix change, a block of rows at a time; dtype stays, and all other
     tensors go from file to file as bytes (those of pickle files one at a time). The new
     directory has the target's tokenizer files and token ids, and appears under its name when it is complete.
+
+    If the tokenizer is the model's own one, extended or pruned (``vocab.derived``), tokens of the same spelling keep their
+    rows whatever the method, and an extended model also keeps the rows beyond its tokenizer.
 
     Args:
         source_dir: a Hugging Face model directory with its tokenizer.
@@ -73,9 +76,13 @@ def swap(
             f"{tokenizer_dir} has no tokenizer.json, and transformers would cut text otherwise than the sentencepiece "
             f"model does. Convert it to tokenizer.json first."
         )
-    rows = -(-target.vocab_size // pad_to_multiple) * pad_to_multiple
+    derived = derivation(tokenizer_dir, source)
+    least = max(target.vocab_size, shape.vocab_size) if derived == EXTENDED else target.vocab_size
+    rows = -(-least // pad_to_multiple) * pad_to_multiple
     material = Material(target, source, shape.num_layers, shape.tied, seed, texts)
     maps = methods.build(method, material, options).padded(rows)
+    if derived is not None:
+        maps = maps.keeping(_same_rows(source, target, shape.vocab_size if derived == EXTENDED else 0, rows))
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{output.name}.", suffix=".partial", dir=output.parent) as folder:
@@ -83,13 +90,33 @@ def swap(
             partial.mkdir()
             lengths = _write_weights(directory, shape, maps, seed, partial)
             provenance.write(partial / provenance.FILE, material, maps, shape.tied)
-            _write_configs(directory, target, rows, partial)
+            write_configs(directory, target, rows, _new_ids(material, derived), derived is not None, partial)
             write_tokenizer(target, partial)
             _copy_licence(directory, partial)
             os.replace(partial, output)
     except OSError as error:
         raise CheckpointError(f"could not write {output}: {error}.") from None
-    return _report(method, seed, shape, material, maps) | {"row_norms": lengths}
+    return _report(method, seed, shape, material, maps, derived) | {"row_norms": lengths}
+
+
+def _same_rows(source: Tokenizer, target: Tokenizer, source_rows: int, rows: int) -> np.ndarray:
+    """The source's row for every row, int64 [rows]: of the token of the same spelling, and the same row beyond both
+    tokenizers as far as the source has one (``source_rows``); -1 for new ones."""
+    ids = {token: index for index, token in enumerate(source.tokens()) if token is not None}
+    same = np.full(rows, -1, dtype=np.int64)
+    same[: target.vocab_size] = [-1 if token is None else ids.get(token, -1) for token in target.tokens()]
+    beyond = np.arange(max(source.vocab_size, target.vocab_size), min(rows, source_rows))
+    same[beyond] = beyond
+    return same
+
+
+def _new_ids(material: Material, derived: str | None) -> dict[int, int]:
+    """Old id -> new id of the same token; in another vocabulary of special tokens only."""
+    if derived is not None:
+        ids = {token: index for index, token in enumerate(material.target.tokens()) if token is not None}
+        return {index: ids[token] for index, token in enumerate(material.source.tokens()) if token in ids}
+    special = np.flatnonzero(np.isin(material.matching.tiers, (ROLE, SPECIAL)))
+    return {int(material.matching.source_ids[index]): int(index) for index in special}
 
 
 def shape_of(directory: HFDirectory) -> ModelShape:
@@ -166,15 +193,6 @@ def _write_weights(
     return lengths
 
 
-def _write_configs(directory: HFDirectory, target: Tokenizer, rows: int, output: Path) -> None:
-    ids = {"bos_token_id": target.bos_id, "eos_token_id": target.eos_id, "pad_token_id": target.pad_id}
-    write_json(output / "config.json", {**directory.config, "vocab_size": rows, **ids})
-    generation = directory.generation_config()
-    if generation is not None:
-        kept = {key: value for key, value in generation.items() if key not in ID_SETTINGS}
-        write_json(output / "generation_config.json", {**kept, **ids})
-
-
 def _copy_licence(directory: HFDirectory, output: Path) -> None:
     """Other files may speak of the old vocabulary."""
     for file in directory.path.iterdir():
@@ -182,25 +200,35 @@ def _copy_licence(directory: HFDirectory, output: Path) -> None:
             copy_flushed(file, output / file.name)
 
 
-def _report(method: str, seed: int, shape: ModelShape, material: Material, maps: Maps) -> dict[str, Any]:
-    source, target, matching = material.source, material.target, material.matching
-    warnings = list(maps.warnings)
-    if target.bos_id is not None and matching.source_ids[target.bos_id] < 0:
-        warnings.append(
-            "the target has a BOS token and the source has none: its row is new, although attention often rests on the "
-            "first position"
-        )
+def _report(method: str, seed: int, shape: ModelShape, material: Material, maps: Maps, derived: str | None) -> dict[str, Any]:
+    source, target, counts = material.source, material.target, material.matching.counts()
+    keys = [key for key in material.target_keys.keys if isinstance(key, bytes)]
     return {
         "method": method,
         "seed": seed,
+        "derived": derived,
         "tied": shape.tied,
         "source_vocab_size": source.vocab_size,
         "source_rows": shape.vocab_size,
         "target_vocab_size": target.vocab_size,
         "target_rows": maps.input.rows,
-        "overlap": matching.counts(),
+        "target_ids_without_a_token": sum(key is None for key in material.target_keys.keys),
+        "target_duplicate_bytes": len(keys) - len(set(keys)),
+        "overlap": counts,
         **maps.input.counts(),
         **({} if maps.output is maps.input or shape.tied else {"output": maps.output.counts()}),
         "details": maps.report,
-        "warnings": warnings,
+        "warnings": [*maps.warnings, *_warnings(material, counts)],
     }
+
+
+def _warnings(material: Material, counts: dict[str, int]) -> Iterator[str]:
+    if material.target.bos_id is not None and material.matching.source_ids[material.target.bos_id] < 0:
+        yield (
+            "the target has a BOS token and the source has none: its row is new, although attention often rests on the "
+            "first position"
+        )
+    if material.target.eos_id is None:
+        yield "the target has no EOS token: nothing will mark the end of a document"
+    if counts["exact"] + counts["byte"] == 0:
+        yield "the vocabularies have no ordinary token in common: no row of the old one is kept as it is"

@@ -123,11 +123,11 @@ class Checker:
 
 def make_model(folder: Path) -> None:
     """A tiny Llama with a tokenizer of its own."""
-    from megatron_adapt.config import Corpus
+    from megatron_adapt.config import Corpus, TokenizerTraining
     from megatron_adapt.steps import initialize, tokenizer
     from megatron_adapt.steps.reporter import Reporter
 
-    tokenizer.run([Corpus(path="en.jsonl")], 400, "bpe", Path("tokenizer"), Reporter())
+    tokenizer.make(TokenizerTraining(corpora=["en"], vocab_size=400), None, [Corpus(path="en.jsonl")], Path("tokenizer"), Reporter())
     initialize.run(MODEL, Path("tokenizer"), folder, seed=1)
 
 
