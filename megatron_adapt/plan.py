@@ -104,31 +104,25 @@ class _Builder:
 
     def _tokenizer(self, kind: str, choice: TokenizerChoice, own: Path | None = None) -> Path:
         """``own``: the tokenizer that is extended or pruned."""
-        if choice.path is not None:
-            return Path(choice.path)
-        making = choice.making
-        assert making is not None
-        corpora = [self.recipe.data[name] for name in making.corpora]
-        inputs: dict[str, Any] = {name: _files(self.recipe.data[name].path) for name in making.corpora}
-        settings = making.model_dump(exclude={"corpora", "like"})
-        if own is not None and choice.train is None:
-            settings["how"] = "extend" if choice.extend else "prune"
-            inputs["tokenizer"] = self._tokenizer_input(own)
-        if choice.train is not None and choice.train.like is not None:
-            inputs["like"] = self._tokenizer_input(Path(choice.train.like))
+        if (making := choice.making) is None:
+            return Path(str(choice.path))
+        corpora = {name: self.recipe.data[name] for name in making.corpora}
+        read = own if choice.train is None else choice.train.like
 
         def action(output: Path, reporter: Reporter) -> dict[str, Any]:
             from megatron_adapt.steps import tokenizer
 
-            return tokenizer.make(making, own, corpora, output, reporter)
+            return tokenizer.make(making, own, list(corpora.values()), output, reporter)
 
+        inputs = {} if read is None else {"tokenizer": self._tokenizer_input(Path(read))}
+        settings = {"corpora": {name: _reading(corpus) for name, corpus in corpora.items()}}
         return self._add(
             name=f"tokenizers/{kind}",
             verb="tokenizer",
             output=self.output / "tokenizers" / kind,
             action=action,
-            settings=settings | {"corpora": {name: _reading(self.recipe.data[name]) for name in making.corpora}},
-            inputs=inputs,
+            settings=making.model_dump(exclude={"corpora", "like"}) | settings,
+            inputs={name: _files(corpus.path) for name, corpus in corpora.items()} | inputs,
         )
 
     def _preprocess(self, kind: str, name: str, tokenizer: Path) -> None:

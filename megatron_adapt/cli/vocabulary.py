@@ -100,28 +100,35 @@ def swap(
     pad_to_multiple: Multiple = 1,
     candidates: Candidates = None,
     probe_steps: Steps = 50,
+    extend: Annotated[Optional[int], typer.Option(min=1, help="instead of --tokenizer: so many new tokens for --corpus")] = None,
+    prune: Annotated[bool, typer.Option("--prune", help="instead of --tokenizer: only the tokens that --corpus needs")] = False,
+    min_count: MinCount = None,
+    reuse: Reuse = False,
+    keep: Keep = None,
 ) -> None:
-    """Exchange a model's vocabulary: a recipe's, or `swap HF_DIR OUT --tokenizer DIR --method subwords`."""
+    """Exchange, extend or prune a model's vocabulary: a recipe's, or `swap HF_DIR OUT --tokenizer DIR --method subwords`."""
     if is_recipe(words):
         return run_steps(words, "swap", step)
     source, output = paths(words, "HF_DIR OUT")
-    if tokenizer is None:
-        raise ConfigError("swap HF_DIR OUT needs --tokenizer DIR.")
     from megatron_adapt.config import AUTO
+    from megatron_adapt.steps import tokenizer as tokenizers
 
+    changes = {"tokens": extend, "min_count": min_count, "reuse": reuse, "keep": keep}
+    target = tokenizers.target(source, tokenizer, prune, changes, corpus or (), text_key)
     if method == AUTO:
         from megatron_adapt.steps import compare as contests
 
         contest = contests.contest(
             option or (), candidates or (), seed, pad_to_multiple, corpus or (), text_key, calibrate, probe_steps
         )
-        return produce(output, lambda folder, reporter: contests.run(source, tokenizer, folder, contest, reporter), keeps_parts=True)
+        chosen = target.given_to(lambda made, folder, reporter: contests.run(source, made, folder, contest, reporter))
+        return produce(output, chosen, keeps_parts=True)
     if candidates:
         raise ConfigError("--methods goes with --method auto, or with compare.")
     from megatron_adapt.steps import swap as work
 
     choice = work.choice(method, option or (), seed, pad_to_multiple, corpus or (), text_key, bool(calibrate))
-    produce(output, lambda folder, reporter: work.run(source, tokenizer, folder, choice, reporter))
+    produce(output, target.given_to(lambda made, folder, reporter: work.run(source, made, folder, choice, reporter)))
 
 
 @app.command()

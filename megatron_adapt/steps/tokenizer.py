@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
+from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
-from typing import Any, Iterator, Mapping, Sequence
+from typing import Any, Callable, Iterator, Mapping, Sequence
 
 from pydantic import ValidationError
 
@@ -69,6 +71,51 @@ def _plain(entry: Mapping[str, Any]) -> str:
 def files(paths: Sequence[str], text_key: str) -> list[Corpus]:
     """Files of a command line as a corpus."""
     return [Corpus.model_construct(path=list(paths), text_key=text_key)]
+
+
+@dataclass(frozen=True)
+class Target:
+    """The tokenizer that a swap is to: there already, or made of the model's own first."""
+
+    source: Path
+    path: Path | None
+    making: Making | None
+    corpora: list[Corpus]
+
+    def given_to(self, work: Callable[[Path, Path, Reporter], dict[str, Any]]) -> Callable[[Path, Reporter], dict[str, Any]]:
+        """``work(tokenizer, folder, reporter)`` with the tokenizer known; one that is made is gone after it."""
+
+        def run(folder: Path, reporter: Reporter) -> dict[str, Any]:
+            if self.path is not None:
+                return work(self.path, folder, reporter)
+            assert self.making is not None
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=f"{folder.name}.", suffix=".tokenizer", dir=folder.parent) as place:
+                made = Path(place) / "tokenizer"
+                stats = make(self.making, self.source, self.corpora, made, reporter)
+                return work(made, folder, reporter) | {"tokenizer": stats}
+
+        return run
+
+
+def target(
+    source: Path, path: Path | None, prune: bool, changes: Mapping[str, Any], paths: Sequence[str], text_key: str
+) -> Target:
+    """From a command line: ``--tokenizer``, ``--extend`` (``changes["tokens"]``) or ``--prune``; ``paths``: text to learn from.
+
+    Raises:
+        ConfigError: not one of them, no text for the second and third, or an option of another.
+    """
+    ways = [name for name, given in (("--tokenizer", path), ("--extend", changes["tokens"]), ("--prune", prune)) if given]
+    if len(ways) != 1:
+        raise ConfigError(f"swap HF_DIR OUT needs one of --tokenizer DIR, --extend N and --prune, got {' and '.join(ways) or 'none'}.")
+    if path is not None:
+        if foreign := [f"--{name.replace('_', '-')}" for name, value in changes.items() if value]:
+            raise ConfigError(f"{', '.join(foreign)}: for --extend and --prune only; --tokenizer is taken as it is.")
+        return Target(source, path, None, [])
+    if not paths:
+        raise ConfigError(f"{ways[0]} learns from text: name files with --corpus.")
+    return Target(source, None, making("prune" if prune else "extend", changes), files(paths, text_key))
 
 
 def make(

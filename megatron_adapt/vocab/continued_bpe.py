@@ -30,14 +30,13 @@ class Learnt:
     Attributes:
         characters: new tokens of one character. merges: (left, right) of the others, in the order in which they apply.
         words: every distinct word with how it is cut now (tokens as strings, None for a character that is none).
-        tokens_before, tokens_after: of the text, weighted by how often words come.
+        tokens_before: of the text, as it was cut.
     """
 
     characters: list[str]
     merges: list[tuple[str, str]]
     words: dict[str, list[str | None]]
     tokens_before: int
-    tokens_after: int
 
     @property
     def tokens(self) -> list[str]:
@@ -63,8 +62,7 @@ def learn(
     table = _Table(words, known, characters, cut, min_count, _shape(known) if shaped else None)
     merges = table.merge(count - len(characters))
     cuts = {word: [None if index == BARRIER else table.texts[index] for index in ids] for word, ids in zip(words, table.words)}
-    after = sum(len(ids) * number for ids, number in zip(table.words, words.values()))
-    return Learnt(characters, merges, cuts, before, after)
+    return Learnt(characters, merges, cuts, before)
 
 
 def _count(words: Mapping[str, int], known: set[str], cut: Callable[[str], list[str]]) -> int:

@@ -143,7 +143,7 @@ def _report(
         "unreachable_examples": [new[index] for index in ids if index not in reachable][:EXAMPLES],
         "seen": int((frequency[ids] > 0).sum()),
         "share_of_text": round(float(frequency[ids].sum() / max(1, frequency.sum())), 4),
-        "bytes_per_token": [round(watched.bytes / max(1, count), 4) for count in (learnt.tokens_before, learnt.tokens_after)],
+        "bytes_per_token": [round(watched.bytes / max(1, count), 4) for count in (learnt.tokens_before, int(frequency.sum()))],
         "most_frequent": [[new[index], int(frequency[index])] for index in common],
         "round_trip": derived.round_trip(target, watched.sample),
         "digest": target.digest,
