@@ -17,7 +17,7 @@ from typing import Any, Iterator
 
 from megatron_adapt import recipe as recipes, schedule
 from megatron_adapt.config import AUTO, Phase, Recipe, TokenizerChoice
-from megatron_adapt.data.sources import find_repeatable, is_stream
+from megatron_adapt.data.sources import find_repeatable, is_stream, reading
 from megatron_adapt.errors import ConfigError
 from megatron_adapt.hf.tokenizer import COMPANIONS
 from megatron_adapt.steps.receipt import Step, read
@@ -115,7 +115,7 @@ class _Builder:
             return tokenizer.make(making, own, list(corpora.values()), output, reporter)
 
         inputs = {} if read is None else {"tokenizer": self._tokenizer_input(Path(read))}
-        settings = {"corpora": {name: _reading(corpus) for name, corpus in corpora.items()}}
+        settings = {"corpora": {name: reading(corpus) for name, corpus in corpora.items()}}
         return self._add(
             name=f"tokenizers/{kind}",
             verb="tokenizer",
@@ -141,7 +141,7 @@ class _Builder:
             verb="preprocess",
             output=self.output / "data" / kind / name,
             action=action,
-            settings=_reading(corpus),
+            settings=reading(corpus),
             inputs=inputs,
             resumable=True,
         )
@@ -237,7 +237,7 @@ class _Builder:
             action=action,
             settings={"method": method, "seed": seed, "pad_to_multiple": vocabulary.pad_to_multiple}
             | settings
-            | {"corpora": {name: _reading(self.recipe.data[name]) for name in names}},
+            | {"corpora": {name: reading(self.recipe.data[name]) for name in names}},
             inputs={"model": base, "tokenizer": self._tokenizer_input(tokenizer), **inputs}
             | {f"corpus {name}": _files(self.recipe.data[name].path) for name in names},
             keeps_parts=is_contest,
@@ -386,12 +386,6 @@ class _Builder:
             action=action,
             inputs={stage.step: self.output / stage.step for stage in self.plan.stages} | curves,
         )
-
-
-def _reading(corpus: Any) -> dict[str, Any]:
-    """What of a corpus decides which text is read; where its files lie does not, and of data sets there is but the name."""
-    known = {"data_sets": sets} if (sets := [name for name in find_repeatable(corpus.path) if is_stream(name)]) else {}
-    return corpus.model_dump(include={"text_key", "held_out", "on_error", "max_documents"}) | known
 
 
 def _files(paths: Any) -> tuple[Path, ...]:

@@ -6,6 +6,7 @@ import glob
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from megatron_adapt.errors import DataError
 
@@ -98,3 +99,9 @@ def _expand(path: Path) -> list[Path]:
         if not file.name.endswith(_NAMED_SUFFIXES):
             raise DataError(f"{file} is of an unknown kind; a corpus file ends in {', '.join(_NAMED_SUFFIXES)}")
     return files
+
+
+def reading(corpus: Any) -> dict[str, Any]:
+    """What of a corpus decides which text is read; where its files lie does not, and of data sets there is but the name."""
+    known = {"data_sets": sets} if (sets := [name for name in find_repeatable(corpus.path) if is_stream(name)]) else {}
+    return corpus.model_dump(include={"text_key", "held_out", "on_error", "max_documents"}) | known
