@@ -69,5 +69,7 @@ def test_check_accepts_it(place: Path, case: str, monkeypatch: pytest.MonkeyPatc
     tokens = sum(recipe.tokens_per_step(phase) * steps for phase, steps in zip(built.recipe.phases, expected["steps"]))
     assert tokens / BILLION == pytest.approx(expected["tokens"], rel=0.005)
     size = next(size for name, size in PARAMETERS.items() if case == name or case.startswith(name) and "/" not in name)
+    (place / "dumped.yaml").write_text(recipe.dump(built.recipe), encoding="utf-8")
+    assert load([place / "dumped.yaml"], methods=methods.checks()) == built.recipe
     parameters = int(lines[0].split("parameters ")[1].split(", steps")[0].replace(",", ""))
     assert parameters == pytest.approx(size, rel=0.02)
