@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 OURS, PEER = "megatron_adapt", "deepfocus"
-SPECIAL = 3  # ids at the front: <unk>, <s>, </s>
+SPECIAL = 4  # ids at the front: <unk>, <s>, </s>, <pad>
 
 
 def vectors(size: int, dim: int, seed: int) -> np.ndarray:

@@ -7,8 +7,8 @@ mean, copy) in the same run.
     python benchmarks/vocab_methods.py --model DIR --corpus de.jsonl.gz --vocab-size 8192 \
         --methods random mean copy subwords focus --seeds 0 1 2 --steps 0 50 200
 
-A method may carry options, ``subwords:input=last,output=first``, and be calibrated on the corpus: ``subwords+calibrate``. The last --held-out documents of the corpus are measured
-on and never trained on. Prints a table and, with --json, writes all numbers.
+A method may carry options, ``subwords:input=last,output=first``, and be calibrated on the corpus: ``subwords+calibrate``. The last
+--held-out documents of the corpus are measured on and never trained on. Prints a table and, with --json, writes all numbers.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import numpy as np
 import torch
 
 from megatron_adapt.data.corpus import read_documents
+from megatron_adapt.errors import ConfigError
 from megatron_adapt.hf.tokenizer import Tokenizer
 from megatron_adapt.steps import calibrate
 from megatron_adapt.steps.reporter import Reporter
@@ -36,6 +37,7 @@ from megatron_adapt.vocab.train import train_tokenizer
 WINDOW = 256  # tokens
 BATCH = 8  # windows a step
 WARMUP = 20  # steps
+METHODS = ["random", "mean", "copy", "subwords", "align", "focus", "subwords+calibrate", "align+calibrate", "focus+calibrate"]
 
 
 def windows(ids: np.ndarray) -> torch.Tensor:
@@ -97,7 +99,7 @@ def main() -> None:
     parser.add_argument("--corpus", required=True, help="text in the target language")
     parser.add_argument("--tokenizer", type=Path, help="target tokenizer; default: byte-level BPE trained on the corpus")
     parser.add_argument("--vocab-size", type=int, default=8192)
-    parser.add_argument("--methods", nargs="+", default=["random", "mean", "copy", "subwords", "align", "focus"])
+    parser.add_argument("--methods", nargs="+", default=METHODS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--steps", type=int, nargs="+", default=[0, 50, 200])
     parser.add_argument("--held-out", type=int, default=15, help="documents at the end of the corpus to measure on")
@@ -127,6 +129,12 @@ def measure_all(given: Any, folder: Path, target_path: Path, training: list[str]
     results: list[dict] = [{"method": "old vocabulary", "bits_per_byte": {"0": [old]}}]
     for name in given.methods:
         method, _, words = name.removesuffix("+calibrate").partition(":")
+        if name.endswith("+calibrate"):
+            try:
+                calibrate.check(given.model)
+            except ConfigError as error:
+                print(f"{name:<44} not run: {error}", flush=True)
+                continue
         found: dict[int, list[float]] = {step: [] for step in given.steps}
         for seed in given.seeds:
             output = folder / f"{len(results)}-{seed}"
