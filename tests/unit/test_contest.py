@@ -9,7 +9,7 @@ import yaml
 from method_cases import CORPUS, world
 from test_surgery import make_model
 
-from megatron_adapt import recipe as recipes
+from megatron_adapt import plan, recipe as recipes
 from megatron_adapt.cli import application
 from megatron_adapt.config import Corpus, Probe
 from megatron_adapt.data.held_out import divided
@@ -128,3 +128,16 @@ def test_text_in_the_language_of_the_old_tokenizer_is_pointed_out(tmp_path):
         report = swap.run(model, here.folder / "target", tmp_path / name, swap.Choice("align", {}, 1, 1, texts), reporter)
         warned = [line for line in report["warnings"] if "is it in the target language" in line and "the old tokenizer cuts" in line]
         assert len(warned) == number and sum("warning: the old tokenizer cuts the text into fewer tokens" in line for line in lines) == number
+
+
+def test_the_step_of_a_recipe_depends_on_all_that_the_comparison_does(tmp_path):
+    file = tmp_path / "de.jsonl"
+    file.write_text('{"text": "Ein Haus"}\n')
+    (tmp_path / "helper").mkdir()
+    overrides = [f"data.german.path={file}", "data.german.held_out=0.1", f"vocabulary.options.clp.helper={tmp_path / 'helper'}"]
+    step = plan.build(load(tmp_path, *overrides)).step("auto/swap")
+    assert step.keeps_parts and step.settings["options"]["focus"]["dim"] == 50 and step.settings["probe"]["steps"] == 7
+    assert step.settings["calibrate"] is None and step.settings["corpora"]["german"]["held_out"] == 0.1
+    assert step.inputs["clp.helper"] == tmp_path / "helper" and step.inputs["corpus german"] == (file,)
+    with pytest.raises(ConfigError, match="vocabulary method auto reads text in the target language: name corpora under vocabulary.corpora"):
+        plan.build(load(tmp_path, *overrides, "vocabulary.corpora=[]"))
