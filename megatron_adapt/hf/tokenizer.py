@@ -1,6 +1,7 @@
 """The tokenizer of a Hugging Face directory: text in, plain ids out.
 
-``tokenizer.json`` is read by the Rust ``tokenizers`` library, a ``tokenizer.model`` without one by ``sentencepiece``.
+``tokenizer.json`` is read by the Rust ``tokenizers`` library, a ``tokenizer.model`` without one by ``sentencepiece``, a
+file of tiktoken as the ``tokenizer.json`` that it amounts to.
 transformers is not involved: it takes seconds to import, and for some class names version 5 rebuilds the tokenizer from
 its vocabulary and ignores the normalizer that ``tokenizer.json`` declares. The file is the definition here.
 """
@@ -18,6 +19,7 @@ from typing import Any, Iterable, Iterator, Sequence
 import numpy as np
 
 from megatron_adapt.errors import ConfigError, DataError
+from megatron_adapt.hf import tiktoken
 from megatron_adapt.hf.tokenizer_identity import canonical_json, canonical_sentencepiece
 
 ROLES = ("bos", "eos", "unk", "pad")
@@ -72,7 +74,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
-        """Read the tokenizer in a directory, or a ``tokenizer.json`` / sentencepiece ``.model`` file itself.
+        """Read the tokenizer in a directory, or a ``tokenizer.json``, a sentencepiece ``.model`` or a ``.tiktoken`` file.
 
         Raises:
             ConfigError: nothing usable is there, or a special token named in the configuration does not exist.
@@ -92,6 +94,9 @@ class Tokenizer:
                     digest = _digest(canonical_json(parsed))
                 finally:
                     backend: Any = made.result()  # of a broken file it knows best what is wrong
+        elif tiktoken.is_tiktoken(file):
+            parsed = tiktoken.tokenizer_json(file)
+            backend, digest = _RustBackend(file, parsed), _digest(canonical_json(parsed))
         else:
             parsed = None
             backend = _SentencePieceBackend(file)
@@ -174,7 +179,8 @@ class _RustBackend:
         from tokenizers import Tokenizer as RustTokenizer
 
         try:
-            self.full = self.plain = RustTokenizer.from_str(file.read_text(encoding="utf-8"))
+            text = file.read_text(encoding="utf-8") if file.suffix == ".json" else json.dumps(parsed)
+            self.full = self.plain = RustTokenizer.from_str(text)
             if parsed.get("model", {}).get("type") == "Unigram":
                 self.plain = RustTokenizer.from_str(json.dumps(_without_special_pieces(parsed)))
         except Exception as error:  # the library raises bare Exception for every malformed file
@@ -267,8 +273,8 @@ class _SentencePieceBackend:
 
 def _vocabulary_file(path: Path) -> Path:
     if path.is_file():
-        if path.suffix not in (".json", ".model"):
-            raise ConfigError(f"{path} is neither a tokenizer.json nor a sentencepiece .model file.")
+        if path.suffix not in (".json", ".model", ".tiktoken"):
+            raise ConfigError(f"{path} is neither a tokenizer.json nor a sentencepiece .model file, nor a .tiktoken one.")
         return path
     if not path.is_dir():
         raise ConfigError(f"no tokenizer at {path}: neither a directory nor a file.")

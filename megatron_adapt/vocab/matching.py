@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Callable, Iterator, Union
 import numpy as np
 
 from megatron_adapt.errors import ConfigError
+from megatron_adapt.hf.tiktoken import byte_alphabet
 
 if TYPE_CHECKING:
     from megatron_adapt.hf.tokenizer import Tokenizer
@@ -96,6 +97,16 @@ class TokenKeys:
     is_byte: list[bool]
     spell: Callable[[bytes], str]
 
+    def kind(self, index: int) -> str:
+        """"unused", "control" (special), "byte" (a fallback like ``<0x41>``) or "normal"."""
+        key = self.keys[index]
+        return "unused" if key is None else "control" if isinstance(key, str) else "byte" if self.is_byte[index] else "normal"
+
+    def starts_word(self, index: int) -> bool:
+        """Whether the bytes begin with the space that marks a word's begin."""
+        key = self.keys[index]
+        return isinstance(key, bytes) and key[:1] == b" "
+
 
 def token_keys(tokenizer: Tokenizer) -> TokenKeys:
     """What every token of a vocabulary stands for.
@@ -161,12 +172,7 @@ def components(value: Any) -> Iterator[dict[str, Any]]:
             yield from components(nested)
 
 
-@lru_cache(maxsize=None)
-def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's printable character -> byte: printable Latin-1 stands for itself, the rest is shifted up from 256."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {**{chr(byte): byte for byte in printable}, **{chr(256 + i): byte for i, byte in enumerate(others)}}
+_byte_alphabet = lru_cache(maxsize=None)(byte_alphabet)
 
 
 def _from_byte_alphabet(token: str) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Iterable, Sequence
 
@@ -89,6 +90,8 @@ def _described(count: _Count, keys: TokenKeys, documents: int, size: int, words:
         "path": str(tokenizer.path),
         "vocab_size": tokenizer.vocab_size,
         "unused_ids": sum(token is None for token in keys.tokens),
+        "kinds": dict(Counter(keys.kind(index) for index in range(tokenizer.vocab_size))),
+        "word_initial": sum(keys.starts_word(index) for index in range(tokenizer.vocab_size)),
         "tokens": tokens,
         "tokens_per_word": _ratio(tokens, words),
         "bytes_per_token": _ratio(size, tokens),

@@ -40,6 +40,29 @@ def test_keys(sentencepiece, byte_level):
     assert token_keys(byte_level).keys[-1] == "x▁".encode()
 
 
+def test_kinds_and_words(tmp_path, sentencepiece):
+    keys = token_keys(sentencepiece)
+    kinds = {token: keys.kind(index) for index, token in enumerate(SP)}
+    assert {token for token, kind in kinds.items() if kind == "control"} == {"<unk>", "<s>", "</s>", "<tool>"}
+    assert {token for token, kind in kinds.items() if kind == "byte"} == {"<0x0A>", "<0x41>", "<0xC3>"}
+    assert [token for index, token in enumerate(SP) if keys.starts_word(index)] == ["▁Haus", "▁▁"]
+    path = write_tokenizer(tmp_path / "holes", ["A"], "byte-level", {})
+    parsed = json.loads((path / "tokenizer.json").read_text())
+    parsed["model"]["vocab"] = {"A": 2}
+    (path / "tokenizer.json").write_text(json.dumps(parsed))
+    assert [token_keys(Tokenizer.load(path)).kind(index) for index in range(3)] == ["unused", "unused", "normal"]
+
+
+def test_no_false_matches(tmp_path):
+    """Half a character, control characters and look-alikes are other bytes, whatever a decoder makes of them."""
+    tokens = ["Ã", "Ãĥ", "ĉ", "Ā", "Ð°", "ï»¿", "âĢĬ"]  # C3; U+00C3; tab; NUL; Cyrillic a; BOM; hair space
+    ours = Tokenizer.load(write_tokenizer(tmp_path / "bl", tokens, "byte-level", {}))
+    others = ["�", "Ã", "<0xC3>", "a", "\t", "\x00", "", "\ufeff", "▁"]
+    theirs = Tokenizer.load(write_tokenizer(tmp_path / "sp", others, "sentencepiece", {}))
+    pairs = {tokens[i]: others[j] for i, j in enumerate(overlap(ours, theirs)) if j >= 0}
+    assert pairs == {"Ã": "<0xC3>", "Ãĥ": "Ã", "ĉ": "\t", "Ā": "\x00", "ï»¿": "\ufeff"}
+
+
 def test_across_kinds(sentencepiece, byte_level):
     found = match(byte_level, sentencepiece)
     pairs = {BL[i]: SP[j] for i, j in enumerate(found.source_ids) if j >= 0}

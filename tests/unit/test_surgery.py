@@ -237,6 +237,36 @@ def test_missing_bos_is_reported(tmp_path):
     assert len(report["warnings"]) == 1 and "BOS" in report["warnings"][0]
 
 
+def test_holes_and_duplicates_are_told(tmp_path):
+    target = write_tokenizer(tmp_path / "t", ["</s>", "x", "▁q", "<0x78>", "y"], "sentencepiece", {"eos": "</s>"}, added=("y",))
+    parsed = json.loads((target / "tokenizer.json").read_text())
+    parsed["model"]["vocab"]["z"] = 7  # 5 and 6 stand for nothing
+    (target / "tokenizer.json").write_text(json.dumps(parsed))
+    report = swap(make_model(tmp_path / "model"), target, tmp_path / "out", "copy")
+    assert (report["target_vocab_size"], report["target_ids_without_a_token"], report["target_duplicate_bytes"]) == (8, 2, 1)
+    assert report["warnings"] == ["the vocabularies have no ordinary token in common: no row of the old one is kept as it is"]
+    assert load(tmp_path / "out")[0].get_input_embeddings().weight.isfinite().all()
+
+
+def test_a_target_without_an_end(tmp_path):
+    target = write_tokenizer(tmp_path / "t", ["▁Haus"], "sentencepiece", {})
+    report = swap(make_model(tmp_path / "model"), target, tmp_path / "out", "copy")
+    assert report["warnings"] == ["the target has no EOS token: nothing will mark the end of a document"]
+
+
+def test_further_ends_of_text_stay_where_they_exist(tmp_path):
+    source, special = make_model(tmp_path / "model"), {"unk": "<unk>", "bos": "<s>", "eos": "</s>", "turn": "▁e5", "other": "▁e6"}
+    tokens = json.loads((source / "tokenizer.json").read_text())["model"]["vocab"]
+    write_tokenizer(source, [*tokens], "sentencepiece", special)
+    ids = [tokens["</s>"], tokens["▁e5"], tokens["▁e6"]]
+    for name in ("config.json", "generation_config.json"):
+        (source / name).write_text(json.dumps(json.loads((source / name).read_text()) | {"eos_token_id": ids}))
+    target = write_tokenizer(tmp_path / "t", ["a", "▁e5", "<|end|>"], "byte-level", {"eos": "<|end|>", "turn": "▁e5"})
+    swap(source, target, tmp_path / "out", "copy")
+    for name in ("config.json", "generation_config.json"):
+        assert json.loads((tmp_path / "out" / name).read_text())["eos_token_id"] == [2, 1]
+
+
 def test_a_named_token_without_a_row_is_not_added(tmp_path, target):
     config = json.loads((target / "tokenizer_config.json").read_text())
     given = {"pad_token": "[PAD]", "image_token": "<image>", "extra_special_tokens": ["<extra>"], "add_bos_token": True}
