@@ -146,18 +146,28 @@ class Spikes(Strict):
         return {"action": value} if isinstance(value, str) else value
 
 
+class RampUp(Strict):
+    """Smaller batches at first: `start`, then `by` more at equal intervals, and after `over` steps `batch_size`."""
+
+    start: Count = Field(description="sequences of the first step")
+    by: Count = Field(description="sequences more each time")
+    over: Count = Field(description="steps until batch_size is reached")
+
+
 class Phase(Strict):
     """One stretch of training with its own data, optimizer and trainable parts."""
 
-    alternatives: ClassVar[tuple[str, ...]] = ("tokens", "steps", "epochs")
+    alternatives: ClassVar[tuple[str, ...]] = ("tokens", "steps", "epochs", "share")
     name: Name = Field(description="name of the phase, also of its directory")
     train: Parts = Field("all", description="what trains: all, embedding, output, norms, layers[a:b], regex:...")
     data: dict[Text, Positive] = Field(min_length=1, description="corpus name: weight in the mix")
     tokens: Count | None = Field(None, description="length in tokens")
     steps: Count | None = Field(None, description="length in optimizer steps")
     epochs: Positive | None = Field(None, description="length in passes over the phase's corpora taken together")
+    share: Annotated[Number, Field(gt=0, lt=1)] | None = Field(None, description="length as a share of all phases' tokens")
     sequence_length: Count = Field(description="tokens per sequence")
     batch_size: Count = Field(description="sequences per optimizer step, over all ranks")
+    ramp_up: RampUp | None = Field(None, description="smaller batches at first")
     micro_batch_size: Count = Field(1, description="sequences per forward pass of one rank")
     packing: Literal["chunks", "documents"] = Field(
         "chunks", description="whether the documents in a sequence see one another, or each itself alone"
@@ -183,9 +193,40 @@ class Phase(Strict):
     @property
     def known_steps(self) -> int | None:
         """Optimizer steps, the last one possibly beyond ``tokens`` (rounded up); None for a length in epochs."""
-        if self.steps is not None or self.tokens is None:
-            return self.steps
-        return -(-self.tokens // (self.batch_size * self.sequence_length))
+        return self.steps if self.steps is not None or self.tokens is None else self.steps_for(self.tokens)
+
+    def batch_at(self, step: int) -> int:
+        """Sequences of the 0-based ``step``."""
+        return next((size for size, end in self._ramp() if step < end), self.batch_size)
+
+    def samples(self, steps: int) -> int:
+        """Sequences of the first ``steps`` steps together."""
+        total = begin = 0
+        for size, end in self._ramp():
+            total += size * (min(end, steps) - min(begin, steps))
+            begin = end
+        return total + self.batch_size * max(steps - begin, 0)
+
+    def steps_for(self, tokens: int) -> int:
+        """The fewest steps that train on so many tokens."""
+        missing, begin = -(-tokens // self.sequence_length), 0
+        for size, end in self._ramp():
+            if missing <= size * (end - begin):
+                return begin - (-missing // size)
+            missing, begin = missing - size * (end - begin), end
+        return begin - (-missing // self.batch_size)
+
+    def _ramp(self) -> list[tuple[int, int]]:
+        """(sequences of a step, the step before which that ends) of each interval below `batch_size`."""
+        if self.ramp_up is None:
+            return []
+        start, by, over = self.ramp_up.start, self.ramp_up.by, self.ramp_up.over
+        sizes = range(start, self.batch_size, by)
+        return [(size, -(-(number + 1) * over // len(sizes))) for number, size in enumerate(sizes)]
+
+
+# Keys of a phase that may change for what is left of it once it has begun.
+ADJUSTABLE = {"data", "tokens", "steps", "epochs", "batch_size", "ramp_up", "schedule"}
 
 
 class FromScratch(Strict):
@@ -243,6 +284,8 @@ class Corpus(Strict):
     text_key: Text = Field("text", description="key of the text in a line of JSON")
     held_out: Annotated[Number, Field(ge=0, le=0.5)] = Field(0.0, description="share of documents kept for evaluation")
     held_out_path: Text | None = Field(None, description="text for evaluation in a file of its own instead")
+    bos: Switch | None = Field(None, description="documents begin with BOS; null: where the tokenizer has one besides its EOS")
+    eos: Switch = Field(True, description="documents end with EOS")
     on_error: Literal["stop", "skip"] = Field("stop", description="what to do with a bad line")
     max_documents: Count | None = Field(None, description="use only the first so many documents")
     unique_tokens: Count | None = Field(None, description="train on exactly so many tokens of it, again and again; null: all")

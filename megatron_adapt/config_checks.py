@@ -12,8 +12,8 @@ from typing import Annotated, Any, get_origin
 from pydantic import TypeAdapter, ValidationError
 
 from megatron_adapt.config import (
-    AUTO, CALIBRATED, Corpus, Evaluation, FromScratch, Model, Optimizer, Parallel, Phase, Probe, Recipe, Schedule, Strict,
-    TokenizerChoice, TokenizerTraining, Vocabulary, kinds, model_of, step_into,
+    AUTO, CALIBRATED, Corpus, Evaluation, FromScratch, Model, Optimizer, Parallel, Phase, Probe, RampUp, Recipe, Schedule,
+    Strict, TokenizerChoice, TokenizerTraining, Vocabulary, kinds, model_of, step_into,
 )
 from megatron_adapt.config_types import did_you_mean
 from megatron_adapt.schedule import problem
@@ -53,7 +53,7 @@ def check(recipe: Recipe, methods: Methods | None = None) -> list[Found]:
     found = [*_alternatives(recipe, ()), *_phase_names(recipe), *_corpora(recipe), *_vocabulary(recipe, methods)]
     for path, phase in _phases(recipe):
         found += _phase(phase, path, recipe.parallel, recipe.precision)
-    found += _kept_states(recipe)
+    found += [*_kept_states(recipe), *_shares(recipe)]
     parallel = recipe.parallel
     if isinstance(parallel, Parallel) and parallel.sequence is True and parallel.tensor == 1:
         found.append((("parallel", "sequence"), "sequence parallelism needs parallel.tensor above 1"))
@@ -124,6 +124,20 @@ def _phase_names(recipe: Recipe) -> Iterator[Found]:
         seen.add(phase.name)
 
 
+def _shares(recipe: Recipe) -> Iterator[Found]:
+    """A share is of the tokens of all phases: of the others these are known, and something is left for them."""
+    lists: dict[tuple[str | int, ...], list[tuple[tuple[str | int, ...], Phase]]] = {}
+    for path, phase in _phases(recipe):
+        lists.setdefault(path[:-1], []).append((path, phase))
+    for phases in lists.values():
+        shares = [(path, phase.share) for path, phase in phases if phase.share not in (None, INVALID)]
+        rest = [phase for _, phase in phases if phase.share is None]
+        if shares and (not rest or sum(share for _, share in shares) >= 1):
+            yield (*shares[-1][0], "share"), "the shares leave nothing for a phase with a length in tokens or steps"
+        elif shares and any(phase.epochs is not None for phase in rest):
+            yield (*shares[0][0], "share"), "needs the other phases' lengths in tokens or steps, not in epochs"
+
+
 def _kept_states(recipe: Recipe) -> Iterator[Found]:
     """Before a phase that keeps optimizer state is one with the same kind of state."""
     before: dict[tuple[str | int, ...], Phase] = {}
@@ -148,6 +162,8 @@ def _phase(phase: Phase, path: tuple[str | int, ...], parallel: Any, precision: 
             use = f"{below} or {above}" if below else above
             sizes = f"micro_batch_size x parallel.data = {phase.micro_batch_size} x {parallel.data} = {unit}"
             yield (*path, "batch_size"), f"{phase.batch_size} is not divisible by {sizes}; use {use}"
+    if isinstance(phase.ramp_up, RampUp):
+        yield from (((*path, "ramp_up", *key), text) for key, text in _ramp_up(phase, parallel))
     if isinstance(parallel, Parallel) and INVALID not in (phase.sequence_length, parallel.tensor, parallel.sequence):
         if parallel.sequence and phase.sequence_length % parallel.tensor:
             why = f"is not divisible by parallel.tensor = {parallel.tensor}, which sequence parallelism needs"
@@ -168,6 +184,23 @@ def _phase(phase: Phase, path: tuple[str | int, ...], parallel: Any, precision: 
             yield (*path, "precision"), why
     if isinstance(phase.schedule, Schedule):
         yield from (((*path, "schedule", *key), text) for key, text in _schedule(phase.schedule, _known_steps(phase)))
+
+
+def _ramp_up(phase: Phase, parallel: Any) -> Iterator[Found]:
+    """From a smaller batch in whole intervals to the phase's, each of them a batch that fits the ranks."""
+    ramp = phase.ramp_up
+    assert ramp is not None
+    if INVALID in (ramp.start, ramp.by, ramp.over, phase.batch_size):
+        return
+    if ramp.start >= phase.batch_size or (phase.batch_size - ramp.start) % ramp.by:
+        yield ("by",), f"batch_size {phase.batch_size} is not reached from {ramp.start} in whole intervals of {ramp.by}"
+    elif ramp.over < (phase.batch_size - ramp.start) // ramp.by:
+        yield ("over",), f"{ramp.over} steps are fewer than the intervals from {ramp.start} to {phase.batch_size} by {ramp.by}"
+    if isinstance(parallel, Parallel) and INVALID not in (phase.micro_batch_size, parallel.data):
+        unit = phase.micro_batch_size * parallel.data
+        for key in ("start", "by"):
+            if getattr(ramp, key) % unit:
+                yield (key,), f"{getattr(ramp, key)} is not divisible by micro_batch_size x parallel.data = {unit}"
 
 
 def _optimizer(optimizer: Optimizer, precision: Any) -> Iterator[tuple[str, str]]:
@@ -216,7 +249,10 @@ def _schedule(schedule: Schedule, steps: int | None) -> Iterator[Found]:
 
 
 def _known_steps(phase: Phase) -> int | None:
-    return None if INVALID in (phase.steps, phase.tokens, phase.batch_size, phase.sequence_length) else phase.known_steps
+    needed = (phase.steps, phase.tokens, phase.batch_size, phase.sequence_length, phase.ramp_up)
+    if INVALID in needed or (phase.ramp_up is not None and INVALID in (phase.ramp_up.start, phase.ramp_up.by, phase.ramp_up.over)):
+        return None
+    return phase.known_steps
 
 
 def _corpora(recipe: Recipe) -> Iterator[Found]:

@@ -29,6 +29,7 @@ def remaining(plan: Plan) -> list[Step]:
     """
     known: dict[Path, str] = {}
     undone, changed, reasons = [], [], []
+    refused = False
     for step in plan.steps:
         state = receipt.state(step, known)
         known[step.output] = state.digest
@@ -38,9 +39,11 @@ def remaining(plan: Plan) -> list[Step]:
             if own:
                 reasons.append(f"step '{step.name}' was {state.word} with other settings or inputs: {'; '.join(own)}.")
             changed.append(step.output)
-        if not state.done:
+            again = step.derived and all(places for _, places in state.differences)
+            refused |= not again
+        if not state.done or state.differences:
             undone.append(step)
-    if changed:
+    if refused:
         raise ConfigError(f"{' '.join(reasons)} To redo it, delete these, or choose another output: {_listed(changed)}")
     return undone
 

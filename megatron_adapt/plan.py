@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Iterator
 
 from megatron_adapt import recipe as recipes, schedule
-from megatron_adapt.config import AUTO, Phase, Recipe, TokenizerChoice
-from megatron_adapt.data.sources import find_repeatable, is_stream, reading
+from megatron_adapt.config import ADJUSTABLE, AUTO, Phase, Recipe, TokenizerChoice
+from megatron_adapt.data.sources import files_of, reading
 from megatron_adapt.errors import ConfigError
 from megatron_adapt.hf.tokenizer import COMPANIONS
 from megatron_adapt.steps.receipt import Step, read
@@ -122,7 +122,7 @@ class _Builder:
             output=self.output / "tokenizers" / kind,
             action=action,
             settings=making.model_dump(exclude={"corpora", "like"}) | settings,
-            inputs={name: _files(corpus.path) for name, corpus in corpora.items()} | inputs,
+            inputs={name: files_of(corpus.path) for name, corpus in corpora.items()} | inputs,
         )
 
     def _preprocess(self, kind: str, name: str, tokenizer: Path) -> None:
@@ -133,7 +133,7 @@ class _Builder:
 
             return preprocess.run(corpus, tokenizer, output, reporter, self.recipe.seed, name)
 
-        inputs: dict[str, Any] = {"tokenizer": self._tokenizer_input(tokenizer), "corpus": _files(corpus.path)}
+        inputs: dict[str, Any] = {"tokenizer": self._tokenizer_input(tokenizer), "corpus": files_of(corpus.path)}
         if corpus.held_out_path:
             inputs["held_out"] = Path(corpus.held_out_path)
         folder = self._add(
@@ -239,7 +239,7 @@ class _Builder:
             | settings
             | {"corpora": {name: reading(self.recipe.data[name]) for name in names}},
             inputs={"model": base, "tokenizer": self._tokenizer_input(tokenizer), **inputs}
-            | {f"corpus {name}": _files(self.recipe.data[name].path) for name in names},
+            | {f"corpus {name}": files_of(self.recipe.data[name].path) for name in names},
             keeps_parts=is_contest,
         )
 
@@ -280,6 +280,7 @@ class _Builder:
             job = Job(
                 phase=phase,
                 steps=recipes.steps(phase, tokens),
+                tokens=recipes.tokens(phase, tokens),
                 run=(sum(lengths[: spanned.index(phase)]), sum(lengths)),
                 layout=self._layout(),
                 precision=phase.precision or recipe.precision,
@@ -297,7 +298,7 @@ class _Builder:
 
         settings = phase.model_dump(exclude={"evaluate_every", "save_every", "keep_last", "keep_every", "async_save", "log_every", "micro_batch_size", "recompute"})
         if phase.schedule.over == "run":
-            keys = {"name", "tokens", "steps", "epochs", "sequence_length", "batch_size"}
+            keys = {"name", "tokens", "steps", "epochs", "sequence_length", "batch_size", "ramp_up"}
             settings["run"] = [each.model_dump(include=keys) for each in phases]
         return self._add(
             name=f"{branch}/{phase.name}",
@@ -309,6 +310,7 @@ class _Builder:
             inputs={"start": start, **folders},
             ranks=parallel.world_size,
             resumable=True,
+            adjustable=frozenset(ADJUSTABLE),
         )
 
     def _export(self, name: str, source: Path, output: Path, own: bool = True) -> Path:
@@ -329,6 +331,7 @@ class _Builder:
             settings={"dtype": dtype, "tie": tie, "max_shard_size": export.max_shard_size},
             inputs={"checkpoint": source},
             keeps_parts=True,
+            derived=own,
         )
 
     # ------------------------------------------------------------------------------------------------- measurements
@@ -379,16 +382,5 @@ class _Builder:
 
             return report.run(self.recipe, self.plan.stages, self.output, curves, output, reporter)
 
-        self._add(
-            name="report",
-            verb="report",
-            output=self.output / "report",
-            action=action,
-            inputs={stage.step: self.output / stage.step for stage in self.plan.stages} | curves,
-        )
-
-
-def _files(paths: Any) -> tuple[Path, ...]:
-    return tuple(Path(name) for name in find_repeatable(paths) if not is_stream(name))
-
-
+        inputs = {stage.step: self.output / stage.step for stage in self.plan.stages} | curves
+        self._add(name="report", verb="report", output=self.output / "report", action=action, inputs=inputs, derived=True)

@@ -63,7 +63,25 @@ def _validate(tree: Tree, problems: list[Problem], methods: Methods | None) -> R
     problems = problems + [(tree.origin_of(path), f"{dotted(path)}: {text}" if path else text) for path, text in found]
     if problems:
         raise _error(problems)
-    return recipe
+    scratch = recipe.model.from_scratch
+    if scratch is not None:
+        scratch = scratch.model_copy(update={"phases": _without_shares(scratch.phases)})
+        recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"from_scratch": scratch})})
+    return recipe.model_copy(update={"phases": _without_shares(recipe.phases)})
+
+
+def _without_shares(phases: list[Phase]) -> list[Phase]:
+    """Lengths that are shares of all phases' tokens, in tokens."""
+    shares = sum(Fraction(repr(phase.share)) for phase in phases if phase.share is not None)
+    if not shares:
+        return phases
+    known = sum(phase.samples(phase.known_steps) * phase.sequence_length for phase in phases if phase.share is None)
+    return [
+        phase
+        if phase.share is None
+        else phase.model_copy(update={"tokens": max(1, round(Fraction(repr(phase.share)) * known / (1 - shares))), "share": None})
+        for phase in phases
+    ]
 
 
 def _error(problems: list[Problem]) -> ConfigError:
@@ -170,7 +188,7 @@ def accumulation(phase: Phase, parallel: Parallel) -> int:
 
 
 def tokens_per_step(phase: Phase) -> int:
-    """Tokens that one optimizer step trains on, over all ranks."""
+    """Tokens that one optimizer step trains on, over all ranks, the batch being as large as it gets."""
     return phase.batch_size * phase.sequence_length
 
 
@@ -185,8 +203,14 @@ def steps(phase: Phase, corpus_tokens: Mapping[str, int] | None = None) -> int |
     assert phase.epochs is not None, "a loaded phase has one of tokens, steps, epochs"
     if corpus_tokens is None:
         return None
-    total = sum(corpus_tokens[name] for name in phase.data)
-    return math.ceil(Fraction(repr(phase.epochs)) * total / tokens_per_step(phase))
+    return phase.steps_for(tokens(phase, corpus_tokens))
+
+
+def tokens(phase: Phase, corpus_tokens: Mapping[str, int]) -> int | None:
+    """The phase's length in tokens; None where it is given in steps."""
+    if phase.epochs is None:
+        return phase.tokens
+    return math.ceil(Fraction(repr(phase.epochs)) * sum(corpus_tokens[name] for name in phase.data))
 
 
 def tokens_per_epoch(recipe: Recipe, found: Mapping[str, int]) -> dict[str, int]:

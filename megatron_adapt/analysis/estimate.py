@@ -65,6 +65,11 @@ def memory_per_rank(shape: ModelShape, parallel: Parallel, phase: Phase, precisi
     return state + activations + logits
 
 
+def _ramp_up(phase: Phase) -> str:
+    ramp = phase.ramp_up
+    return "" if ramp is None else f", from {ramp.start} in the first {ramp.over:,} steps"
+
+
 def rows(
     phases: list[tuple[str, Phase, ModelShape]], parallel: Parallel, precision: str, tokens: Mapping[str, Mapping[str, int]]
 ) -> list[dict[str, str]]:
@@ -84,8 +89,8 @@ def rows(
                 "phase": f"{branch}/{phase.name}",
                 "parameters": f"{shape.num_parameters():,}",
                 "steps": f"{steps:,}" if steps is not None else f"{phase.epochs:g} epochs",
-                "tokens": f"{steps * per_step:,}" if steps is not None else "known after preprocessing",
-                "batch": f"{phase.batch_size} x {phase.sequence_length} = {per_step:,} tokens",
+                "tokens": f"{phase.samples(steps) * phase.sequence_length:,}" if steps is not None else "known after preprocessing",
+                "batch": f"{phase.batch_size} x {phase.sequence_length} = {per_step:,} tokens" + _ramp_up(phase),
                 "split": f"{parallel.data} data ranks x {recipes.accumulation(phase, parallel)} micro-batches of "
                 f"{phase.micro_batch_size}",
                 "memory per rank": f"~{memory_per_rank(shape, parallel, phase, phase.precision or precision) / 1e9:.2f} GB",

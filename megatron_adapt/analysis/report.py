@@ -112,6 +112,19 @@ def training_notes(curves: Sequence[Curve]) -> list[str]:
     return lines
 
 
+def data_notes(trained: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+    """A markdown table of the data of every phase (``branch/phase``: its stretches), in the order in which it came."""
+    rows = []
+    for phase, stretches in trained.items():
+        for part in stretches:
+            drawn = ", ".join(f"{name} {count:,}" for name, count in part["samples"].items() if count)
+            mix = ", ".join(f"{name} {weight:g}" for name, weight in part["settings"]["data"].items())
+            steps = f"{part['steps'][0] + 1:,} to {part['steps'][1]:,}"
+            rows.append(f"| {phase} | {steps} | {part['tokens'][1] - part['tokens'][0]:,} | {mix} | {drawn} |")
+    head = ["", "| phase | steps | tokens | mix | sequences drawn |", "| --- | --- | --- | --- | --- |"]
+    return [*head, *rows] if rows else []
+
+
 def event_notes(events: Sequence[Mapping[str, Any]]) -> list[str]:
     """Lines about the spikes of training and what was done about them."""
     actions = {"log": "noted", "skip": "update left out", "rollback": "rolled back, data left out"}

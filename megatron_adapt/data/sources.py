@@ -67,6 +67,11 @@ def find_repeatable(paths: Paths) -> list[str]:
     return names
 
 
+def files_of(paths: Paths) -> tuple[Path, ...]:
+    """The files among :func:`find_repeatable`."""
+    return tuple(Path(name) for name in find_repeatable(paths) if not is_stream(name))
+
+
 def is_stream(name: str) -> bool:
     """Whether this names something else than files."""
     return name == STDIN or name.startswith(HUB)
@@ -104,4 +109,4 @@ def _expand(path: Path) -> list[Path]:
 def reading(corpus: Any) -> dict[str, Any]:
     """What of a corpus decides which text is read; where its files lie does not, and of data sets there is but the name."""
     known = {"data_sets": sets} if (sets := [name for name in find_repeatable(corpus.path) if is_stream(name)]) else {}
-    return corpus.model_dump(include={"text_key", "held_out", "on_error", "max_documents"}) | known
+    return corpus.model_dump(include={"text_key", "held_out", "on_error", "max_documents", "bos", "eos"}) | known

@@ -84,14 +84,15 @@ class Batches:
             self.order[name] = SampleOrder(reader, sequence_length, seed, name, (passes or {}).get(name, Passes()))
             self.bytes_per_token[name] = stats["bytes"] / stats["tokens"]
 
-    def next(self) -> Batch:
-        """The next global batch's part of this data-parallel rank."""
-        samples, counters = self.blend.next(self.drawn or self.blend.first(), self.batch_size)
+    def next(self, batch_size: int | None = None) -> Batch:
+        """The next global batch's part of this data-parallel rank; ``batch_size``: of a batch smaller than the others."""
+        batch_size = batch_size or self.batch_size
+        samples, counters = self.blend.next(self.drawn or self.blend.first(), batch_size)
         self.drawn.update(counters)
         for name in self.names:
             self.consumed[self.keys[name]] = self.begin[name] + counters[name]
         # Micro-batch m of all data-parallel ranks together is a consecutive run of the global batch.
-        chosen = np.arange(self.batch_size).reshape(-1, self.size, self.micro_batch_size)[:, self.rank]
+        chosen = np.arange(batch_size).reshape(-1, self.size, self.micro_batch_size)[:, self.rank]
         windows = np.empty((chosen.size, self.length + 1), dtype=np.int64)
         corpus = np.empty(chosen.size, dtype=np.int64)
         weights = np.ones((chosen.size, self.length), dtype=np.float32)

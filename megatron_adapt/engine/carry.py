@@ -13,6 +13,7 @@ import torch
 from torch.distributed.checkpoint import FileSystemReader, TensorStorageMetadata
 
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 from megatron_adapt.engine import optimizer as optimizers, optimizer_state
@@ -37,13 +38,15 @@ def load(source: Checkpoint, model: GPTModel, optimizer: MegatronOptimizer) -> N
     """Fill the state of every trained parameter that has some in ``source``; all ranks call this."""
     stored, single = _stored(source), optimizers.base(optimizer)
     wanted = optimizer_state.sharded_state(single, model.sharded_state_dict(metadata=CONTENT), loading=True)
-    empty = {
-        key: replace(tensor, data=torch.empty_like(tensor.data, dtype=stored[tensor.key]), dtype=stored[tensor.key])
-        for key, tensor in wanted.items()
-        if tensor.key in stored
-    }
+    empty = {key: _empty(entry, stored[entry.key]) for key, entry in wanted.items() if entry.key in stored}
     found = dist_checkpointing.load({"state": empty}, str(source.path))["state"] if empty else {}
     optimizer_state.fill(single, found)
+
+
+def _empty(entry: ShardedTensor | ShardedTensorFactory, dtype: torch.dtype) -> ShardedTensor | ShardedTensorFactory:
+    """The same place with memory of its own, of the type that is stored; of gated MLPs a factory makes two of it."""
+    data = torch.empty_like(entry.data, dtype=dtype)
+    return replace(entry, data=data, dtype=dtype) if isinstance(entry, ShardedTensor) else replace(entry, data=data)
 
 
 def _stored(source: Checkpoint) -> dict[str, torch.dtype]:

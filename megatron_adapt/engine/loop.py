@@ -15,13 +15,13 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron_adapt import schedule as schedules
 from megatron_adapt.config import Phase
 from megatron_adapt.data.sampling import Passes
-from megatron_adapt.engine import backend, carry, checkpoint, evaluate, guard, model as models, optimizer as optimizers
+from megatron_adapt.engine import backend, carry, checkpoint, evaluate, guard, model as models, optimizer as optimizers, stretches
 from megatron_adapt.engine.backend import Layout
 from megatron_adapt.engine.batches import Batch, Batches
 from megatron_adapt.engine.checkpoint import Checkpoint, Position
 from megatron_adapt.engine.losses import language_model_loss, micro_batches, regularize
 from megatron_adapt.engine.metrics import Metrics, flops_per_token
-from megatron_adapt.errors import CheckpointError
+from megatron_adapt.errors import CheckpointError, ConfigError
 from megatron_adapt.families import find_family
 from megatron_adapt.families.family import ModelShape
 from megatron_adapt.hf.tokenizer import Tokenizer
@@ -46,6 +46,7 @@ class Job:
     tensorboard: Path | None = None
     # (steps of all phases before, steps of all phases): what a schedule `over: run` spans
     run: tuple[int, int] = (0, 0)
+    tokens: int | None = None  # the phase's length, unless it is one in steps
 
 
 DONE = {
@@ -105,9 +106,11 @@ class _Run:
         self.position = self.source.position
         if resumed is None:
             ages = carry.ages(self.source) if self.phase.init_state == "keep" else {}
-            self.position = Position(phase=self.phase.name, consumed=dict(self.position.consumed), ages=ages)
+            past = {"consumed": dict(self.position.consumed), "trained": self.position.trained}
+            self.position = Position(phase=self.phase.name, ages=ages, **past)
         if self.position.phase != self.phase.name:
             raise CheckpointError(f"{job.output} holds checkpoints of phase '{self.position.phase}', not of '{self.phase.name}'.")
+        self._go_on()
         family = find_family(self.source.config)
         self.shape: ModelShape = family.read_config(self.source.config)
         self.resumed = resumed is not None
@@ -151,6 +154,18 @@ class _Run:
         self.schedule_steps = get_forward_backward_func()
         self.forward_step = language_model_loss(len(self.batches.names))
 
+    def _go_on(self) -> None:
+        """Open a stretch of training with the recipe's settings, which need not be those that the phase began with."""
+        position, phase = self.position, self.phase
+        for change in stretches.begin(phase, position):
+            self.log(f"from step {position.step + 1:,} on: {change}")
+        self.steps = self.job.steps
+        if self.job.tokens is not None:  # counted in steps so far, whose batches may have been others
+            so_far = phase.samples(position.step) * phase.sequence_length
+            self.steps = phase.steps_for(so_far + self.job.tokens - position.tokens)
+        if position.step > self.steps:
+            raise ConfigError(f"phase '{phase.name}' has trained {position.step:,} steps already, more than {self.steps:,}.")
+
     def _held_out(self) -> dict[str, evaluate.Text]:
         if not self.phase.evaluate_every:
             return {}
@@ -172,18 +187,18 @@ class _Run:
         job, phase, last = self.job, self.phase, {}
         saved = self.position.step if self.resumed else -1
         self.model.train()
-        if self.position.step < job.steps:
+        if self.position.step < self.steps:
             self._require_space()
-        while self.position.step < job.steps:
+        while self.position.step < self.steps:
             step = self.position.step
             last = self._step()
             if self.position.step <= step:  # rolled back
                 continue
             step = self.position.step
-            final = step == job.steps
+            final = step == self.steps
             if phase.evaluate_every and (step % phase.evaluate_every == 0 or final):
                 last |= {f"held_out/{name}": self._bits_per_byte(text) for name, text in self.held_out.items()}
-            self.progress(step, job.steps)
+            self.progress(step, self.steps)
             self.metrics.add(step, last, show=self._shown(step))
             stopping, busy = stop.agreed(self.saving is not None and not self.saving.done)
             if not busy:
@@ -196,21 +211,21 @@ class _Run:
         if saved < 0:
             self._save(background=False)
         events = self.position.history.events
-        return last | ({"events": events} if events else {})
+        return last | {"trained": stretches.of_phase(self.position)} | ({"events": events} if events else {})
 
     def _shown(self, step: int) -> bool:
-        return step % self.phase.log_every == 0 or step in (1, self.job.steps)
+        return step % self.phase.log_every == 0 or step in (1, self.steps)
 
     def _bits_per_byte(self, text: evaluate.Text) -> float:
         return evaluate.bits_per_byte(self.model, text, self.job.layout)["bits_per_byte"]
 
     def _require_space(self) -> None:
         """Whether the phase's checkpoints will fit on the disk is asked now, not hours later."""
-        phase, done, every = self.phase, self.position.step, self.phase.save_every or self.job.steps
+        phase, done, every = self.phase, self.position.step, self.phase.save_every or self.steps
         there = len(checkpoint.finished(self.job.output))
-        at_once = min(there - done // every + -(-self.job.steps // every), phase.keep_last + 1)
+        at_once = min(there - done // every + -(-self.steps // every), phase.keep_last + 1)
         if phase.keep_every:
-            at_once += self.job.steps // phase.keep_every - done // phase.keep_every
+            at_once += self.steps // phase.keep_every - done // phase.keep_every
         size = checkpoint.size(self.bare, self.optimizer)
         checkpoint.require_space(self.job.output, size, max(1, at_once - there))
 
@@ -234,7 +249,7 @@ class _Run:
         phase, position = self.phase, self.position
         factor = self._schedule_factor(position.step)
         optimizers.set_learning_rate(self.optimizer, factor)
-        batch = self.batches.next()
+        batch = self.batches.next(phase.batch_at(position.step))
         self.model.zero_grad_buffer()
         self.optimizer.zero_grad()
         positions = phase.sequence_length * phase.micro_batch_size
@@ -254,11 +269,12 @@ class _Run:
         losses = self._losses(outputs)
         if not self._accepted(losses["loss"], norm):
             return {}
+        tokens = phase.batch_at(position.step) * phase.sequence_length
         position.step += 1
-        position.tokens += phase.batch_size * phase.sequence_length
+        position.tokens += tokens
+        stretches.advance(position)
         backend.synchronize()
         seconds = time.perf_counter() - began
-        tokens = phase.batch_size * phase.sequence_length
         world = parallel_state.get_data_parallel_world_size() * self.job.layout.model_ranks
         return losses | {
             "lr": phase.optimizer.lr * factor,
@@ -322,6 +338,7 @@ class _Run:
         history = replace(history, events=ahead.history.events, in_a_row=ahead.history.in_a_row)
         # The counters of the data stay the same objects, which self.batches advances.
         self.position = replace(position, consumed=ahead.consumed, drawn=ahead.drawn, history=history)
+        stretches.rewind(self.position, ahead)
         self.metrics.rewind(self.position.step)
 
     def _changed_weights(self) -> dict[str, float]:
@@ -330,7 +347,7 @@ class _Run:
 
     def _schedule_factor(self, step: int) -> float:
         schedule = self.phase.schedule
-        offset, total = self.job.run if schedule.over == "run" else (0, self.job.steps)
+        offset, total = self.job.run if schedule.over == "run" else (0, self.steps)
         return schedules.factor(schedule, offset + step, total)
 
     def _losses(self, outputs: list) -> dict[str, float]:

@@ -17,19 +17,20 @@ PREFIX = "text"
 
 
 def run(corpus: Corpus, tokenizer_dir: Path, output: Path, reporter: Reporter, seed: int, name: str) -> dict[str, Any]:
-    """Every document becomes [BOS] tokens EOS, BOS where the tokenizer has one that is not its EOS as well.
+    """Every document becomes [BOS] tokens [EOS]; unless the recipe says, BOS where the tokenizer has one besides its EOS.
 
     ``seed`` and ``name`` are the recipe's: with them the index of the order in which its first epoch is read is built here,
     and no process waits for it later. Another seed builds another one when it is first used.
     """
     tokenizer = Tokenizer.load(tokenizer_dir)
+    has_bos = tokenizer.bos_id not in (None, tokenizer.eos_id)
     stats = preprocess(
         [corpus.path] if isinstance(corpus.path, str) else list(corpus.path),
         tokenizer,
         output / PREFIX,
         text_key=corpus.text_key,
-        append_bos=tokenizer.bos_id not in (None, tokenizer.eos_id),
-        append_eod=True,
+        append_bos=has_bos if corpus.bos is None else corpus.bos,
+        append_eod=corpus.eos,
         tokenizer_backend="auto",
         on_error=corpus.on_error,
         on_skip=lambda message: reporter.log(f"skipped {message}"),

@@ -55,6 +55,9 @@ class Step:
     ranks: int = 1
     resumable: bool = False
     keeps_parts: bool = False
+    # Settings, by the beginning of their keys, that may be changed while the step is begun; then also inputs come and go.
+    adjustable: frozenset[str] = frozenset()
+    derived: bool = False  # made again, not refused, when it was made from other results than those it is now made from
 
     @property
     def places(self) -> tuple[Path, ...]:
@@ -85,7 +88,12 @@ def perform(step: Step, reporter: Reporter, is_first_rank: bool = True) -> None:
             workplace.mkdir(exist_ok=True)
             sign(step, workplace, metrics, time.monotonic() - began)
             if not step.resumable:
+                old = step.output.with_name(f".{step.output.name}.old")
+                shutil.rmtree(old, ignore_errors=True)
+                if step.derived and step.output.exists():
+                    os.replace(step.output, old)
                 os.replace(workplace, step.output)
+                shutil.rmtree(old, ignore_errors=True)
     except BaseException as error:
         stopped = isinstance(error, (KeyboardInterrupt, StepFailed))  # asked to stop, or a process of it was killed
         if is_first_rank and not (stopped and step.keeps_parts):
@@ -100,7 +108,8 @@ def perform(step: Step, reporter: Reporter, is_first_rank: bool = True) -> None:
 
 def _refuse_occupied(step: Step) -> None:
     here = step.output
-    is_mine = step.resumable and ((here / BEGUN).is_file() or not _is_occupied(here))
+    is_mine = step.derived and read(here) is not None
+    is_mine |= step.resumable and ((here / BEGUN).is_file() or not _is_occupied(here))
     if not is_mine and here.exists():
         raise ConfigError(f"{here} exists, but no step has signed it ({NAME} is missing): move it away.")
 
@@ -148,7 +157,7 @@ def state(step: Step, known: Mapping[Path, str] | None = None) -> State:
     found: tuple[tuple[str, frozenset[Path]], ...] = ()
     word = "finished" if signed else "begun"
     if signed or begun:
-        found = tuple(_differences(signed or begun, now, step))
+        found = tuple(_differences(signed or begun, now, step, step.adjustable if not signed else frozenset()))
     return State(signed is not None, word, _signature(step.verb, now), found)
 
 
@@ -243,14 +252,16 @@ def _plain(value: Any) -> Any:
 
 
 def _differences(
-    signed: Mapping[str, Any], now: Mapping[str, Any], step: Step
+    signed: Mapping[str, Any], now: Mapping[str, Any], step: Step, adjustable: frozenset[str]
 ) -> Iterator[tuple[str, frozenset[Path]]]:
     old, new = _flat(signed["settings"]), _flat(now["settings"])
     for key in sorted(old.keys() | new.keys()):
-        if old.get(key) != new.get(key):
+        may_change = key.split(".")[0] in adjustable or (adjustable and key.startswith("corpora.") and not (key in old and key in new))
+        if old.get(key) != new.get(key) and not may_change:
             yield f"{key} was {old.get(key, 'absent')}, is now {new.get(key, 'absent')}", frozenset()
     for label in sorted(signed["inputs"].keys() | now["inputs"].keys()):
-        if signed["inputs"].get(label) != now["inputs"].get(label):
+        came_or_went = bool(adjustable) and not (label in signed["inputs"] and label in now["inputs"])
+        if signed["inputs"].get(label) != now["inputs"].get(label) and not came_or_went:
             where = step.inputs.get(label, ())
             yield f"the content of its input '{label}' changed", frozenset(where if isinstance(where, tuple) else (where,))
 

@@ -30,7 +30,8 @@ def run(
         phases.append(report.Curve(*name.split("/", 1), rows))
     receipts = [read(folder) for folder in curves.values()]
     events = [event for receipt in receipts if receipt for event in receipt["metrics"].get("events", [])]
-    notes = report.training_notes(phases) + report.event_notes(events)
+    trained = {name: receipt["metrics"].get("trained", []) for name, receipt in zip(curves, receipts) if receipt}
+    notes = report.training_notes(phases) + report.data_notes(trained) + report.event_notes(events)
     if not measured:
         (output / "report.md").write_text("\n".join([f"# {recipe.name}", "", "No held-out text to evaluate on.", "", *notes, ""]))
         return {}

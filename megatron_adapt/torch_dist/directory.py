@@ -47,6 +47,8 @@ class Position:
     drawn: dict[str, int] = field(default_factory=dict)
     # parameter -> updates in phases before, of those whose optimizer state was kept
     ages: dict[str, int] = field(default_factory=dict)
+    # stretches of the whole run with one mix, batch and schedule each, oldest first: see engine/stretches.py
+    trained: list[dict[str, Any]] = field(default_factory=list)
     history: History = field(default_factory=History)
 
     @property

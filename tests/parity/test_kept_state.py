@@ -91,15 +91,19 @@ def test_resumed(world: World, first, second, tmp_path: Path):
 @pytest.mark.parametrize("precision, kind", [("bf16-mixed", "adamw"), ("bf16-true", "adamw"), ("fp32", "lionw")])
 def test_main_weights_and_moments_go_on(world: World, tmp_path: Path, precision, kind):
     optimizer = {"lr": 3e-3, "type": kind, "weight_decay": 0.0}
-    settings = {**SHARED, "precision": precision, "optimizer": optimizer, "train": "embedding", "steps": 2}
+    settings = {**SHARED, "precision": precision, "optimizer": optimizer, "train": ["embedding", "layers[:1]"], "steps": 2}
     one = world.train(tmp_path / "one", **settings, name="one")
     still = {**settings, "optimizer": {**optimizer, "lr": 1e-30}, "steps": 1}
     kept = world.train(tmp_path / "two", start=one.folder, **still, name="two", init_state="keep")
     before, after = stored(one.folder), stored(kept.folder)
-    name = "embedding.word_embeddings.weight"
+    anew = stored(world.train(tmp_path / "three", start=one.folder, **still, name="three").folder)
+    for name in ("embedding.word_embeddings.weight", "decoder.layers.0.mlp.linear_fc1.weight"):
+        compare(precision, name, before, after, anew)
+
+
+def compare(precision: str, name: str, before: dict, after: dict, anew: dict) -> None:
     main = f"optimizer.state.fp32_param.{name}" if precision == "bf16-mixed" else name
     assert torch.equal(before[main], after[main]) and torch.equal(before[name], after[name])
-    anew = stored(world.train(tmp_path / "three", start=one.folder, **still, name="three").folder)
     moment = f"optimizer.state.exp_avg.{name}"
     assert not torch.equal(after[moment], anew[moment])
     if precision == "bf16-mixed":

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from recipe_samples import BASE, BASE_PHASE, SCRATCH, edited, problems, write
 
-from megatron_adapt.config import Recipe, Strict
+from megatron_adapt.config import Phase, Recipe, Strict
 from megatron_adapt.config_types import integer, number, selected_layers
-from megatron_adapt.recipe import load
+from megatron_adapt.recipe import dump, load
 
 # -- numbers ---------------------------------------------------------------------------------------------------------
 
@@ -189,9 +189,9 @@ def test_missing_mappings_are_told_once_each(tmp_path):
      "6: vocabulary.tokenizer.prune: only one of 'path', 'train', 'extend' or 'prune' can be given, not 'path' and 'prune'"),
     ([("tokenizer: tok/german", "tokenizer: {train: {corpora: [german], vocab_size: 900, type: unigram, digits: three}}")],
      "6: vocabulary.tokenizer.train.digits: sentencepiece cannot count digits: 'three' belongs to 'bpe', not to 'unigram'"),
-    ([("    steps: 100\n", "")], "19: phases[1]: one of 'tokens', 'steps' or 'epochs' is needed"),
+    ([("    steps: 100\n", "")], "19: phases[1]: one of 'tokens', 'steps', 'epochs' or 'share' is needed"),
     ([("    steps: 100\n", "    steps: 100\n    epochs: 1\n")],
-     "24: phases[1].epochs: only one of 'tokens', 'steps' or 'epochs' can be given, not 'steps' and 'epochs'"),
+     "24: phases[1].epochs: only one of 'tokens', 'steps', 'epochs' or 'share' can be given, not 'steps' and 'epochs'"),
     ([("held_out: 0.01", "held_out: 0.01, held_out_path: x")],
      "8: data.german.held_out_path: only one of 'held_out' or 'held_out_path' can be given, "
      "not 'held_out' and 'held_out_path'"),
@@ -242,6 +242,16 @@ def test_missing_mappings_are_told_once_each(tmp_path):
      "27: phases[1].optimizer.rounding: weights are rounded under precision 'bf16-true' only, not under 'fp32'; remove it"),
     ([("    steps: 100\n", "    steps: 100\n    restart_positions: false\n")],
      "24: phases[1].restart_positions: belongs to packing 'documents', not to 'chunks'; remove it"),
+    ([("batch_size: 8", "batch_size: 8\n    ramp_up: {start: 2, by: 4, over: 10}")],
+     "26: phases[1].ramp_up.by: batch_size 8 is not reached from 2 in whole intervals of 4"),
+    ([("batch_size: 8", "batch_size: 8\n    ramp_up: {start: 2, by: 2, over: 2}")],
+     "26: phases[1].ramp_up.over: 2 steps are fewer than the intervals from 2 to 8 by 2"),
+    ([("batch_size: 8", "batch_size: 8\n    micro_batch_size: 4\n    ramp_up: {start: 4, by: 2, over: 10}")],
+     "27: phases[1].ramp_up.by: 2 is not divisible by micro_batch_size x parallel.data = 4"),
+    ([("    tokens: 500M\n", "    share: 0.25\n"), ("    steps: 100\n", "    epochs: 2\n")],
+     "14: phases[0].share: needs the other phases' lengths in tokens or steps, not in epochs"),
+    ([("    tokens: 500M\n", "    share: 0.25\n"), ("    steps: 100\n", "    share: 0.75\n")],
+     "23: phases[1].share: the shares leave nothing for a phase with a length in tokens or steps"),
     ([("{lr: 1e-4}", "{lr: 1e-4, type: lionw}\n    init_state: keep")],
      "27: phases[1].init_state: phase 'embeddings' has the state of adamw, not of lionw"),
     ([("    steps: 100\n", "    epochs: 3\n    schedule: {type: wsd, warmup: 0.5, decay: 0.6}\n")],
@@ -302,3 +312,26 @@ def test_methods_are_checked_where_they_are_known(tmp_path):
         "override 'vocabulary.method=copi': vocabulary.method: unknown method 'copi'. Did you mean 'copy'?",
         "override 'vocabulary.compare=[zzz]': vocabulary.compare[0]: unknown method 'zzz'. Known methods: copy, mean."]
     assert problems(tmp_path, methods={"subwords": no_options}) == []
+
+
+def test_a_share_of_the_run_is_told_in_tokens(tmp_path: Path) -> None:
+    """A fifth of all tokens is a quarter of the others'."""
+    text = edited(("    tokens: 500M\n", "    share: 0.2\n"))
+    recipe = load([write(tmp_path, text)])
+    assert recipe.phases[0].share is None and recipe.phases[0].tokens == 100 * 8 * 128 // 4
+    assert load([write(tmp_path, dump(recipe))]) == recipe
+
+
+@pytest.mark.parametrize("start, by, over", [(2, 2, 7), (2, 6, 1), (4, 1, 9), (1, 7, 30)])
+def test_ramp_up(start: int, by: int, over: int) -> None:
+    phase = Phase(
+        name="a", data={"x": 1}, sequence_length=10, batch_size=8, optimizer={"lr": 1}, steps=10,
+        ramp_up={"start": start, "by": by, "over": over},
+    )  # fmt: skip
+    sizes = [phase.batch_at(step) for step in range(over + 5)]
+    assert sizes[0] == start and sizes[over:] == [8] * 5 and sizes[over - 1] == 8 - by
+    assert {after - before for before, after in zip(sizes, sizes[1:])} <= {0, by} and sizes == sorted(sizes)
+    assert [phase.samples(steps) for steps in range(len(sizes))] == [sum(sizes[:steps]) for steps in range(len(sizes))]
+    for tokens in range(1, 10 * sum(sizes), 7):
+        steps = phase.steps_for(tokens)
+        assert phase.samples(steps) * 10 >= tokens > phase.samples(steps - 1) * 10

@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable, Mapping
 
@@ -76,6 +77,22 @@ def test_a_change_names_its_cause_and_all_that_follows_from_it() -> None:
         "step 'a' was finished with other settings or inputs: x was 1, is now 2. "
         "To redo it, delete these, or choose another output: a b c"
     )
+
+
+def test_what_is_derived_follows_an_extension() -> None:
+    """Report and exported model are made again of what is now the end; with a change of their own they are refused."""
+
+    def built(last: str, **settings: Any) -> Plan:
+        plan = three(x=1)
+        plan.steps[3] = replace(step("d", last, **settings), inputs={"end": Path(last)}, derived=True)
+        return plan
+
+    run(built("b"))
+    assert names(pipeline.remaining(built("c"))) == ["d"]
+    run(built("c"))
+    assert pipeline.remaining(built("c")) == [] and json.loads(Path("d/text").read_text())[1] == [Path("c/text").read_text()]
+    with pytest.raises(ConfigError, match="step .d. was finished with other settings or inputs: .*y was absent, is now 1"):
+        pipeline.remaining(built("c", y=1))
 
 
 def test_following_the_advice_redoes_all_of_it() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any, Mapping
 
@@ -91,6 +92,43 @@ def test_a_begun_step_is_continued_with_the_same_settings_only(tmp_path: Path) -
     assert state.word == "begun" and "lr was 0.1, is now 1" in [text for text, _ in state.differences]
     receipt.perform(make(tmp_path, resumable=True), Reporter())
     assert names(tmp_path / "out" / "full") == {BEGUN, NAME, "result", "step_1"}
+
+
+def test_what_may_change_while_a_step_is_begun(tmp_path: Path) -> None:
+    """Settings that it names, and inputs that come or go; nothing once it is done, nothing that it has read already."""
+
+    def interrupted(output: Path, reporter: Reporter) -> Mapping[str, Any]:
+        (output / "step_1").mkdir()
+        raise KeyboardInterrupt
+
+    def made(data: str, label: str, lr: float = 0.1, **changes: Any) -> Step:
+        (tmp_path / "data").mkdir(exist_ok=True)
+        settings = {"lr": lr, "data": {data: 1}, "corpora": {data: {"unique_tokens": None}}}
+        return make(
+            tmp_path, resumable=True, settings=settings, inputs={label: tmp_path / "data"}, adjustable=frozenset({"data"}), **changes
+        )
+
+    with pytest.raises(KeyboardInterrupt):
+        receipt.perform(made("a", "a", action=interrupted), Reporter())
+    assert words(made("b", "b")) == []
+    assert words(made("b", "b", lr=1)) == ["lr was 0.1, is now 1"]
+    (tmp_path / "data" / "text").write_text("other")
+    assert words(made("a", "a")) == ["the content of its input 'a' changed"]
+    receipt.perform(made("b", "b"), Reporter())
+    assert words(made("b", "b")) == [] and "data.a was absent, is now 1" in words(made("a", "a"))
+
+
+def test_what_is_made_again(tmp_path: Path) -> None:
+    """A derived step replaces its own signed result, and that alone."""
+    receipt.perform(make(tmp_path, derived=True), Reporter())
+    other = make(tmp_path, derived=True, settings={"lr": 1})
+    receipt.perform(other, Reporter())
+    assert not words(other) and names(other.output.parent) & {".full.old", ".full.partial"} == set()
+    shutil.rmtree(other.output)
+    other.output.mkdir()
+    (other.output / "mine").touch()
+    with pytest.raises(ConfigError, match="no step has signed it"):
+        receipt.perform(other, Reporter())
 
 
 @pytest.mark.parametrize("resumable", [False, True])

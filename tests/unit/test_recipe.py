@@ -193,7 +193,7 @@ def test_all_problems_at_once(tmp_path):
         "recipe.yaml:2: the key 'name' is given twice (first in recipe.yaml:1)",
         "recipe.yaml:14: phases[0].data.germn: unknown corpus 'germn'. Did you mean 'german'?",
         "recipe.yaml:17: phases[0].batch_size: expected a whole number (such as 8, 2K or 500M), got 'many'",
-        "recipe.yaml:20: phases[1]: one of 'tokens', 'steps' or 'epochs' is needed",
+        "recipe.yaml:20: phases[1]: one of 'tokens', 'steps', 'epochs' or 'share' is needed",
         "recipe.yaml:25: phases[1].batch_size: 7 is not divisible by "
         "micro_batch_size x parallel.data = 2 x 1 = 2; use 6 or 8",
         "recipe.yaml:27: phases[1].optimizer.lrr: unknown key. Did you mean 'lr'?",

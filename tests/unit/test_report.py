@@ -125,3 +125,15 @@ def test_spikes_are_told() -> None:
         "- phase full, step 1,300: loss nan and gradient norm nan; rolled back, data left out",
     ]  # fmt: skip
     assert report.event_notes([]) == []
+
+
+def test_the_history_of_the_data() -> None:
+    """What a phase drew of each corpus, stretch by stretch."""
+    first = {"steps": [0, 2], "tokens": [0, 512], "samples": {"a": 16, "b": 0}, "settings": {"data": {"a": 3.0}}}
+    second = {"steps": [2, 1002], "tokens": [512, 3512], "samples": {"b": 1500}, "settings": {"data": {"a": 0.5, "b": 1.0}}}
+    lines = report.data_notes({"copy/full": [first, second], "copy/none": []})
+    assert lines[-2:] == [
+        "| copy/full | 1 to 2 | 512 | a 3 | a 16 |",
+        "| copy/full | 3 to 1,002 | 3,000 | a 0.5, b 1 | b 1,500 |",
+    ]
+    assert report.data_notes({}) == []
