@@ -81,8 +81,7 @@ def preprocess(
     _check_paths(prefix, files, held_out_files, writes_held_out=bool(chosen.held_out or held_out_files))
     if STDIN in names and (chosen.held_out or chosen.max_documents):
         raise ConfigError("standard input can be read once, and held_out and max_documents read twice: save it to a file")
-    if chosen.shard is not None:
-        prefix = Path(f"{prefix}_{chosen.shard[0]:05d}-of-{chosen.shard[1]:05d}")
+    prefix = Path(_with_shard(prefix, chosen.shard))
     run = _Run(prefix, plan(names, chosen.text_documents, chosen.chunk_bytes), tokenizer, chosen, on_skip)
     try:
         stats = run.do(held_out_files, Progress(on_progress, run.size, started))
@@ -103,7 +102,7 @@ def preprocess_keys(
         options: those of :func:`preprocess`, except ``text_key``.
 
     Returns:
-        {prefix of the corpus: its stats}
+        {prefix of the corpus as written, with its shard: its stats}
     """
     keys = list(dict.fromkeys(keys))
     if len(keys) > 1 and (options.get("held_out") or options.get("held_out_path")):
@@ -112,7 +111,12 @@ def preprocess_keys(
         raise ConfigError(f"standard input can be read once, not for each of the keys {', '.join(keys)}: save it to a file")
     level = "sentence" if options.get("split_sentences") else "document"
     prefixes = {key: f"{output_prefix}_{key}_{level}" for key in keys}
-    return {prefixes[key]: preprocess(paths, tokenizer, prefixes[key], text_key=key, **options) for key in keys}
+    done = {key: preprocess(paths, tokenizer, prefixes[key], text_key=key, **options) for key in keys}
+    return {_with_shard(prefixes[key], options.get("shard")): stats for key, stats in done.items()}
+
+
+def _with_shard(prefix: str | Path, shard: tuple[int, int] | None) -> str:
+    return str(prefix) if shard is None else f"{prefix}_{shard[0]:05d}-of-{shard[1]:05d}"
 
 
 def tokenizer_file(model: str | Path, tokenizer_type: str | None = None) -> Path:

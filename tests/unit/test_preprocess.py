@@ -245,6 +245,15 @@ def test_command(tmp_path, capsys):
     assert "1 bad lines skipped" in output.out
 
 
+def test_shards_by_the_command(tmp_path, capsys):
+    source = corpus(tmp_path, *["ein Satz"] * 9)
+    words = ["--input", str(source), "--output-prefix", str(tmp_path / "c"), "--tokenizer-model", str(word_tokenizer(tmp_path / "t"))]
+    assert main([*words, "--shard", "0/2"]) == 0 and main([*words, "--shard", "1/2"]) == 0
+    out = capsys.readouterr().out
+    assert "c_text_document_00000-of-00002: 0 documents, 0 tokens" in out
+    assert "c_text_document_00001-of-00002: 9 documents, 18 tokens" in out
+
+
 def test_tool_runs(tmp_path):
     def tool(*tokenizer: str) -> subprocess.CompletedProcess:
         command = [sys.executable, str(ROOT / "tools" / "preprocess_data.py"), "--input", str(source)]
