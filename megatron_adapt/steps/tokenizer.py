@@ -20,7 +20,7 @@ from megatron_adapt.steps.reporter import Reporter
 
 
 def training_texts(corpora: Sequence[Corpus], max_bytes: int | None = None) -> Iterator[str]:
-    """The training documents of several corpora, one after the other, up to ``max_bytes`` of UTF-8 altogether."""
+    """The training documents of several corpora, one after the other, the last one cut at ``max_bytes`` of UTF-8 altogether."""
     size = 0
     for corpus in corpora:
         paths = [corpus.path] if isinstance(corpus.path, str) else list(corpus.path)
@@ -29,9 +29,12 @@ def training_texts(corpora: Sequence[Corpus], max_bytes: int | None = None) -> I
         share = Fraction(0) if corpus.held_out_path else Fraction(str(corpus.held_out))
         # A tokenizer must not be fitted to what it will be measured on.
         for text in without_held_out(texts, share):
-            size += len(text.encode("utf-8", "replace"))
-            if max_bytes is not None and size > max_bytes:
+            encoded = text.encode("utf-8", "replace")
+            if max_bytes is not None and size + len(encoded) > max_bytes:
+                if rest := encoded[: max_bytes - size].decode("utf-8", "ignore"):
+                    yield rest
                 return
+            size += len(encoded)
             yield text
 
 

@@ -160,3 +160,12 @@ def test_what_is_told(tmp_path):
     stats = {"round_trip": {"documents": 4, "changed": 3}}
     work._tell_losses(stats, Listener())
     assert lines[1] == "warning: 3 of 4 documents come back changed when they are decoded"
+
+
+def test_the_last_document_is_cut(tmp_path):
+    """A file of lines without blank ones is a single document, and may be longer than what is to be read."""
+    (tmp_path / "one.txt").write_text("äöü" * 100, encoding="utf-8")
+    (tmp_path / "more.txt").write_text("abc", encoding="utf-8")
+    corpora = [Corpus(path=str(tmp_path / "more.txt")), Corpus(path=str(tmp_path / "one.txt"))]
+    assert list(work.training_texts(corpora, 8)) == ["abc", "äö"] and list(work.training_texts(corpora, 3)) == ["abc"]
+    assert list(work.training_texts(corpora)) == ["abc", "äöü" * 100]

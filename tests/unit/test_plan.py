@@ -279,3 +279,17 @@ def test_other_passes_are_refused_when_a_phase_was_begun() -> None:
     assert [text for text, _ in receipt.state(other).differences] == [
         "corpora.german.shuffled_epochs was 1, is now 2", "corpora.german.unique_tokens was None, is now 256",
     ]  # fmt: skip
+
+
+def test_a_tokenizer_derived_from_the_models_own() -> None:
+    built = build("vocabulary.tokenizer=null", "vocabulary.tokenizer={extend: {corpora: [german], tokens: 7}}")
+    step = built.step("tokenizers/target")
+    assert set(step.inputs) == {"german", "tokenizer"} and step.inputs["tokenizer"] == built.step("tokenizers/base").output
+    assert step.settings["tokens"] == 7 and step.settings["reuse"] is False
+    assert_in_order(built)
+    before, after = checks.shapes(built.recipe)
+    assert after.vocab_size == before.vocab_size + 7
+    pruned = build("vocabulary.tokenizer=null", "vocabulary.tokenizer={prune: {corpora: [german], keep: 300}}")
+    assert checks.shapes(pruned.recipe)[1].vocab_size == 300
+    with pytest.raises(ConfigError, match="a new model has no tokenizer of its own to start from; give 'path' or 'train'"):
+        build("model.from_scratch.tokenizer=null", "model.from_scratch.tokenizer={prune: {corpora: [german]}}")
