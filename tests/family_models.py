@@ -5,6 +5,7 @@ A new family is tested by adding an entry to ``CONFIGS``; ``test_family_parity.p
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,10 @@ def import_models() -> None:
     for family in families().values():
         module = model_type_to_module_name(family.model_types[0])
         importlib.import_module(f"transformers.models.{module}.modeling_{module}")
+    with contextlib.suppress(ImportError):  # transformers 4 has no such table; 5 builds it when the first model is saved
+        from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+        get_checkpoint_conversion_mapping("llama")
 
 
 def tokens() -> Tensor:
