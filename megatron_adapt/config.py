@@ -16,9 +16,12 @@ from megatron_adapt.config_types import (
 )
 
 
-# bf16-mixed: float32 main weights and moments; bf16-true: weights, gradients and moments in bf16
+# bf16-mixed: float32 main weights and moments; bf16-true: weights, gradients and moments in bf16; fp8-...: bf16-mixed whose
+# matrix products are in fp8, scaled by tensor (current), by block, or as MXFP8. Transformer Engine's delayed scaling is left
+# out: it depends on steps before, which a checkpoint does not hold.
+FP8 = ("fp8-current", "fp8-blockwise", "fp8-mx")
 Precision = Annotated[
-    Literal["fp32", "bf16-mixed", "bf16-true"], BeforeValidator(lambda value: "bf16-mixed" if value == "bf16" else value)
+    Literal["fp32", "bf16-mixed", "bf16-true", "fp8-current", "fp8-blockwise", "fp8-mx"], BeforeValidator(lambda value: "bf16-mixed" if value == "bf16" else value)
 ]
 
 

@@ -12,8 +12,8 @@ from typing import Annotated, Any, get_origin
 from pydantic import TypeAdapter, ValidationError
 
 from megatron_adapt.config import (
-    AUTO, CALIBRATED, Corpus, Evaluation, FromScratch, Model, Optimizer, Parallel, Phase, Probe, RampUp, Recipe, Schedule,
-    Strict, TokenizerChoice, TokenizerTraining, Vocabulary, kinds, model_of, step_into,
+    AUTO, CALIBRATED, FP8, Corpus, Evaluation, FromScratch, Model, Optimizer, Parallel, Phase, Probe, RampUp, Recipe,
+    Schedule, Strict, TokenizerChoice, TokenizerTraining, Vocabulary, kinds, model_of, step_into,
 )
 from megatron_adapt.config_types import did_you_mean
 from megatron_adapt.schedule import problem
@@ -173,6 +173,13 @@ def _phase(phase: Phase, path: tuple[str | int, ...], parallel: Any, precision: 
     if isinstance(phase.optimizer, Optimizer):
         for key, text in _optimizer(phase.optimizer, phase.precision or precision):
             yield (*path, "optimizer", key), text
+    if (phase.precision or precision) in FP8 and isinstance(parallel, Parallel):
+        if INVALID not in (phase.sequence_length, phase.micro_batch_size, parallel.tensor, parallel.sequence):
+            positions = phase.sequence_length * phase.micro_batch_size
+            parts = parallel.tensor if parallel.sequence else 1
+            if positions % (32 * parts):
+                why = f"{phase.micro_batch_size} x sequence_length {phase.sequence_length} positions are no multiple of {32 * parts}"
+                yield (*path, "micro_batch_size"), f"{why}, which precision {phase.precision or precision!r} needs"
     if phase.save_every is None and phase.async_save is True:
         yield (*path, "async_save"), "needs save_every: the checkpoint at a phase's end is waited for"
     if phase.keep_every not in (None, INVALID) and phase.save_every is not INVALID:
@@ -207,7 +214,7 @@ def _optimizer(optimizer: Optimizer, precision: Any) -> Iterator[tuple[str, str]
     default = Optimizer.model_fields
     if optimizer.type == "lionw" and optimizer.eps not in (INVALID, default["eps"].default):
         yield "eps", "belongs to 'adamw', not to 'lionw'; remove it"
-    if precision in ("fp32", "bf16-mixed") and optimizer.rounding not in (INVALID, default["rounding"].default):
+    if precision in ("fp32", "bf16-mixed", *FP8) and optimizer.rounding not in (INVALID, default["rounding"].default):
         yield "rounding", f"weights are rounded under precision 'bf16-true' only, not under {precision!r}; remove it"
 
 

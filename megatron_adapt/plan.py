@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Iterator
 
 from megatron_adapt import recipe as recipes, schedule
-from megatron_adapt.config import ADJUSTABLE, AUTO, Phase, Recipe, TokenizerChoice
+from megatron_adapt.config import ADJUSTABLE, AUTO, FP8, Phase, Recipe, TokenizerChoice
 from megatron_adapt.data.sources import files_of, reading
 from megatron_adapt.errors import ConfigError
 from megatron_adapt.hf.tokenizer import COMPANIONS
@@ -354,12 +354,13 @@ class _Builder:
             return
         recipe = self.recipe
         texts = {name: self.held_out[name] for name in self.evaluated}
+        precision = "bf16-mixed" if recipe.precision in FP8 else recipe.precision  # whatever the number of positions
 
         def action(_output: Path, reporter: Reporter) -> dict[str, Any]:
             from megatron_adapt.steps import evaluate
 
             return evaluate.run(
-                stage.model, texts, reporter, layout=self._layout(), precision=recipe.precision,
+                stage.model, texts, reporter, layout=self._layout(), precision=precision,
                 length=self.length, max_bytes=recipe.evaluation.max_bytes,
             )  # fmt: skip
 
@@ -368,7 +369,7 @@ class _Builder:
             verb="evaluate",
             output=self.output / stage.step,
             action=action,
-            settings={"max_bytes": recipe.evaluation.max_bytes, "sequence_length": self.length, "precision": recipe.precision},
+            settings={"max_bytes": recipe.evaluation.max_bytes, "sequence_length": self.length, "precision": precision},
             inputs={"model": stage.model, **{name: path.parent for name, path in texts.items()}},
             ranks=recipe.parallel.world_size,
         )

@@ -28,6 +28,8 @@ SECTIONS = {
     "train_fp32": ("sections", "train_fp32", {}, False, 120),
     "train_bf16": ("sections", "train_bf16", {}, False, 180),
     "train_bf16_true": ("sections", "train_bf16_true", {}, False, 180),
+    "train_fp8_current": ("sections", "train_fp8", {"precision": "fp8-current"}, True, 180),
+    "train_fp8_blockwise": ("sections", "train_fp8", {"precision": "fp8-blockwise"}, True, 180),
     "parity_fp32": ("sections", "parity_fp32", {}, False, 90),
     "parity_bf16": ("sections", "parity_bf16", {}, False, 120),
     "packing": ("sections", "packing", {}, False, 180),

@@ -170,6 +170,16 @@ def train_bf16_true(tiny: bool, scratch: Path) -> dict:
     return {"difference_to_mixed": difference, "repeats": once == again and same_weights(setup, "true", "again")}
 
 
+def train_fp8(tiny: bool, scratch: Path, precision: str) -> dict:
+    """Matrix products in fp8: near bf16-mixed, and the same again."""
+    setup = Setup(tiny, scratch, 20)
+    use("te")
+    mixed, once, again = setup.train("bf16-mixed", "mixed"), setup.train(precision, "fp8"), setup.train(precision, "again")
+    difference = largest(once, mixed)
+    assert difference < 3e-2, f"losses differ from bf16-mixed by {difference:.1e} (allowed 3e-2)"
+    return {"difference_to_mixed": difference, "repeats": once == again and same_weights(setup, "fp8", "again")}
+
+
 def parity_fp32(tiny: bool, scratch: Path) -> dict:
     setup = Setup(tiny, scratch, 1)
     use("plain")

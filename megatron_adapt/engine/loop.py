@@ -217,7 +217,8 @@ class _Run:
         return step % self.phase.log_every == 0 or step in (1, self.steps)
 
     def _bits_per_byte(self, text: evaluate.Text) -> float:
-        return evaluate.bits_per_byte(self.model, text, self.job.layout)["bits_per_byte"]
+        with backend.without_fp8(self.bare.config):
+            return evaluate.bits_per_byte(self.model, text, self.job.layout)["bits_per_byte"]
 
     def _require_space(self) -> None:
         """Whether the phase's checkpoints will fit on the disk is asked now, not hours later."""

@@ -2,6 +2,7 @@
 
     fp32         float32 weights, gradients and moments
     bf16-mixed   bf16 weights, float32 gradients, main weights and moments (Megatron's Float16Optimizer)
+    fp8-...      the same with matrix products in fp8 (Transformer Engine)
     bf16-true    weights, gradients and moments in bf16, updated by `updates` with a choice of rounding
 """
 
@@ -23,7 +24,7 @@ from megatron.core.optimizer import optimizer as megatron_optimizer
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 from megatron.core.tensor_parallel import param_is_not_tensor_parallel_duplicate
 from megatron.core.transformer.module import param_is_not_shared
-from megatron_adapt.config import Optimizer
+from megatron_adapt.config import FP8, Optimizer
 from megatron_adapt.engine import backend, optimizer_state, updates
 from megatron_adapt.engine.model import named_parameters
 
@@ -55,7 +56,7 @@ def build(
         adam_beta2=settings.beta2,
         adam_eps=settings.eps,
         clip_grad=0.0 if low else settings.clip_grad,  # Megatron clips float32 gradients only
-        bf16=precision == "bf16-mixed",
+        bf16=precision == "bf16-mixed" or precision in FP8,
         params_dtype=model.config.params_dtype,
         use_distributed_optimizer=model.ddp_config.use_distributed_optimizer,
     )

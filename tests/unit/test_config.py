@@ -125,8 +125,10 @@ def test_selected_layers():
     ("{lr: 1e-4}", "{lr: 1e99}", "26: phases[1].optimizer.lr: expected a number (such as 0.1, 1e-4 or 500M), "
      "got the number 1e+99, which is too large"),
     ("name: german\n", "name: german\nprecision: bf16mixed\n",
-     "2: precision: expected 'fp32', 'bf16-mixed' or 'bf16-true', got 'bf16mixed'. Did you mean 'bf16-mixed'?"),
-    ("name: german\n", "name: german\nprecision: 16\n", "2: precision: expected 'fp32', 'bf16-mixed' or 'bf16-true', got the number 16"),
+     "2: precision: expected 'fp32', 'bf16-mixed', 'bf16-true', 'fp8-current', 'fp8-blockwise' or 'fp8-mx', got 'bf16mixed'. "
+     "Did you mean 'bf16-mixed'?"),
+    ("name: german\n", "name: german\nprecision: 16\n",
+     "2: precision: expected 'fp32', 'bf16-mixed', 'bf16-true', 'fp8-current', 'fp8-blockwise' or 'fp8-mx', got the number 16"),
     ("name: german\n", "name: german\nparallel: {sequence: yes}\n",
      "2: parallel.sequence: expected true or false, got 'yes'"),
     ("[en-1.txt, en-2.txt]", "{a: b}", "9: data.english.path: expected text or a list of texts, got a mapping"),
@@ -220,6 +222,9 @@ def test_missing_mappings_are_told_once_each(tmp_path):
       ("{lr: 1e-4}", "{lr: 1e-4}\n    precision: bf16-true")],
      "29: phases[1].precision: parallel.distributed_optimizer keeps float32 weights, which 'bf16-true' does without; "
      "use 'bf16-mixed'"),
+    ([("batch_size: 8", "batch_size: 8\n    micro_batch_size: 1\n    precision: fp8-mx"),
+      ("sequence_length: 128", "sequence_length: 48")],
+     "26: phases[1].micro_batch_size: 1 x sequence_length 48 positions are no multiple of 32, which precision 'fp8-mx' needs"),
     ([("    steps: 100\n", "    steps: 100\n    async_save: true\n")],
      "24: phases[1].async_save: needs save_every: the checkpoint at a phase's end is waited for"),
     ([("    steps: 100\n", "    steps: 100\n    keep_every: 30\n    save_every: 20\n")],
