@@ -269,38 +269,9 @@ def uses_transformer_engine(shape: ModelShape) -> bool:
     return _layers != "torch" and not reasons
 
 
-# Fields of Megatron's TransformerConfig by precision. "hybrid" has the wider range of e5m2 for gradients.
-FP8_FIELDS: dict[str, dict[str, Any]] = {
-    "fp8-current": {"fp8": "hybrid", "fp8_recipe": "tensorwise"},
-    "fp8-blockwise": {"fp8": "e4m3", "fp8_recipe": "blockwise"},
-    "fp8-mx": {"fp8": "e4m3", "fp8_recipe": "mxfp8"},
-}
-FP8_SINCE = {"fp8-current": ((8, 9), "Ada and Hopper"), "fp8-blockwise": ((9, 0), "Hopper"), "fp8-mx": ((10, 0), "Blackwell")}
-
-
-def precision_fields(precision: str, shape: ModelShape) -> dict[str, Any]:
-    """What fp8 adds to Megatron's TransformerConfig; ``ConfigError`` where it cannot be computed."""
-    if precision not in FP8_FIELDS:
-        return {}
-    since, named = FP8_SINCE[precision]
-    reasons = [] if uses_transformer_engine(shape) else torch_layers_because(shape) or ["backend: torch is chosen"]
-    if has_gpu() and torch.cuda.get_device_capability() < since:
-        reasons.append(f"{torch.cuda.get_device_name()} has no such arithmetic, which came with {named}")
-    if reasons:
-        raise ConfigError(
-            f"precision: {precision} needs a GPU and Transformer Engine's layers: {'; '.join(reasons)}. Choose bf16-mixed."
-        )
-    return FP8_FIELDS[precision]
-
-
-@contextlib.contextmanager
-def without_fp8(config: Any) -> Iterator[None]:
-    """Compute in the weights' precision inside: fp8 takes numbers of positions that are multiples of 32 only."""
-    chosen, config.fp8 = config.fp8, None
-    try:
-        yield
-    finally:
-        config.fp8 = chosen
+def capability() -> tuple[int, int]:
+    """Compute capability of this rank's GPU."""
+    return torch.cuda.get_device_capability()
 
 
 def layer_spec(config, shape: ModelShape):

@@ -15,7 +15,9 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron_adapt import schedule as schedules
 from megatron_adapt.config import Phase
 from megatron_adapt.data.sampling import Passes
-from megatron_adapt.engine import backend, carry, checkpoint, evaluate, guard, model as models, optimizer as optimizers, stretches
+from megatron_adapt.engine import (
+    backend, carry, checkpoint, evaluate, fp8, guard, model as models, optimizer as optimizers, stretches,
+)  # fmt: skip
 from megatron_adapt.engine.backend import Layout
 from megatron_adapt.engine.batches import Batch, Batches
 from megatron_adapt.engine.checkpoint import Checkpoint, Position
@@ -217,7 +219,7 @@ class _Run:
         return step % self.phase.log_every == 0 or step in (1, self.steps)
 
     def _bits_per_byte(self, text: evaluate.Text) -> float:
-        with backend.without_fp8(self.bare.config):
+        with fp8.without_fp8(self.bare.config):
             return evaluate.bits_per_byte(self.model, text, self.job.layout)["bits_per_byte"]
 
     def _require_space(self) -> None:

@@ -24,7 +24,7 @@ from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron_adapt.config import FP8
 from megatron_adapt.config_types import selected_layers
-from megatron_adapt.engine import backend
+from megatron_adapt.engine import backend, fp8
 from megatron_adapt.engine.backend import Layout
 from megatron_adapt.errors import ConfigError
 from megatron_adapt.families.family import ModelShape
@@ -55,10 +55,10 @@ RECOMPUTE: dict[str, dict[str, Any]] = {
 def transformer_config(shape: ModelShape, layout: Layout, precision: str, recompute: str = "none") -> TransformerConfig:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about its own default of a CUDA-graph setting
-        return _transformer_config(shape, layout, DTYPES[precision], recompute, backend.precision_fields(precision, shape))
+        return _transformer_config(shape, layout, DTYPES[precision], recompute, fp8.precision_fields(precision, shape))
 
 
-def _transformer_config(shape: ModelShape, layout: Layout, dtype: torch.dtype, recompute: str, fp8: dict) -> TransformerConfig:
+def _transformer_config(shape: ModelShape, layout: Layout, dtype: torch.dtype, recompute: str, more: dict) -> TransformerConfig:
     return TransformerConfig(
         num_layers=shape.num_layers,
         hidden_size=shape.hidden_size,
@@ -86,7 +86,7 @@ def _transformer_config(shape: ModelShape, layout: Layout, dtype: torch.dtype, r
         # Weights always come from a checkpoint or a Hugging Face directory (a model from scratch is one, too).
         perform_initialization=False,
         **RECOMPUTE[recompute],
-        **fp8,
+        **more,
         **backend.config_fields(shape),
     )
 

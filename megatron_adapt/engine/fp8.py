@@ -1,0 +1,43 @@
+"""Matrix products in fp8: what Megatron is told, and where they cannot be computed."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any, Iterator
+
+from megatron_adapt.engine import backend
+from megatron_adapt.errors import ConfigError
+from megatron_adapt.families.family import ModelShape
+
+# Fields of Megatron's TransformerConfig by precision. "hybrid" has the wider range of e5m2 for gradients.
+FP8_FIELDS: dict[str, dict[str, Any]] = {
+    "fp8-current": {"fp8": "hybrid", "fp8_recipe": "tensorwise"},
+    "fp8-blockwise": {"fp8": "e4m3", "fp8_recipe": "blockwise"},
+    "fp8-mx": {"fp8": "e4m3", "fp8_recipe": "mxfp8"},
+}
+FP8_SINCE = {"fp8-current": ((8, 9), "Ada and Hopper"), "fp8-blockwise": ((9, 0), "Hopper"), "fp8-mx": ((10, 0), "Blackwell")}
+
+
+def precision_fields(precision: str, shape: ModelShape) -> dict[str, Any]:
+    """What fp8 adds to Megatron's TransformerConfig; ``ConfigError`` where it cannot be computed."""
+    if precision not in FP8_FIELDS:
+        return {}
+    since, named = FP8_SINCE[precision]
+    reasons = [] if backend.uses_transformer_engine(shape) else backend.torch_layers_because(shape) or ["backend: torch is chosen"]
+    if backend.has_gpu() and backend.capability() < since:
+        reasons.append(f"{backend.name()} has no such arithmetic, which came with {named}")
+    if reasons:
+        raise ConfigError(
+            f"precision: {precision} needs a GPU and Transformer Engine's layers: {'; '.join(reasons)}. Choose bf16-mixed."
+        )
+    return FP8_FIELDS[precision]
+
+
+@contextlib.contextmanager
+def without_fp8(config: Any) -> Iterator[None]:
+    """Compute in the weights' precision inside: fp8 takes numbers of positions that are multiples of 32 only."""
+    chosen, config.fp8 = config.fp8, None
+    try:
+        yield
+    finally:
+        config.fp8 = chosen
