@@ -35,6 +35,7 @@ class Text:
     bytes: int
     tokens: int
     unknown: int
+    documents: int
 
 
 def read_texts(path: Path, text_key: str = "text", max_bytes: int | None = None) -> list[str]:
@@ -63,7 +64,7 @@ def tokenize(texts: Sequence[str], tokenizer: Tokenizer, length: int) -> Text:
         unknown += int((ids == tokenizer.unk_id).sum()) if tokenizer.unk_id is not None else 0
         windows += [ids[i : i + length + 1] for i in range(0, len(ids) - 1, length)]
     size = sum(len(text.encode("utf-8", "replace")) for text in texts)
-    return Text(windows, length, size, tokens, unknown)
+    return Text(windows, length, size, tokens, unknown, len(texts))
 
 
 def _batches(text: Text, tokens_at_once: int, multiple: int) -> Iterator[list[np.ndarray]]:
@@ -131,13 +132,15 @@ def nats(model: nn.Module, text: Text, layout: Layout, tokens_at_once: int = 819
 
 
 def bits_per_byte(model: nn.Module, text: Text, layout: Layout) -> dict[str, Any]:
-    """``{bits_per_byte, nats_per_token, tokens, bytes, unknown_tokens}``."""
+    """``{bits_per_byte, nats_per_token, nats_per_document, tokens, bytes, documents, unknown_tokens}``."""
     total = nats(model, text, layout)
     return {
         "bits_per_byte": total / math.log(2) / text.bytes,
         "nats_per_token": total / text.tokens,
+        "nats_per_document": total / text.documents,
         "tokens": text.tokens,
         "bytes": text.bytes,
+        "documents": text.documents,
         "unknown_tokens": text.unknown,
     }
 

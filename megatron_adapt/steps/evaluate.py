@@ -24,7 +24,7 @@ def run(
     max_bytes: int | None = None,
     text_key: str = "text",
 ) -> dict[str, dict[str, Any]]:
-    """Per corpus ``{bits_per_byte, nats_per_token, tokens, bytes, unknown_tokens}``; windows of ``length`` tokens."""
+    """Per corpus what ``evaluate.bits_per_byte`` gives; windows of ``length`` tokens."""
     is_hf = (model_path / "config.json").is_file()
     opened = HFDirectory.open(model_path) if is_hf else checkpoint.resolve(model_path)
     where = str((model_path if is_hf else opened.hf) / "config.json")

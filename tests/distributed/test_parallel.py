@@ -112,6 +112,8 @@ def test_bits_per_byte_is_the_same_in_every_layout(world: World, layout, ranks, 
         return evaluate.bits_per_byte(model, text, layout)
 
     (reference,) = on_ranks(1, lambda: measure(Layout()))
+    assert reference["nats_per_document"] * reference["documents"] == pytest.approx(reference["nats_per_token"] * reference["tokens"])
+    assert reference["documents"] == 20
     for result in on_ranks(ranks, lambda: measure(layout)):
         assert result == pytest.approx(reference, rel=1e-6)
 
