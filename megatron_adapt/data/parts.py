@@ -7,19 +7,17 @@ sequences), and where they are needed NUMBER.texts (int32, sequences of its docu
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
+from megatron_adapt.data import locking
 from megatron_adapt.data.held_out import writing
 from megatron_adapt.errors import DataError
 
-_LOCK_SECONDS = 5.0  # a killed run's workers die within that
 _READ_BYTES = 4 << 20
 
 
@@ -115,26 +113,7 @@ def _folder(prefix: Path) -> Path:
 
 
 def _take_lock(folder: Path, prefix: Path) -> int:
-    deadline = time.monotonic() + _LOCK_SECONDS
-    while True:
-        folder.mkdir(exist_ok=True)
-        try:
-            lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        except FileNotFoundError:  # its former user has just removed the folder
-            continue
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lock)
-            if time.monotonic() > deadline:
-                raise DataError(f"{prefix}: another process is writing this corpus; wait for it or choose another name") from None
-            time.sleep(0.1)
-            continue
-        except OSError:
-            return lock  # a file system without locks: go on without
-        try:
-            if os.path.samestat(os.fstat(lock), os.stat(folder / "lock")):
-                return lock
-        except FileNotFoundError:
-            pass
-        os.close(lock)
+    try:
+        return locking.take(folder / "lock")
+    except TimeoutError:
+        raise DataError(f"{prefix}: another process is writing this corpus; wait for it or choose another name") from None

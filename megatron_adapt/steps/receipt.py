@@ -7,6 +7,7 @@ result of other settings, are both wrong.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import hashlib
@@ -20,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Iterator, Mapping
 
+from megatron_adapt.data import locking
 from megatron_adapt.errors import ConfigError
 from megatron_adapt.launch import StepFailed
 from megatron_adapt.steps.reporter import Reporter
@@ -68,9 +70,35 @@ class Step:
 def perform(step: Step, reporter: Reporter, is_first_rank: bool = True) -> None:
     """Do the step and sign it; called on all of its ranks. After an error nothing is left but what can be continued.
 
-    Raises ``ConfigError`` when something that no step has signed stands where the result should go, or the place
-    cannot be written to.
+    Raises ``ConfigError`` when something that no step has signed stands where the result should go, the place cannot be
+    written to, or another process is at the same step.
     """
+    with _alone(step) if is_first_rank else contextlib.nullcontext():
+        _perform(step, reporter, is_first_rank)
+
+
+@contextlib.contextmanager
+def _alone(step: Step) -> Iterator[None]:
+    """Two runs of one step would remove each other's files."""
+    file = step.output.with_name(f".{step.output.name}.lock")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock = locking.take(file)
+    except TimeoutError:
+        raise ConfigError(
+            f"step '{step.name}': another process is writing {step.output}. Wait for it or stop it, or choose another output."
+        ) from None
+    except OSError:
+        lock = None  # the step itself says what is wrong with the place
+    try:
+        yield
+    finally:
+        if lock is not None:
+            file.unlink(missing_ok=True)
+            os.close(lock)
+
+
+def _perform(step: Step, reporter: Reporter, is_first_rank: bool) -> None:
     began = time.monotonic()
     workplace = step.output if step.resumable else step.output.with_name(f".{step.output.name}.partial")
     if is_first_rank:

@@ -245,9 +245,9 @@ def test_parts_of_another_run_are_not_used(tmp_path):
 
 
 def test_two_runs_at_once(tmp_path, monkeypatch):
-    from megatron_adapt.data import parts
+    from megatron_adapt.data import locking, parts
 
-    monkeypatch.setattr(parts, "_LOCK_SECONDS", 0.3)
+    monkeypatch.setattr(locking, "PATIENCE", 0.3)
     source = corpus(tmp_path / "in", "a", "b")
     holder = parts.Parts.open(tmp_path / "c", {"of": "somebody"})
     with pytest.raises(DataError, match="c: another process is writing this corpus; wait for it or choose another name"):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Mapping
 
 import pytest
+from megatron_adapt.data import locking
 from megatron_adapt.errors import ConfigError, DataError
 from megatron_adapt.steps import receipt
 from megatron_adapt.steps.receipt import BEGUN, NAME, Step
@@ -54,6 +55,25 @@ def test_a_step_is_done_and_signed(tmp_path: Path, resumable: bool) -> None:
     assert signed is not None
     assert signed["metrics"]["answer"] == 42 and signed["settings"] == step.settings and signed["verb"] == "train"
     assert {"python", "torch"} <= signed["versions"].keys()
+
+
+@pytest.mark.parametrize("resumable", [False, True])
+def test_two_runs_of_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resumable: bool) -> None:
+    monkeypatch.setattr(locking, "PATIENCE", 0.2)
+
+    def action(output: Path, reporter: Reporter) -> Mapping[str, Any]:
+        output.mkdir(exist_ok=True)
+        with pytest.raises(ConfigError, match="step 'full': another process is writing .*out/full. Wait for it or stop it"):
+            receipt.perform(make(tmp_path, resumable=resumable), Reporter())
+        assert output.is_dir()
+        receipt.perform(make(tmp_path, output=tmp_path / "out" / "other"), Reporter())  # another place is free
+        return {}
+
+    receipt.perform(make(tmp_path, action=action, resumable=resumable), Reporter())
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"full", "other"}
+    (tmp_path / "out" / ".third.lock").touch()  # left by a process that was killed
+    receipt.perform(make(tmp_path, output=tmp_path / "out" / "third"), Reporter())
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"full", "other", "third"}
 
 
 def test_a_difference_is_named(tmp_path: Path) -> None:
