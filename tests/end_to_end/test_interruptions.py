@@ -127,12 +127,24 @@ def test_ranks_under_torchrun_save_before_they_leave(domain: Shop, calm: Path) -
     assert "stopped; adapted/long continues from its last checkpoint with the same command" in result.out
 
 
-def test_a_step_that_cannot_be_continued_is_repeated(domain: Shop, calm: Path) -> None:
-    """Stopped while it converts a model: nothing is left of that, and nothing is missing afterwards."""
+def test_a_conversion_that_was_stopped_goes_on(domain: Shop, calm: Path) -> None:
     running = domain.start("import", "out/model", "converted")
     wait_for(lambda: running.ended() or (domain / ".converted.partial").exists(), "the conversion to begin")
     running.kill(signal.SIGTERM)
     result = running.wait()
     assert (result.code, result.err) == (75, "")
-    assert not (domain / "converted").exists() and not (domain / ".converted.partial").exists()
+    assert not (domain / "converted").exists()
     domain.run("import", "out/model", "converted").succeeded()
+    assert not (domain / ".converted.partial").exists()
+
+
+def test_a_step_that_cannot_be_continued_is_repeated(domain: Shop, calm: Path) -> None:
+    """Stopped while it trains a tokenizer: nothing is left of that, and nothing is missing afterwards."""
+    train = ("tokenizer", "train", "--input", "de.jsonl", "--vocab-size", 400, "words")
+    running = domain.start(*train)
+    wait_for(lambda: running.ended() or (domain / ".words.partial").exists(), "the training to begin")
+    running.kill(signal.SIGTERM)
+    result = running.wait()
+    assert (result.code, result.err) == (75, "")
+    assert not (domain / "words").exists() and not (domain / ".words.partial").exists()
+    domain.run(*train).succeeded()

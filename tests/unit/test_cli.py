@@ -227,7 +227,7 @@ def test_a_tokenizer_with_more_ids_than_the_model_has_rows(run: Run) -> None:
         ("export a b --verify all", "--verify all: choose off, weights or logits"),
         ("import a b --verify all", "--verify all: choose off, weights or logits"),
         ("export a b --max-shard-size big", "--max-shard-size: expected a whole number"),
-        ("swap a b", "swap HF_DIR OUT needs --tokenizer DIR"),
+        ("swap a b", "swap HF_DIR OUT needs one of --tokenizer DIR, --extend N and --prune, got none."),
         ("swap a b --tokenizer t --method coppy", "no vocabulary method 'coppy'; there are: align, "),
         ("tokenizer report", "expected: tokenizer report SOURCE [TARGET] --corpus FILE"),
         ("swap a b --tokenizer t --method copy --option x=1", "copy: option x: unknown option. Options: others."),
