@@ -39,30 +39,36 @@ def is_cut(name: str, shape: ModelShape) -> bool:
     return name in (EMBEDDING, OUTPUT) or re.search(r"\.linear_\w+\.weight$|\.linear_(qkv|fc1)\.bias$", name) is not None
 
 
-def state_bytes(optimizer: Optimizer, precision: str) -> int:
-    """Bytes per trained parameter of weights, gradients and optimizer."""
+def state_bytes(optimizer: Optimizer, precision: str, sharers: int = 1) -> float:
+    """Bytes per trained parameter of weights, gradients and optimizer; ``sharers``: ranks that share the latter's state."""
     moments = 1 if optimizer.type == "lionw" else 2
     if precision == "bf16-true":
         return 4 + 2 * moments + (2 if optimizer.rounding == "kahan" else 0)
-    return (8 if precision == "fp32" else 10) + 4 * moments
+    return 8 + 4 * moments / sharers if precision == "fp32" else 6 + (4 + 4 * moments) / sharers
 
 
 def memory_per_rank(shape: ModelShape, parallel: Parallel, phase: Phase, precision: str) -> float:
     """Bytes, roughly, with every parameter training.
 
     Weights, gradients and AdamW's state: 16 bytes a parameter in fp32, 18 in bf16-mixed (2 + 4 + main weight 4 + moments
-    8), 8 in bf16-true (2 each; Kahan's compensation 2 more); LionW has one moment less. Activations: 34 bytes per position, layer and hidden unit in bf16 without the score matrix
-    (Korthikanti et al. 2022, eq. 2 and 4), divided by the tensor ranks only under sequence parallelism save for the 24
-    inside the layers; the logits twice in fp32.
+    8), 8 in bf16-true (2 each; Kahan's compensation 2 more); LionW has one moment less, the distributed optimizer shares
+    moments and main weights. The logits twice in fp32.
+
+    Activations: 34 bytes per position, layer and hidden unit in bf16 without the score matrix (Korthikanti et al. 2022,
+    eq. 2 and 4), divided by the tensor ranks only under sequence parallelism save for the 24 inside the layers.
+    Recomputed are the 16 inside MLPs (``selective``) or all but a layer's input of 2 (``full``), of one layer at a time.
     """
-    state = parameters_per_rank(shape, parallel) * state_bytes(phase.optimizer, precision)
+    sharers = parallel.data if parallel.distributed_optimizer else 1
+    state = parameters_per_rank(shape, parallel) * state_bytes(phase.optimizer, precision, sharers)
     positions = phase.sequence_length * phase.micro_batch_size
-    per_unit = 34 / parallel.tensor if parallel.sequence else 10 + 24 / parallel.tensor
+    around = parallel.tensor if parallel.sequence else 1
+    whole, mlp = 10 / around + 24 / parallel.tensor, 16 / parallel.tensor
+    kept, again = {"none": (whole, 0.0), "selective": (whole - mlp, mlp), "full": (2 / around, whole)}[phase.recompute]
     layers = shape.num_layers / parallel.pipeline
     in_flight = min(parallel.pipeline, recipes.accumulation(phase, parallel))
-    activations = positions * shape.hidden_size * per_unit * layers * in_flight * (2 if precision == "fp32" else 1)
+    per_unit = (kept * layers * in_flight + again) * (2 if precision == "fp32" else 1)
     logits = positions * shape.vocab_size / parallel.tensor * 8
-    return state + activations + logits
+    return state + positions * shape.hidden_size * per_unit + logits
 
 
 def _ramp_up(phase: Phase) -> str:

@@ -53,6 +53,17 @@ def test_memory() -> None:
     assert estimate.memory_per_rank(whole, Parallel(), settings, "fp32") == 16 * parameters + positions * H * 68 * 2 + logits
 
 
+def test_recomputation_and_a_shared_state() -> None:
+    whole, positions = shape(), 2 * 32
+    kept = {name: estimate.memory_per_rank(whole, Parallel(), phase(recompute=name), "bf16-mixed") for name in ("none", "selective", "full")}
+    assert kept["none"] - kept["selective"] == positions * H * 16  # two layers' worth, less that of the one at work
+    assert kept["none"] - kept["full"] == positions * H * (34 * 2 - 2 * 2 - 34)
+    shared = estimate.memory_per_rank(whole, Parallel(data=4, distributed_optimizer=True), phase(), "bf16-mixed")
+    assert kept["none"] - shared == (18 - (6 + 12 / 4)) * whole.num_parameters()
+    shared = estimate.memory_per_rank(whole, Parallel(data=4, distributed_optimizer=True), phase(), "fp32")
+    assert shared - estimate.memory_per_rank(whole, Parallel(), phase(), "fp32") == -6 * whole.num_parameters()
+
+
 def test_what_saves_memory() -> None:
     layouts = [{}, {"tensor": 2}, {"tensor": 2, "sequence": True}, {"tensor": 2, "sequence": True, "pipeline": 2}]
     sizes = [estimate.memory_per_rank(shape(), Parallel(**layout), phase(), "bf16-mixed") for layout in layouts]
