@@ -55,13 +55,13 @@ def test_memory() -> None:
 
 def test_recomputation_and_a_shared_state() -> None:
     whole, positions = shape(), 2 * 32
-    kept = {name: estimate.memory_per_rank(whole, Parallel(), phase(recompute=name), "bf16-mixed") for name in ("none", "selective", "full")}
+    kept = {name: estimate.memory_per_rank(whole, Parallel(), phase(recompute=name, batch_size=8), "bf16-mixed") for name in ("none", "selective", "full")}
     assert kept["none"] - kept["selective"] == positions * H * 16  # two layers' worth, less that of the one at work
     assert kept["none"] - kept["full"] == positions * H * (34 * 2 - 2 * 2 - 34)
-    shared = estimate.memory_per_rank(whole, Parallel(data=4, distributed_optimizer=True), phase(), "bf16-mixed")
+    shared = estimate.memory_per_rank(whole, Parallel(data=4, distributed_optimizer=True), phase(batch_size=8), "bf16-mixed")
     assert kept["none"] - shared == (18 - (6 + 12 / 4)) * whole.num_parameters()
-    shared = estimate.memory_per_rank(whole, Parallel(data=4, distributed_optimizer=True), phase(), "fp32")
-    assert shared - estimate.memory_per_rank(whole, Parallel(), phase(), "fp32") == -6 * whole.num_parameters()
+    shared = estimate.memory_per_rank(whole, Parallel(data=4, distributed_optimizer=True), phase(batch_size=8), "fp32")
+    assert shared - estimate.memory_per_rank(whole, Parallel(), phase(batch_size=8), "fp32") == -6 * whole.num_parameters()
 
 
 def test_what_saves_memory() -> None:
