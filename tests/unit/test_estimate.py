@@ -55,7 +55,8 @@ def test_memory() -> None:
 
 def test_recomputation_and_a_shared_state() -> None:
     whole, positions = shape(), 2 * 32
-    kept = {name: estimate.memory_per_rank(whole, Parallel(), phase(recompute=name, batch_size=8), "bf16-mixed") for name in ("none", "selective", "full")}
+    names = ("none", "selective", "full")
+    kept = {name: estimate.memory_per_rank(whole, Parallel(), phase(recompute=name, batch_size=8), "bf16-mixed") for name in names}
     assert kept["none"] - kept["selective"] == positions * H * 16  # two layers' worth, less that of the one at work
     assert kept["none"] - kept["full"] == positions * H * (34 * 2 - 2 * 2 - 34)
     shared = estimate.memory_per_rank(whole, Parallel(data=4, distributed_optimizer=True), phase(batch_size=8), "bf16-mixed")
