@@ -3,4 +3,5 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source tools/environment.sh
-exec python -m pytest -q -n 2 --dist loadfile "$@"
+# In the order of the folders: the long tests of whole runs come first, and no core waits for the other at the end.
+exec python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder "$@"

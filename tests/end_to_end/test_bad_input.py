@@ -154,7 +154,9 @@ def test_a_corpus_too_small_for_its_tokenizer(bad: Shop) -> None:
     leaves_nothing(bad, "tokenizer", "train", "--input", "de.jsonl", "--vocab-size", "400", "--text-key", "", "refused").refused(
         "de.jsonl:1: no key ''; the keys are 'id', 'text'"
     )
-    leaves_nothing(bad, *train[:-1], "--type", "wordpiece", "refused").refused("unknown kind of tokenizer 'wordpiece'")
+    leaves_nothing(bad, *train[:-1], "--type", "wordpiece", "refused").refused(
+        "--type: Input should be 'bpe', 'sentencepiece-bpe' or 'unigram'."
+    )
 
 
 # ------------------------------------------------------------------------------------------- what a phase starts from
