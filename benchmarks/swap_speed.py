@@ -65,7 +65,7 @@ def main() -> None:
             sys.exit(f"{folder} has {free / 1e9:.0f} GB free; {2.1 * size / 1e9:.0f} GB are needed")
         source = folder / "source"
         # In a process of its own: its memory is not to count as a child's.
-        launch.fork(1, lambda: writer.write(Synthetic(shape), source, SHARD.get(given.shape, 1e9)))
+        launch.fork(1, lambda: writer.write(Synthetic(shape, "bfloat16"), source, SHARD.get(given.shape, 1e9)))
         (source / "config.json").write_text(json.dumps(config))
         for file in tokenizer.files:
             shutil.copyfile(file, source / file.name)
