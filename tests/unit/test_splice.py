@@ -146,7 +146,8 @@ def test_memory_is_a_block(tmp_path):
         before = peak()
         blocks = (torch.ones(1000, 8000, dtype=torch.bfloat16) for _ in range(6))
         splice(reader, tmp_path / "new", {"m": Replacement(6000, lambda: blocks)})
-        assert peak() - before < 48 * 2**20
+        # Three blocks of 16 MB, and what else this long-lived process did meanwhile; everything would be 280 MB.
+        assert peak() - before < 112 * 2**20
     with WeightReader(tmp_path / "new") as reader:
         assert reader.get("m").eq(1).all() and reader.info("m")[0] == (6000, 8000)
         assert not reader.get("two.y").any()
