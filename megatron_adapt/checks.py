@@ -57,7 +57,7 @@ def vocabulary_size(choice: TokenizerChoice, multiple: int, own: int = 0) -> int
 
 def check(plan: Plan) -> list[tuple[str, Phase, ModelShape]]:
     """The phases with their shapes, base first; ``ConfigError`` names everything that does not fit the model."""
-    recipe = plan.recipe
+    recipe, parallel = plan.recipe, plan.recipe.parallel
     before, after = shapes(recipe)
     scratch = recipe.model.from_scratch
     phases = [("base", phase, before) for phase in (scratch.phases if scratch else [])]
@@ -65,7 +65,7 @@ def check(plan: Plan) -> list[tuple[str, Phase, ModelShape]]:
     phases += [(branch, phase, after) for phase in recipe.phases]
     problems = []
     for shape in dict.fromkeys(shape for _, _, shape in phases):
-        problems += shape.layout_problems(recipe.parallel.tensor, recipe.parallel.pipeline)
+        problems += shape.layout_problems(parallel.tensor, parallel.pipeline, parallel.virtual_pipeline)
     for _, phase, shape in phases:
         problems += _phase_problems(phase, shape)
     length = recipe.evaluation.sequence_length

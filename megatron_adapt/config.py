@@ -141,6 +141,7 @@ class Parallel(Strict):
 
     tensor: Count = Field(1, description="ranks that share each layer")
     pipeline: Count = Field(1, description="stages the layers are split into")
+    virtual_pipeline: Count = Field(1, description="stages of each pipeline rank, interleaved with the others'")
     data: Count = Field(1, description="copies of the model, each with its share of the batch")
     sequence: Switch = Field(False, description="split activations along the sequence too (needs tensor > 1)")
     distributed_optimizer: Switch = Field(

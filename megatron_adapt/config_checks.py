@@ -6,6 +6,7 @@ valid parts and puts `INVALID` where a value is missing or wrong.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, get_origin
 
@@ -57,6 +58,8 @@ def check(recipe: Recipe, methods: Methods | None = None) -> list[Found]:
     parallel = recipe.parallel
     if isinstance(parallel, Parallel) and parallel.sequence is True and parallel.tensor == 1:
         found.append((("parallel", "sequence"), "sequence parallelism needs parallel.tensor above 1"))
+    if isinstance(parallel, Parallel) and parallel.pipeline == 1 and parallel.virtual_pipeline not in (1, INVALID):
+        found.append((("parallel", "virtual_pipeline"), "needs parallel.pipeline above 1: it interleaves the stages of several ranks"))
     if isinstance(parallel, Parallel) and parallel.distributed_optimizer is True and parallel.data == 1:
         why = "needs parallel.data above 1: its state is shared by the data-parallel ranks"
         found.append((("parallel", "distributed_optimizer"), why))
@@ -155,13 +158,11 @@ def _kept_states(recipe: Recipe) -> Iterator[Found]:
 
 def _phase(phase: Phase, path: tuple[str | int, ...], parallel: Any, precision: Any) -> Iterator[Found]:
     """The batch fits the ranks; optimizer and schedule have no key that would do nothing."""
-    if isinstance(parallel, Parallel) and INVALID not in (phase.batch_size, phase.micro_batch_size, parallel.data):
-        unit = phase.micro_batch_size * parallel.data
-        if phase.batch_size % unit:
-            below, above = phase.batch_size // unit * unit, -(-phase.batch_size // unit) * unit
-            use = f"{below} or {above}" if below else above
-            sizes = f"micro_batch_size x parallel.data = {phase.micro_batch_size} x {parallel.data} = {unit}"
-            yield (*path, "batch_size"), f"{phase.batch_size} is not divisible by {sizes}; use {use}"
+    unit, sizes = _unit(phase, parallel)
+    if unit is not None and phase.batch_size is not INVALID and phase.batch_size % unit:
+        below, above = phase.batch_size // unit * unit, -(-phase.batch_size // unit) * unit
+        use = f"{below} or {above}" if below else above
+        yield (*path, "batch_size"), f"{phase.batch_size} is not divisible by {sizes}; use {use}"
     if isinstance(phase.ramp_up, RampUp):
         yield from (((*path, "ramp_up", *key), text) for key, text in _ramp_up(phase, parallel))
     if isinstance(parallel, Parallel) and INVALID not in (phase.sequence_length, parallel.tensor, parallel.sequence):
@@ -203,11 +204,23 @@ def _ramp_up(phase: Phase, parallel: Any) -> Iterator[Found]:
         yield ("by",), f"batch_size {phase.batch_size} is not reached from {ramp.start} in whole intervals of {ramp.by}"
     elif ramp.over < (phase.batch_size - ramp.start) // ramp.by:
         yield ("over",), f"{ramp.over} steps are fewer than the intervals from {ramp.start} to {phase.batch_size} by {ramp.by}"
-    if isinstance(parallel, Parallel) and INVALID not in (phase.micro_batch_size, parallel.data):
-        unit = phase.micro_batch_size * parallel.data
-        for key in ("start", "by"):
-            if getattr(ramp, key) % unit:
-                yield (key,), f"{getattr(ramp, key)} is not divisible by micro_batch_size x parallel.data = {unit}"
+    unit, sizes = _unit(phase, parallel)
+    for key in ("start", "by") if unit is not None else ():
+        if getattr(ramp, key) % unit:
+            yield (key,), f"{getattr(ramp, key)} is not divisible by {sizes}"
+
+
+def _unit(phase: Phase, parallel: Any) -> tuple[int | None, str]:
+    """What sizes of batches are multiples of, and how it comes about; None while unknown."""
+    if not isinstance(parallel, Parallel):
+        return None, ""
+    factors = {"micro_batch_size": phase.micro_batch_size, "parallel.data": parallel.data}
+    if parallel.virtual_pipeline != 1:  # interleaved stages take turns, as many micro-batches at a time as there are ranks
+        factors["parallel.pipeline (of an interleaved pipeline)"] = parallel.pipeline
+    if INVALID in (*factors.values(), parallel.virtual_pipeline):
+        return None, ""
+    unit = math.prod(factors.values())
+    return unit, f"{' x '.join(factors)} = {' x '.join(map(str, factors.values()))} = {unit}"
 
 
 def _optimizer(optimizer: Optimizer, precision: Any) -> Iterator[tuple[str, str]]:

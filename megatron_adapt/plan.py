@@ -340,7 +340,10 @@ class _Builder:
         from megatron_adapt.engine.backend import Layout
 
         parallel = self.recipe.parallel
-        return Layout(parallel.tensor, parallel.pipeline, parallel.sequence, parallel.distributed_optimizer, self.recipe.backend)
+        return Layout(
+            parallel.tensor, parallel.pipeline, parallel.sequence, parallel.distributed_optimizer, self.recipe.backend,
+            parallel.virtual_pipeline,
+        )  # fmt: skip
 
     def _samples(self) -> list[str] | None:
         """Held-out text on which conversions are compared; None: there is none, use the built-in samples."""

@@ -63,6 +63,8 @@ LAYOUTS = {
     "DP2+DO": (Layout(distributed_optimizer=True), 2),
     "TP2xDP2+DO": (Layout(tensor=2, distributed_optimizer=True), 4),
     "PP2xDP2+DO": (Layout(pipeline=2, distributed_optimizer=True), 4),
+    "PP2xVP2": (Layout(pipeline=2, virtual_pipeline=2), 2),
+    "PP2xVP2xDP2+DO": (Layout(pipeline=2, virtual_pipeline=2, distributed_optimizer=True), 4),
 }
 
 

@@ -65,7 +65,9 @@ def memory_per_rank(shape: ModelShape, parallel: Parallel, phase: Phase, precisi
     whole, mlp = 10 / around + 24 / parallel.tensor, 16 / parallel.tensor
     kept, again = {"none": (whole, 0.0), "selective": (whole - mlp, mlp), "full": (2 / around, whole)}[phase.recompute]
     layers = shape.num_layers / parallel.pipeline
-    in_flight = min(parallel.pipeline, recipes.accumulation(phase, parallel))
+    in_flight: float = min(parallel.pipeline, recipes.accumulation(phase, parallel))
+    if parallel.virtual_pipeline > 1:  # 1 + (p - 1) / (p v) times as much (Narayanan et al. 2021, section 2.2)
+        in_flight *= 1 + (parallel.pipeline - 1) / (parallel.pipeline * parallel.virtual_pipeline)
     per_unit = (kept * layers * in_flight + again) * (2 if precision == "fp32" else 1)
     logits = positions * shape.vocab_size / parallel.tensor * 8
     return state + positions * shape.hidden_size * per_unit + logits

@@ -33,6 +33,7 @@ TIMEOUT = timedelta(minutes=30)
 class Layout:
     """How the ranks are arranged: ``tensor * pipeline * data`` of them; ``sequence`` = sequence parallelism.
 
+    ``virtual_pipeline``: stages that each pipeline rank has, 1 unless they are interleaved (``chunks.py``).
     ``distributed_optimizer``: data-parallel ranks share the optimizer's state instead of holding copies of it. ``layers``: those
     of ``te`` (Transformer Engine), of ``torch``, or ``auto`` (the first where it can).
     """
@@ -42,6 +43,7 @@ class Layout:
     sequence: bool = False
     distributed_optimizer: bool = False
     layers: str = "auto"
+    virtual_pipeline: int = 1
 
     @property
     def model_ranks(self) -> int:
@@ -162,7 +164,9 @@ def start(layout: Layout, seed: int) -> None:
     if parallel_state.model_parallel_is_initialized():
         parallel_state.destroy_model_parallel()
     parallel_state.initialize_model_parallel(
-        tensor_model_parallel_size=layout.tensor, pipeline_model_parallel_size=layout.pipeline
+        tensor_model_parallel_size=layout.tensor,
+        pipeline_model_parallel_size=layout.pipeline,
+        virtual_pipeline_model_parallel_size=layout.virtual_pipeline if layout.virtual_pipeline > 1 else None,
     )
     random.seed(seed)
     np.random.seed(seed % 2**32)
@@ -274,8 +278,8 @@ def capability() -> tuple[int, int]:
     return torch.cuda.get_device_capability()
 
 
-def layer_spec(config, shape: ModelShape):
-    """The decoder layers of this pipeline stage: Transformer Engine's (``uses_transformer_engine``) or plain torch (SDPA)."""
+def layer_spec(config, shape: ModelShape, stage: int | None = None):
+    """The decoder layers of this pipeline rank, or of its ``stage``: Transformer Engine's (``uses_transformer_engine``) or plain torch (SDPA)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from megatron.core.models.gpt import gpt_layer_specs as specs
@@ -304,7 +308,7 @@ def layer_spec(config, shape: ModelShape):
         (getattr(mlp, "submodules", None) or mlp.keywords["submodules"]).activation_func = SwiGLU
         if shape.parallel_residual or shape.norm_place != "before":
             layer.module, layer.params = DecoderLayer, {"shape": shape}
-    return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=norm)
+    return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config, stage), layer_norm=norm)
 
 
 def config_fields(shape: ModelShape) -> dict[str, Any]:

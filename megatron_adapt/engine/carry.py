@@ -17,6 +17,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTenso
 from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 from megatron_adapt.engine import optimizer as optimizers, optimizer_state
+from megatron_adapt.engine.chunks import Chunks
 from megatron_adapt.torch_dist.directory import Checkpoint
 from megatron_adapt.torch_dist.writer import CONTENT
 
@@ -34,7 +35,7 @@ def ages(source: Checkpoint) -> dict[str, int]:
     }
 
 
-def load(source: Checkpoint, model: GPTModel, optimizer: MegatronOptimizer) -> None:
+def load(source: Checkpoint, model: GPTModel | Chunks, optimizer: MegatronOptimizer) -> None:
     """Fill the state of every trained parameter that has some in ``source``; all ranks call this."""
     stored, single = _stored(source), optimizers.base(optimizer)
     wanted = optimizer_state.sharded_state(single, model.sharded_state_dict(metadata=CONTENT), loading=True)

@@ -28,6 +28,7 @@ from megatron.core.dist_checkpointing.utils import extract_sharded_tensors_and_f
 from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 from megatron_adapt.engine import backend, optimizer as optimizers, optimizer_state
+from megatron_adapt.engine.chunks import Chunks
 from megatron_adapt.errors import CheckpointError
 from megatron_adapt.hf.directory import HFDirectory
 from megatron_adapt.torch_dist.directory import (
@@ -56,7 +57,7 @@ __all__ = [
 _STRATEGY = {"async_strategy": "mcore"} if "async_strategy" in inspect.signature(dist_checkpointing.save).parameters else {}
 
 
-def _sharded_state(model: GPTModel, optimizer: MegatronOptimizer | None, loading: bool) -> dict[str, Any]:
+def _sharded_state(model: GPTModel | Chunks, optimizer: MegatronOptimizer | None, loading: bool) -> dict[str, Any]:
     # Layers of Transformer Engine and of Megatron each add states for FP8, empty without it and of different names.
     # Left out, a checkpoint of either kind loads into both.
     sharded = model.sharded_state_dict(metadata=CONTENT)
@@ -67,7 +68,7 @@ def _sharded_state(model: GPTModel, optimizer: MegatronOptimizer | None, loading
 
 
 def save(
-    folder: Path, model: GPTModel, optimizer: MegatronOptimizer | None, position: Position, hf: Path, keep_last: int = 1
+    folder: Path, model: GPTModel | Chunks, optimizer: MegatronOptimizer | None, position: Position, hf: Path, keep_last: int = 1
 ) -> Path:
     """Write ``folder/step_N``; see ``Save``."""
     return Save(folder, model, optimizer, position, hf, keep_last).finish()
@@ -91,7 +92,7 @@ class Save:
     def __init__(
         self,
         folder: Path,
-        model: GPTModel,
+        model: GPTModel | Chunks,
         optimizer: MegatronOptimizer | None,
         position: Position,
         hf: Path,
@@ -226,7 +227,7 @@ def require_space(folder: Path, size: int, count: int) -> None:
 OVERHEAD = 1.02  # of a checkpoint's size over that of its tensors: headers, indices
 
 
-def size(model: GPTModel, optimizer: MegatronOptimizer | None) -> int:
+def size(model: GPTModel | Chunks, optimizer: MegatronOptimizer | None) -> int:
     """Bytes of all tensors of a checkpoint; all ranks call this."""
     return _bytes(_sharded_state(model, optimizer, loading=True))
 
@@ -293,7 +294,7 @@ def _world() -> dict[str, int]:
     }
 
 
-def load(checkpoint: Checkpoint, model: GPTModel, optimizer: MegatronOptimizer | None = None) -> None:
+def load(checkpoint: Checkpoint, model: GPTModel | Chunks, optimizer: MegatronOptimizer | None = None) -> None:
     """Fill model and, when given, optimizer and random states from a checkpoint written in any layout."""
     state = _sharded_state(model, optimizer, loading=True)
     try:

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from megatron.core import parallel_state
-from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron_adapt.data.corpus import read_documents
 from megatron_adapt.engine import backend
 from megatron_adapt.engine.backend import Layout
+from megatron_adapt.engine.chunks import run
 from megatron_adapt.engine.losses import positions
 from megatron_adapt.errors import DataError
 from megatron_adapt.hf.tokenizer import Tokenizer
@@ -80,11 +80,12 @@ def _batches(text: Text, tokens_at_once: int, multiple: int) -> Iterator[list[np
         yield batch
 
 
-def _pad(batch: Sequence[np.ndarray], multiple: int) -> tuple[Tensor, Tensor]:
-    """-> tokens ``[b, s + 1]``, mask ``[b, s]`` of the real labels; ``s`` a multiple of ``multiple``."""
+def _pad(batch: Sequence[np.ndarray], multiple: int, rows: int = 1) -> tuple[Tensor, Tensor]:
+    """-> tokens ``[b, s + 1]``, mask ``[b, s]`` of the real labels; ``s`` a multiple of ``multiple``, ``b`` of ``rows``."""
     width = -(-(max(map(len, batch)) - 1) // multiple) * multiple
-    tokens = torch.zeros(len(batch), width + 1, dtype=torch.int64)
-    mask = torch.zeros(len(batch), width)
+    count = -(-len(batch) // rows) * rows
+    tokens = torch.zeros(count, width + 1, dtype=torch.int64)
+    mask = torch.zeros(count, width)
     for row, window in enumerate(batch):
         tokens[row, : len(window)] = torch.from_numpy(window)
         mask[row, : len(window) - 1] = 1
@@ -106,7 +107,6 @@ def _masked_sum(mask: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
 def nats(model: nn.Module, text: Text, layout: Layout, tokens_at_once: int = 8192) -> float:
     """Negative log-likelihood of the whole text, the same number on every rank; works in every layout."""
     multiple = layout.tensor if layout.sequence else 1
-    run = get_forward_backward_func()
     data_rank, data_size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
     total = 0.0
     was_training = model.training
@@ -114,16 +114,10 @@ def nats(model: nn.Module, text: Text, layout: Layout, tokens_at_once: int = 819
     for number, batch in enumerate(_batches(text, tokens_at_once, multiple)):
         if number % data_size != data_rank:
             continue
-        tokens, mask = (tensor.to(backend.device()) for tensor in _pad(batch, multiple))
-        outputs = run(
-            forward_step_func=_forward_step,
-            data_iterator=iter([(tokens, mask)]),
-            model=[model],
-            num_microbatches=1,
-            seq_length=mask.size(1),
-            micro_batch_size=mask.size(0),
-            forward_only=True,
-        )
+        # Stages that are interleaved need as many micro-batches as there are ranks.
+        count = layout.pipeline if layout.virtual_pipeline > 1 else 1
+        tokens, mask = (tensor.to(backend.device()).chunk(count) for tensor in _pad(batch, multiple, count))
+        outputs = run(_forward_step, model, partial(zip, tokens, mask), count, mask[0].size(1), mask[0].size(0), forward_only=True)
         total += sum(float(output) for output in outputs)
     model.train(was_training)
     # Only the last pipeline stage has losses, and all its tensor-parallel ranks have the same ones.

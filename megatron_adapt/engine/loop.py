@@ -6,12 +6,12 @@ import math
 import signal
 import time
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable
 
 from megatron.core import parallel_state
 from megatron.core.distributed import finalize_model_grads
-from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron_adapt import schedule as schedules
 from megatron_adapt.config import Phase
 from megatron_adapt.data.sampling import Passes
@@ -21,6 +21,7 @@ from megatron_adapt.engine import (
 from megatron_adapt.engine.backend import Layout
 from megatron_adapt.engine.batches import Batch, Batches
 from megatron_adapt.engine.checkpoint import Checkpoint, Position
+from megatron_adapt.engine.chunks import chunks, run
 from megatron_adapt.engine.losses import language_model_loss, micro_batches, regularize
 from megatron_adapt.engine.metrics import Metrics, flops_per_token
 from megatron_adapt.errors import CheckpointError, ConfigError
@@ -133,7 +134,8 @@ class _Run:
         elif self.position.ages:
             carry.load(self.source, self.bare, self.optimizer)
         config = self.bare.config
-        config.no_sync_func = self.model.no_sync
+        quiet = [chunk.no_sync for chunk in chunks(self.model)]
+        config.no_sync_func = quiet if len(quiet) > 1 else quiet[0]
         config.finalize_model_grads_func = finalize_model_grads
         config.grad_scale_func = self.optimizer.scale_loss
         self.batches = Batches(
@@ -153,7 +155,6 @@ class _Run:
         )
         self.held_out = self._held_out()
         self.metrics = Metrics(job.output, job.tensorboard, self.position.step, log)
-        self.schedule_steps = get_forward_backward_func()
         self.forward_step = language_model_loss(len(self.batches.names))
 
     def _go_on(self) -> None:
@@ -253,19 +254,14 @@ class _Run:
         factor = self._schedule_factor(position.step)
         optimizers.set_learning_rate(self.optimizer, factor)
         batch = self.batches.next(phase.batch_at(position.step))
-        self.model.zero_grad_buffer()
+        for chunk in chunks(self.model):
+            chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
         positions = phase.sequence_length * phase.micro_batch_size
-        outputs = self.schedule_steps(
-            forward_step_func=self.forward_step,
-            data_iterator=micro_batches(batch, self._scale(batch), phase.restart_positions),
-            model=[self.model],
-            num_microbatches=len(batch.tokens),
-            # Documents kept apart lie in one row, whatever samples they are of.
-            seq_length=phase.sequence_length if batch.lengths is None else positions,
-            micro_batch_size=phase.micro_batch_size if batch.lengths is None else 1,
-            forward_only=False,
-        )
+        # Documents kept apart lie in one row, whatever samples they are of.
+        shape = (phase.sequence_length, phase.micro_batch_size) if batch.lengths is None else (positions, 1)
+        parts = partial(micro_batches, batch, self._scale(batch), phase.restart_positions)
+        outputs = run(self.forward_step, self.model, parts, len(batch.tokens), *shape, forward_only=False)
         optimizers.prepare(self.optimizer)
         groups = optimizers.group_norms(self.optimizer, self.bare) if self._shown(position.step + 1) else {}
         norm = optimizers.clip(self.optimizer, phase.optimizer.clip_grad)

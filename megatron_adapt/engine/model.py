@@ -26,6 +26,7 @@ from megatron_adapt.config import FP8
 from megatron_adapt.config_types import selected_layers
 from megatron_adapt.engine import backend, fp8
 from megatron_adapt.engine.backend import Layout
+from megatron_adapt.engine.chunks import Chunks, chunks
 from megatron_adapt.errors import ConfigError
 from megatron_adapt.families.family import ModelShape
 
@@ -79,6 +80,11 @@ def _transformer_config(shape: ModelShape, layout: Layout, dtype: torch.dtype, r
         attention_dropout=0.0,
         tensor_model_parallel_size=layout.tensor,
         pipeline_model_parallel_size=layout.pipeline,
+        virtual_pipeline_model_parallel_size=layout.virtual_pipeline if layout.virtual_pipeline > 1 else None,
+        # Of 2 ranks each is before and behind the other: sent together, what goes forward and what goes back are mistaken for
+        # one another.
+        overlap_p2p_comm=layout.virtual_pipeline > 1,
+        batch_p2p_comm=layout.virtual_pipeline == 1,
         sequence_parallel=layout.sequence,
         bf16=dtype == torch.bfloat16,
         params_dtype=dtype,
@@ -91,21 +97,29 @@ def _transformer_config(shape: ModelShape, layout: Layout, dtype: torch.dtype, r
     )
 
 
-def build(shape: ModelShape, layout: Layout, precision: str, recompute: str = "none") -> GPTModel:
+def build(shape: ModelShape, layout: Layout, precision: str, recompute: str = "none") -> GPTModel | Chunks:
     """This rank's part of the model, weights undefined; on the device, in the precision's dtype.
 
     ``recompute``: of the activations, in training, one of ``RECOMPUTE``.
     """
-    if problems := shape.layout_problems(layout.tensor, layout.pipeline):
+    if problems := shape.layout_problems(layout.tensor, layout.pipeline, layout.virtual_pipeline):
         raise ConfigError("; ".join(problems) + ".")
     config = transformer_config(shape, layout, precision, recompute)
+    if layout.virtual_pipeline == 1:
+        return _build(shape, config, recompute, None)
+    return Chunks(_build(shape, config, recompute, stage) for stage in range(layout.virtual_pipeline))
+
+
+def _build(shape: ModelShape, config: TransformerConfig, recompute: str, stage: int | None) -> GPTModel:
+    """``stage``: which of the rank's, where it has several."""
     model = GPTModel(
         config,
-        backend.layer_spec(config, shape),
+        backend.layer_spec(config, shape, stage),
         vocab_size=shape.vocab_size,
         max_sequence_length=shape.max_position_embeddings,
-        pre_process=parallel_state.is_pipeline_first_stage(),
-        post_process=parallel_state.is_pipeline_last_stage(),
+        pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=stage),
+        post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=stage),
+        vp_stage=stage,
         parallel_output=True,
         share_embeddings_and_output_weights=shape.tied,
         position_embedding_type=POSITIONS[shape.position],
@@ -153,11 +167,16 @@ def _mark_sharded_parameters(model: GPTModel) -> None:
                 set_tensor_model_parallel_attributes(weight, True, int(isinstance(module, RowParallelLinear)), 1)
 
 
-def named_parameters(model: GPTModel) -> Iterator[tuple[str, nn.Parameter]]:
+def named_parameters(model: GPTModel | Chunks) -> Iterator[tuple[str, nn.Parameter]]:
     """(canonical name, parameter) of this rank: global layer numbers, one spelling for both layer specs.
 
     On a pipeline's last stage the head of a tied model is a copy; it bears the embedding's name.
     """
+    for chunk in chunks(model):
+        yield from _named_parameters(chunk)
+
+
+def _named_parameters(model: GPTModel) -> Iterator[tuple[str, nn.Parameter]]:
     for name, parameter in model.named_parameters():
         match = re.match(r"decoder\.layers\.(\d+)\.(.+)", name)
         if match:
@@ -189,7 +208,7 @@ def is_selected(name: str, pattern: str, num_layers: int, tied: bool) -> bool:
     return here is not None and int(here[1]) in layers
 
 
-def freeze(model: GPTModel, patterns: Sequence[str]) -> int:
+def freeze(model: GPTModel | Chunks, patterns: Sequence[str]) -> int:
     """Leave only the selected parameters trainable; returns how many elements of this rank train.
 
     Has to happen before ``wrap``: what is unfrozen afterwards is never synchronised. Raises ``ConfigError`` for a
@@ -211,9 +230,11 @@ def freeze(model: GPTModel, patterns: Sequence[str]) -> int:
     return trainable
 
 
-def wrap(model: GPTModel, precision: str, distributed_optimizer: bool = False) -> DistributedDataParallel:
+def wrap(model: GPTModel | Chunks, precision: str, distributed_optimizer: bool = False) -> DistributedDataParallel | Chunks:
     """Megatron's data-parallel wrapper, around its half-precision one where needed; gradients are summed in fp32, except
     under ``bf16-true``. ``distributed_optimizer``: each data-parallel rank gets the sum of its part only."""
+    if isinstance(model, Chunks):
+        return Chunks(wrap(chunk, precision, distributed_optimizer) for chunk in model)
     config = model.config
     module = Float16Module(config, model) if config.bf16 else model
     return DistributedDataParallel(

@@ -26,12 +26,13 @@ from megatron.core.tensor_parallel import param_is_not_tensor_parallel_duplicate
 from megatron.core.transformer.module import param_is_not_shared
 from megatron_adapt.config import FP8, Optimizer
 from megatron_adapt.engine import backend, optimizer_state, updates
+from megatron_adapt.engine.chunks import Chunks, chunks
 from megatron_adapt.engine.model import named_parameters
 
 
 def build(
     settings: Optimizer,
-    model: DistributedDataParallel,
+    model: DistributedDataParallel | Chunks,
     precision: str,
     seed: int = 0,
     ages: Mapping[str, int] | None = None,
@@ -58,7 +59,7 @@ def build(
         clip_grad=0.0 if low else settings.clip_grad,  # Megatron clips float32 gradients only
         bf16=precision == "bf16-mixed" or precision in FP8,
         params_dtype=model.config.params_dtype,
-        use_distributed_optimizer=model.ddp_config.use_distributed_optimizer,
+        use_distributed_optimizer=chunks(model)[0].ddp_config.use_distributed_optimizer,
     )
     overrides = get_standard_config_overrides(config)
     if settings.embedding_lr is not None or not settings.decay_embeddings:
@@ -70,7 +71,7 @@ def build(
         }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        optimizer = get_megatron_optimizer(config, [model], config_overrides=overrides)
+        optimizer = get_megatron_optimizer(config, chunks(model), config_overrides=overrides)
     if low or settings.type == "lionw" or ages:
         # Neither Megatron's checkpoints nor the fused kernels know parameters with different counts of updates.
         _replace(base(optimizer), settings, model, low, seed, ages or {})
@@ -102,15 +103,17 @@ def base(optimizer: MegatronOptimizer) -> Any:
 
 
 def _replace(
-    single: Any, settings: Optimizer, model: DistributedDataParallel, low: bool, seed: int, ages: Mapping[str, int]
+    single: Any, settings: Optimizer, model: DistributedDataParallel | Chunks, low: bool, seed: int, ages: Mapping[str, int]
 ) -> None:
     """Put ours in the place of the torch optimizer that Megatron's wraps: its parameter groups stay as they are."""
     if single.optimizer is None:  # nothing trains on this rank
         return
-    bare = model.module.module if hasattr(model.module, "module") else model.module
     kind = {"adamw": updates.AdamW, "lionw": updates.LionW}[settings.type]
     adam = {"eps": settings.eps} if settings.type == "adamw" else {}
-    names = {id(parameter): name for name, parameter in named_parameters(bare)}
+    wrapped = [chunk.module for chunk in chunks(model)]
+    bare = [module.module if hasattr(module, "module") else module for module in wrapped]
+    named = [found for chunk in bare for found in named_parameters(chunk)]
+    names = {id(parameter): name for name, parameter in named}
     torchs = single.optimizer.defaults
     groups = [{key: value for key, value in group.items() if key not in torchs} for group in single.optimizer.param_groups]
     single.optimizer = kind(
@@ -118,7 +121,7 @@ def _replace(
         [{**group, "params": [torch.empty(0)]} for group in groups],
         rounding=settings.rounding if low else "nearest",
         seed=seed,
-        names={parameter: name for name, parameter in named_parameters(bare)},
+        names={parameter: name for name, parameter in named},
         shard=parallel_state.get_tensor_model_parallel_rank(),
         ages={
             slot.updated: ages.get(names[id(slot.parameter)], 0)
@@ -161,7 +164,7 @@ GROUPS = {  # by which norms are reported, and what a parameter's canonical name
 }
 
 
-def group_norms(optimizer: MegatronOptimizer, bare: GPTModel) -> dict[str, float]:
+def group_norms(optimizer: MegatronOptimizer, bare: GPTModel | Chunks) -> dict[str, float]:
     """Norm of the gradients of each of ``GROUPS`` that trains; between ``prepare`` and ``clip``. Collective."""
     single = base(optimizer)
     names = {id(parameter): name for name, parameter in named_parameters(bare)}

@@ -115,8 +115,8 @@ class ModelShape:
         """Number of weights; a tied matrix counts once."""
         return sum(math.prod(shape) for shape in self.parameter_shapes().values())
 
-    def layout_problems(self, tensor: int, pipeline: int) -> list[str]:
-        """What ``tensor`` ranks for each layer or ``pipeline`` stages cannot divide, in words; empty: it fits."""
+    def layout_problems(self, tensor: int, pipeline: int, virtual_pipeline: int = 1) -> list[str]:
+        """What ``tensor`` ranks for each layer, or ``pipeline`` ranks of ``virtual_pipeline`` stages, cannot divide, in words."""
         problems = []
         for what, count in (
             ("attention heads", self.num_attention_heads),
@@ -127,8 +127,9 @@ class ModelShape:
             if count % tensor:
                 hint = " (vocabulary.pad_to_multiple grows a new vocabulary)" if what == "vocabulary rows" else ""
                 problems.append(f"{count} {what} cannot be divided by parallel.tensor={tensor}{hint}")
-        if self.num_layers % pipeline:
-            problems.append(f"{self.num_layers} layers cannot be divided by parallel.pipeline={pipeline}")
+        if self.num_layers % (pipeline * virtual_pipeline):
+            stages = f" x parallel.virtual_pipeline={virtual_pipeline}" if virtual_pipeline > 1 else ""
+            problems.append(f"{self.num_layers} layers cannot be divided by parallel.pipeline={pipeline}{stages}")
         return problems
 
     def inverse_frequencies(self) -> torch.Tensor:

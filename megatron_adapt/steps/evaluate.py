@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Mapping
 
@@ -29,6 +30,7 @@ def run(
     opened = HFDirectory.open(model_path) if is_hf else checkpoint.resolve(model_path)
     where = str((model_path if is_hf else opened.hf) / "config.json")
     shape = find_family(opened.config, where).read_config(opened.config, where)
+    layout = replace(layout, virtual_pipeline=1)  # interleaving has something to gain in training only
     if shape.layout_problems(layout.tensor, layout.pipeline):
         # The vocabulary before a swap, say. Every rank takes the whole model, and its share of the text.
         layout = Layout()

@@ -22,6 +22,7 @@ LAYOUTS = {  # layout, ranks, micro_batch_size: every rank has at least two micr
     "TP2+SP": (Layout(tensor=2, sequence=True), 2, 4),
     "PP4": (Layout(pipeline=4), 4, 4),
     "PP2xDP2+DO": (Layout(pipeline=2, distributed_optimizer=True), 4, 2),
+    "PP2xVP2": (Layout(pipeline=2, virtual_pipeline=2), 2, 1),
 }
 ALL = pytest.mark.parametrize("layout, ranks, micro", LAYOUTS.values(), ids=LAYOUTS)
 MODELS = pytest.mark.parametrize("model", ["untied", "tied"])

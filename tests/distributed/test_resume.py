@@ -32,7 +32,7 @@ RELATIVE = 1e-5  # of losses in another layout (float32; sums are taken in anoth
     "layout, precision, step",
     [
         ("one", "fp32", 2), ("one", "bf16-mixed", 4), ("TP2xPP2", "fp32", 2), ("DP2", "fp32", 4),
-        ("DP2+DO", "fp32", 2), ("TP2xDP2+DO", "bf16-mixed", 4),
+        ("DP2+DO", "fp32", 2), ("TP2xDP2+DO", "bf16-mixed", 4), ("PP2xVP2", "bf16-mixed", 2),
     ],
 )  # fmt: skip
 def test_resumed_within_a_phase_is_uninterrupted(world: World, uninterrupted, tmp_path: Path, layout, precision, step):
@@ -94,6 +94,9 @@ def test_resumed_at_the_boundary_of_phases(world: World, tmp_path: Path):
         ("one", "DP2+DO", "all"),
         ("TP2", "PP2xDP2+DO", "all"),
         ("PP2xDP2+DO", "DP2+DO", "output"),
+        ("PP2xVP2", "TP2", "all"),
+        ("DP2", "PP2xVP2xDP2+DO", "all"),
+        ("PP2", "PP2xVP2", "output"),
         ("PP2", "TP2", "output"),
         ("TP2", "PP2", "output"),
     ],

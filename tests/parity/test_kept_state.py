@@ -73,7 +73,7 @@ def test_reset_is_something_else(world: World, first, second, tmp_path: Path):
     assert anew.losses[0] == second["untied"].losses[0] and abs(anew.losses[-1] / second["untied"].losses[-1] - 1) > 1e-4
 
 
-@pytest.mark.parametrize("layout", ["DP2", "TP2xPP2", "TP2+SP", "TP2xDP2+DO"])
+@pytest.mark.parametrize("layout", ["DP2", "TP2xPP2", "TP2+SP", "TP2xDP2+DO", "PP2xVP2"])
 def test_every_layout_equals_one_rank(world: World, first, second, tmp_path: Path, layout):
     """What the first phase has frozen is synchronised in the second."""
     run = world.train(tmp_path, *LAYOUTS[layout], start=first["tied"].folder, **SECOND)

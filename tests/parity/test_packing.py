@@ -106,7 +106,7 @@ def one_rank(world: World, tmp_path_factory: pytest.TempPathFactory):
 
 
 @pytest.mark.parametrize(
-    "layout, micro", [("TP2", 2), ("PP2", 1), ("DP2", 1), ("DP2", 4), ("TP2+SP", 4), ("TP2xPP2", 2), ("one", 8)]
+    "layout, micro", [("TP2", 2), ("PP2", 1), ("DP2", 1), ("DP2", 4), ("TP2+SP", 4), ("TP2xPP2", 2), ("PP2xVP2", 2), ("one", 8)]
 )
 def test_every_layout_equals_one_rank(world: World, one_rank, tmp_path: Path, layout, micro):
     """Micro-batches with other numbers of targets included: the mean is that of the global batch."""

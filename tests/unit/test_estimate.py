@@ -53,6 +53,15 @@ def test_memory() -> None:
     assert estimate.memory_per_rank(whole, Parallel(), settings, "fp32") == 16 * parameters + positions * H * 68 * 2 + logits
 
 
+def test_an_interleaved_pipeline_keeps_more_activations() -> None:
+    settings, positions = phase(batch_size=8, micro_batch_size=1), 32
+    plain, interleaved = (
+        estimate.memory_per_rank(shape(num_hidden_layers=4), Parallel(pipeline=2, virtual_pipeline=stages), settings, "bf16-mixed")
+        for stages in (1, 2)
+    )
+    assert interleaved - plain == positions * H * 34 * 2 * 2 * 0.25  # of 2 layers, 2 micro-batches
+
+
 def test_recomputation_and_a_shared_state() -> None:
     whole, positions = shape(), 2 * 32
     names = ("none", "selective", "full")
