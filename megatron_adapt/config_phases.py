@@ -93,6 +93,14 @@ class RampUp(Strict):
     over: Count = Field(description="steps until batch_size is reached")
 
 
+LOGITS_OF_A_SLICE = 1 << 26
+
+
+def slices_logits(choice: str, count: int) -> bool:
+    """Whether so many logits of one rank's forward pass are computed in slices, for a phase's `logits`."""
+    return choice == "sliced" or (choice == "auto" and count > 1 << 28)
+
+
 class Phase(Strict):
     """One stretch of training with its own data, optimizer and trainable parts."""
 
@@ -115,6 +123,10 @@ class Phase(Strict):
     recompute: Literal["none", "selective", "full"] = Field(
         "none", description="activations computed again in the backward pass instead of kept: none, those inside MLPs, all"
     )
+    logits: Literal["auto", "whole", "sliced"] = Field(
+        "auto", description="logits of a micro-batch held whole, or in slices of the vocabulary, which are computed again in the "
+        "backward pass; auto: slices where a rank had more than 2^28 of them"
+    )  # fmt: skip
     optimizer: Optimizer = Field(description="how the weights are updated")
     init_state: Literal["keep", "reset"] = Field(
         "reset", description="optimizer state of what the phase before trained: goes on, or starts anew like the rest"

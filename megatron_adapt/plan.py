@@ -296,7 +296,7 @@ class _Builder:
             )
             return train.run(job, reporter)
 
-        settings = phase.model_dump(exclude={"evaluate_every", "save_every", "keep_last", "keep_every", "async_save", "log_every", "micro_batch_size", "recompute"})
+        settings = phase.model_dump(exclude={"evaluate_every", "save_every", "keep_last", "keep_every", "async_save", "log_every", "micro_batch_size", "recompute", "logits"})
         if phase.schedule.over == "run":
             keys = {"name", "tokens", "steps", "epochs", "sequence_length", "batch_size", "ramp_up"}
             settings["run"] = [each.model_dump(include=keys) for each in phases]

@@ -8,6 +8,7 @@ from typing import Mapping
 
 from megatron_adapt import recipe as recipes
 from megatron_adapt.config import Optimizer, Parallel, Phase
+from megatron_adapt.config_phases import LOGITS_OF_A_SLICE, slices_logits
 from megatron_adapt.families.family import ModelShape
 from megatron_adapt.families.rules import EMBEDDING, OUTPUT
 
@@ -52,7 +53,7 @@ def memory_per_rank(shape: ModelShape, parallel: Parallel, phase: Phase, precisi
 
     Weights, gradients and AdamW's state: 16 bytes a parameter in fp32, 18 in bf16-mixed (2 + 4 + main weight 4 + moments
     8), 8 in bf16-true (2 each; Kahan's compensation 2 more); LionW has one moment less, the distributed optimizer shares
-    moments and main weights. The logits twice in fp32.
+    moments and main weights. The logits twice in fp32; in slices those of one, three times, and the gradient of the hidden states.
 
     Activations: 34 bytes per position, layer and hidden unit in bf16 without the score matrix (Korthikanti et al. 2022,
     eq. 2 and 4), divided by the tensor ranks only under sequence parallelism save for the 24 inside the layers.
@@ -69,8 +70,14 @@ def memory_per_rank(shape: ModelShape, parallel: Parallel, phase: Phase, precisi
     if parallel.virtual_pipeline > 1:  # 1 + (p - 1) / (p v) times as much (Narayanan et al. 2021, section 2.2)
         in_flight *= 1 + (parallel.pipeline - 1) / (parallel.pipeline * parallel.virtual_pipeline)
     per_unit = (kept * layers * in_flight + again) * (2 if precision == "fp32" else 1)
-    logits = positions * shape.vocab_size / parallel.tensor * 8
-    return state + positions * shape.hidden_size * per_unit + logits
+    return state + positions * shape.hidden_size * per_unit + _logits_bytes(shape, parallel, phase)
+
+
+def _logits_bytes(shape: ModelShape, parallel: Parallel, phase: Phase) -> float:
+    positions, rows = phase.sequence_length * phase.micro_batch_size, -(-shape.vocab_size // parallel.tensor)
+    if not slices_logits(phase.logits, positions * rows):
+        return 8 * positions * shape.vocab_size / parallel.tensor
+    return 12 * min(LOGITS_OF_A_SLICE, positions * rows) + 4 * positions * shape.hidden_size
 
 
 def _ramp_up(phase: Phase) -> str:

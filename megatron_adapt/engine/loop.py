@@ -120,7 +120,7 @@ class _Run:
         self.hf = self.source.hf
         self.tokenizer = Tokenizer.load(self.hf)
         self.saving: checkpoint.Save | None = None  # what is still being written
-        self.bare = models.build(self.shape, job.layout, job.precision, self.phase.recompute)
+        self.bare = models.build(self.shape, job.layout, job.precision, self.phase.recompute, self.phase.logits)
         patterns = [self.phase.train] if isinstance(self.phase.train, str) else list(self.phase.train)
         self.trainable = models.freeze(self.bare, patterns)
         if resumed is None:

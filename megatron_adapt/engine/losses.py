@@ -11,11 +11,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from megatron.core import parallel_state
-from megatron.core.models.gpt import GPTModel
 from megatron_adapt.config import Optimizer
 from megatron_adapt.engine import backend
 from megatron_adapt.engine.batches import Batch
 from megatron_adapt.engine.chunks import Chunks, chunks
+from megatron_adapt.engine.cross_entropy import LanguageModel
 from megatron_adapt.engine.packing import Documents
 
 
@@ -87,14 +87,15 @@ def _mean(micro: MicroBatch, num_corpora: int, losses: Tensor) -> tuple[Tensor, 
 # -------------------------------------------------------------------------------------- what a phase adds to the gradient
 
 
-def regularize(model: GPTModel | Chunks, settings: Optimizer) -> None:
+def regularize(model: LanguageModel | Chunks, settings: Optimizer) -> None:
     """Give the model of a phase ``settings.z_loss`` and ``settings.embedding_gradient``; losses that are reported stay as they
     are, only gradients change."""
     for chunk in chunks(model):
         _regularize(chunk, settings)
 
 
-def _regularize(model: GPTModel, settings: Optimizer) -> None:
+def _regularize(model: LanguageModel, settings: Optimizer) -> None:
+    model.z_loss = settings.z_loss
     if settings.z_loss and model.post_process:
 
         def loss(labels: Tensor, logits: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from megatron_adapt.config_types import selected_layers
 from megatron_adapt.engine import backend, fp8
 from megatron_adapt.engine.backend import Layout
 from megatron_adapt.engine.chunks import Chunks, chunks
+from megatron_adapt.engine.cross_entropy import LanguageModel
 from megatron_adapt.errors import ConfigError
 from megatron_adapt.families.family import ModelShape
 
@@ -97,22 +98,24 @@ def _transformer_config(shape: ModelShape, layout: Layout, dtype: torch.dtype, r
     )
 
 
-def build(shape: ModelShape, layout: Layout, precision: str, recompute: str = "none") -> GPTModel | Chunks:
+def build(
+    shape: ModelShape, layout: Layout, precision: str, recompute: str = "none", logits: str = "auto"
+) -> LanguageModel | Chunks:
     """This rank's part of the model, weights undefined; on the device, in the precision's dtype.
 
-    ``recompute``: of the activations, in training, one of ``RECOMPUTE``.
+    ``recompute``: of the activations, in training, one of ``RECOMPUTE``. ``logits``: as in a phase, on the way to losses.
     """
     if problems := shape.layout_problems(layout.tensor, layout.pipeline, layout.virtual_pipeline):
         raise ConfigError("; ".join(problems) + ".")
     config = transformer_config(shape, layout, precision, recompute)
     if layout.virtual_pipeline == 1:
-        return _build(shape, config, recompute, None)
-    return Chunks(_build(shape, config, recompute, stage) for stage in range(layout.virtual_pipeline))
+        return _build(shape, config, recompute, logits, None)
+    return Chunks(_build(shape, config, recompute, logits, stage) for stage in range(layout.virtual_pipeline))
 
 
-def _build(shape: ModelShape, config: TransformerConfig, recompute: str, stage: int | None) -> GPTModel:
+def _build(shape: ModelShape, config: TransformerConfig, recompute: str, logits: str, stage: int | None) -> LanguageModel:
     """``stage``: which of the rank's, where it has several."""
-    model = GPTModel(
+    model = LanguageModel(
         config,
         backend.layer_spec(config, shape, stage),
         vocab_size=shape.vocab_size,
@@ -129,6 +132,7 @@ def _build(shape: ModelShape, config: TransformerConfig, recompute: str, stage: 
         model.rotary_pos_emb.inv_freq = shape.inverse_frequencies()
     if shape.embedding_scale != 1 and model.pre_process:
         model.embedding.register_forward_hook(partial(_scale, shape.embedding_scale))
+    model.logits, model.softcap = logits, shape.logit_softcap
     if shape.logit_softcap is not None and model.post_process:
         model.output_layer.register_forward_hook(partial(_cap, shape.logit_softcap))
     if recompute != "none" and model.pre_process:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -60,6 +61,18 @@ def test_an_interleaved_pipeline_keeps_more_activations() -> None:
         for stages in (1, 2)
     )
     assert interleaved - plain == positions * H * 34 * 2 * 2 * 0.25  # of 2 layers, 2 micro-batches
+
+
+def test_logits_in_slices() -> None:
+    whole, positions = shape(), 2 * 32
+    sizes = {name: estimate.memory_per_rank(whole, Parallel(), phase(logits=name), "fp32") for name in ("auto", "whole", "sliced")}
+    assert sizes["auto"] == sizes["whole"] and sizes["sliced"] - sizes["whole"] == positions * (4 * VOCABULARY + 4 * H)
+    large = replace(whole, vocab_size=128_256)
+    for tensor in (1, 2):
+        long = phase(logits="auto", sequence_length=8192)
+        kept = {name: estimate.memory_per_rank(large, Parallel(tensor=tensor), long.model_copy(update={"logits": name}), "fp32") for name in ("auto", "whole", "sliced")}
+        assert kept["auto"] == kept["sliced"]
+        assert kept["whole"] - kept["sliced"] == 2 * 8192 * (8 * 128_256 / tensor - 4 * H) - 12 * (1 << 26)
 
 
 def test_recomputation_and_a_shared_state() -> None:
