@@ -145,7 +145,7 @@ class Parallel(Strict):
     data: Count = Field(1, description="copies of the model, each with its share of the batch")
     sequence: Switch = Field(False, description="split activations along the sequence too (needs tensor > 1)")
     distributed_optimizer: Switch = Field(
-        False, description="data ranks share the optimizer's state and float32 weights instead of holding copies"
+        False, description="data ranks share the optimizer's state, and float32 weights if there are any, instead of holding copies"
     )
 
     @property

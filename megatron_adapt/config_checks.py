@@ -186,10 +186,6 @@ def _phase(phase: Phase, path: tuple[str | int, ...], parallel: Any, precision: 
     if phase.keep_every not in (None, INVALID) and phase.save_every is not INVALID:
         if phase.save_every is None or phase.keep_every % phase.save_every:
             yield (*path, "keep_every"), f"{phase.keep_every} is no multiple of save_every = {phase.save_every or 'null'}"
-    if isinstance(parallel, Parallel) and parallel.distributed_optimizer is True:
-        if (phase.precision or precision) == "bf16-true":
-            why = "parallel.distributed_optimizer keeps float32 weights, which 'bf16-true' does without; use 'bf16-mixed'"
-            yield (*path, "precision"), why
     if isinstance(phase.schedule, Schedule):
         yield from (((*path, "schedule", *key), text) for key, text in _schedule(phase.schedule, _known_steps(phase)))
 

@@ -44,7 +44,7 @@ def state_bytes(optimizer: Optimizer, precision: str, sharers: int = 1) -> float
     """Bytes per trained parameter of weights, gradients and optimizer; ``sharers``: ranks that share the latter's state."""
     moments = 1 if optimizer.type == "lionw" else 2
     if precision == "bf16-true":
-        return 4 + 2 * moments + (2 if optimizer.rounding == "kahan" else 0)
+        return 4 + (2 * moments + (2 if optimizer.rounding == "kahan" else 0)) / sharers
     return 8 + 4 * moments / sharers if precision == "fp32" else 6 + (4 + 4 * moments) / sharers
 
 

@@ -61,6 +61,10 @@ def build(
         params_dtype=model.config.params_dtype,
         use_distributed_optimizer=chunks(model)[0].ddp_config.use_distributed_optimizer,
     )
+    if low:
+        # What Megatron derives for an optimizer that needs no float32 copies of weights and gradients: the distributed one then
+        # has parts of the bf16 weights updated in place, with their bf16 gradients, and its ranks exchange those.
+        config.use_precision_aware_optimizer_no_fp8_or_ds_fp8 = config.use_distributed_optimizer
     overrides = get_standard_config_overrides(config)
     if settings.embedding_lr is not None or not settings.decay_embeddings:
         # is_decoupled_lr tells the group from others when a checkpoint is loaded.
@@ -114,6 +118,7 @@ def _replace(
     bare = [module.module if hasattr(module, "module") else module for module in wrapped]
     named = [found for chunk in bare for found in named_parameters(chunk)]
     names = {id(parameter): name for name, parameter in named}
+    mine = [(slot, slot.updated) for slot in optimizer_state.slots(single) if slot.updated is not None]
     torchs = single.optimizer.defaults
     groups = [{key: value for key, value in group.items() if key not in torchs} for group in single.optimizer.param_groups]
     single.optimizer = kind(
@@ -121,13 +126,10 @@ def _replace(
         [{**group, "params": [torch.empty(0)]} for group in groups],
         rounding=settings.rounding if low else "nearest",
         seed=seed,
-        names={parameter: name for name, parameter in named},
+        names={updated: names[id(slot.parameter)] for slot, updated in mine},
         shard=parallel_state.get_tensor_model_parallel_rank(),
-        ages={
-            slot.updated: ages.get(names[id(slot.parameter)], 0)
-            for slot in optimizer_state.slots(single)
-            if slot.updated is not None
-        },
+        ages={updated: ages.get(names[id(slot.parameter)], 0) for slot, updated in mine},
+        parts={updated: (slot.range.start, slot.parameter.numel()) for slot, updated in mine if slot.range is not None},
         lr=settings.lr,
         weight_decay=settings.weight_decay,
         betas=(settings.beta1, settings.beta2),
@@ -141,13 +143,17 @@ def _replace(
 
 def prepare(optimizer: MegatronOptimizer) -> None:
     """Take over the gradients of the step; ``clip`` and, unless the step is left out, ``update`` follow."""
-    base(optimizer).prepare_grads()
+    single = base(optimizer)
+    single.prepare_grads()
+    if optimizer_state.is_low(single) and single.config.use_distributed_optimizer:
+        for parameter in single.get_parameters():
+            parameter.grad = parameter.decoupled_grad  # the name that Megatron uses where their types may differ
 
 
 def clip(optimizer: MegatronOptimizer, clip_grad: float) -> float:
     """Clip the gradients; their norm before, over all model-parallel ranks."""
     single = base(optimizer)
-    if not _is_low(single):
+    if not optimizer_state.is_low(single):
         return float(single.clip_grad_norm(clip_grad) if clip_grad else single.get_grad_norm())
     norm = _norm(single)
     if single.optimizer is not None:
@@ -187,17 +193,13 @@ def update(optimizer: MegatronOptimizer) -> None:
     base(optimizer).step_with_ready_grads()
 
 
-def _is_low(single: Any) -> bool:
-    return single.config.params_dtype == torch.bfloat16 and not single.config.bf16
-
-
 def _norm(single: Any) -> float:
-    """L2 norm of bf16 gradients, summed in float32 over all model-parallel ranks."""
+    """L2 norm of bf16 gradients over all model-parallel ranks; summed in float64, clipping does not depend on who holds what."""
     name = "get_main_grads_for_grad_norm"  # as 0.16 calls it
     gradients = getattr(single, name)() if hasattr(single, name) else single.get_grads_for_grad_norm()
-    total = torch.zeros(1, device=backend.device())
+    total = torch.zeros(1, dtype=torch.float64, device=backend.device())
     for gradient in gradients:
-        total += torch.linalg.vector_norm(gradient, dtype=torch.float32) ** 2
+        total += torch.linalg.vector_norm(gradient, dtype=torch.float64) ** 2
     dist.all_reduce(total, group=single.get_grad_stats_parallel_group())
     return float(total.sqrt())
 
@@ -219,7 +221,7 @@ def changed_share(optimizer: MegatronOptimizer) -> float | None:
     Near 0 it tells that updates are rounded away (DESIGN, fact 12). Collective.
     """
     single = base(optimizer)
-    if not _is_low(single):
+    if not optimizer_state.is_low(single):
         return None
     counts = [0.0, 0.0]
     if single.optimizer is not None:

@@ -31,15 +31,21 @@ class Slot(NamedTuple):
     range: slice | None  # None: no data-parallel rank shares it
 
 
+def is_low(single: Any) -> bool:
+    """Whether weights exist in bf16 only."""
+    return single.config.params_dtype == torch.bfloat16 and not single.config.bf16
+
+
 def slots(single: Any) -> Iterator[Slot]:
     """Every trainable parameter of this rank, in the same order on all its data-parallel ranks."""
     if single.optimizer is None:
         return
     if isinstance(single, DistributedOptimizer):
+        low = is_low(single)
         mine = {
             id(parameter): updated
             for models, shards in (
-                (single.model_float16_groups, single.shard_fp32_from_float16_groups),
+                (single.model_float16_groups, single.shard_float16_groups if low else single.shard_fp32_from_float16_groups),
                 (single.model_fp32_groups, single.shard_fp32_groups),
             )
             for parameter, updated in zip(chain(*models), chain(*shards))
@@ -131,14 +137,14 @@ def _whole(single: Any, slot: Slot, name: str, loading: bool) -> Tensor:
     """A moment in its parameter's shape: put together on the first data-parallel rank, which alone writes it."""
     if slot.range is None:
         return _moment(single, slot, name)
-    shape, dtype = slot.parameter.shape, torch.float32
+    shape, size, dtype = slot.parameter.shape, slot.parameter.numel(), torch.bfloat16 if is_low(single) else torch.float32
     if loading:
         return torch.empty(shape, dtype=dtype)
-    whole = torch.zeros(slot.parameter.numel(), dtype=dtype, device=slot.parameter.device)
+    whole = torch.zeros(size + size % 2, dtype=dtype, device=slot.parameter.device)  # two bf16 to an integer below
     if slot.updated is not None:
         whole[slot.range] = _moment(single, slot, name)
     group = parallel_state.get_data_parallel_group()
     first = dist.get_process_group_ranks(group)[0]
     # As integers: every bit has one owner and zeros elsewhere; in floating point a sum would turn -0 into 0.
     dist.reduce(whole.view(torch.int32), first, group=group)
-    return whole.view(shape).cpu() if dist.get_rank() == first else torch.empty(shape, dtype=dtype, device="meta")
+    return whole[:size].view(shape).cpu() if dist.get_rank() == first else torch.empty(shape, dtype=dtype, device="meta")

@@ -8,15 +8,16 @@ learning rates of adaptation most weights never move. Two remedies, both compute
     kahan        the rounding error of the weights is kept in bf16 and added next time (Kahan 1965; Zamirai et al.
                  2020); 2 bytes per parameter
 
-The random numbers of a step follow from the seed, the step and the parameter's name: a resumed run draws the same ones,
-data-parallel replicas and the two copies of a tied matrix stay equal.
+The random numbers of a step follow from the seed, the step, the parameter's name and the place in it: a resumed run draws the
+same ones, data-parallel replicas and the two copies of a tied matrix stay equal, and a rank that updates a part of a parameter
+(distributed optimizer) draws for it what a rank with all of it does.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Iterator, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,12 +25,23 @@ from torch import Tensor
 BLOCK = 1 << 22  # elements updated at a time: bounds the memory for float32 copies
 
 
-def round_stochastically(x: Tensor, generator: torch.Generator) -> Tensor:
+class Noise(NamedTuple):
+    """Random numbers for a part of a block: those that the whole block would get there."""
+
+    generator: torch.Generator
+    part: slice
+    whole: int  # elements of the block
+
+    def draw(self, device: torch.device) -> Tensor:
+        """Uniform whole numbers below 2^16, other ones each time."""
+        return torch.randint(1 << 16, (self.whole,), generator=self.generator, device=device, dtype=torch.int32)[self.part]
+
+
+def round_stochastically(x: Tensor, noise: Tensor) -> Tensor:
     """float32 -> bf16, to one of the two neighbours with a probability that makes the expected value ``x``.
 
-    bf16 is the upper half of float32: a uniform number below 2^16 is added to the lower half, which is then dropped.
+    bf16 is the upper half of float32: ``noise``, uniform below 2^16, is added to the lower half, which is then dropped.
     """
-    noise = torch.randint(1 << 16, x.shape, generator=generator, device=x.device, dtype=torch.int32)
     bits = x.contiguous().view(torch.int32) + noise
     return torch.bitwise_and(bits, -(1 << 16)).view(torch.float32).to(torch.bfloat16)
 
@@ -41,6 +53,7 @@ class _Update(torch.optim.Optimizer):
         names: parameter -> name, for the random numbers (``rounding="stochastic"`` only).
         shard: number of this rank's shard of split parameters, which get numbers of their own.
         ages: parameter -> updates it had before; its count of steps goes on from there.
+        parts: parameter -> (first element, elements of the whole) where it is a part of what bears its name.
     """
 
     moments: tuple[str, ...] = ()
@@ -54,12 +67,13 @@ class _Update(torch.optim.Optimizer):
         names: Mapping[Tensor, str] | None = None,
         shard: int = 0,
         ages: Mapping[Tensor, int] | None = None,
+        parts: Mapping[Tensor, tuple[int, int]] | None = None,
         **defaults: Any,
     ) -> None:
         assert rounding in ("nearest", "stochastic", "kahan"), rounding
         super().__init__(params, defaults | {"step": 0})
         self.rounding, self.seed, self.shard = rounding, seed, shard
-        self.names, self.ages = names or {}, ages or {}
+        self.names, self.ages, self.parts = names or {}, ages or {}, parts or {}
         self.gradient_scale = 1.0
         self.count_changes = False
         self.changed = 0
@@ -98,11 +112,9 @@ class _Update(torch.optim.Optimizer):
             moments = [state[name] for name in self.moments]
             parameter.copy_(self._new_weights(parameter, parameter.grad * self.gradient_scale, moments, counted))
             return 0
-        generator = self._generator(parameter, group["step"]) if self.rounding == "stochastic" else None
         flat, gradient = parameter.data.view(-1), parameter.grad.reshape(-1)
         changed: Tensor | int = 0
-        for begin in range(0, flat.numel(), BLOCK):
-            block = slice(begin, begin + BLOCK)
+        for block, noise in self._blocks(parameter, group["step"]):
             stored = [state[name].view(-1)[block] for name in self.moments]
             moments = [moment.float() for moment in stored]
             weights = flat[block].float()
@@ -110,22 +122,34 @@ class _Update(torch.optim.Optimizer):
                 compensation = state["compensation"].view(-1)[block]
                 weights += compensation
             new = self._new_weights(weights, gradient[block].float() * self.gradient_scale, moments, counted)
-            rounded = self._rounded(new, generator)
+            rounded = self._rounded(new, noise)
             if self.rounding == "kahan":
                 compensation.copy_(new - rounded)
             if self.count_changes:
                 changed = changed + (rounded != flat[block]).sum()
             flat[block] = rounded
             for target, value in zip(stored, moments):
-                target.copy_(self._rounded(value, generator))
+                target.copy_(self._rounded(value, noise))
         return changed
 
-    def _rounded(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        return x.to(torch.bfloat16) if generator is None else round_stochastically(x, generator)
+    def _blocks(self, parameter: Tensor, step: int) -> Iterator[tuple[slice, Noise | None]]:
+        """Parts of a parameter that lie in one block of the whole each, with their random numbers."""
+        first, whole = self.parts.get(parameter, (0, parameter.numel()))
+        end = first + parameter.numel()
+        for begin in range(first - first % BLOCK, end, BLOCK):
+            low, high = max(begin, first), min(begin + BLOCK, end)
+            noise = None
+            if self.rounding == "stochastic":
+                generator = self._generator(parameter, step, begin // BLOCK)
+                noise = Noise(generator, slice(low - begin, high - begin), min(BLOCK, whole - begin))
+            yield slice(low - first, high - first), noise
 
-    def _generator(self, parameter: Tensor, step: int) -> torch.Generator:
+    def _rounded(self, x: Tensor, noise: Noise | None) -> Tensor:
+        return x.to(torch.bfloat16) if noise is None else round_stochastically(x, noise.draw(x.device))
+
+    def _generator(self, parameter: Tensor, step: int, block: int) -> torch.Generator:
         split = getattr(parameter, "tensor_model_parallel", False)
-        key = f"{self.seed}/{step}/{self.names[parameter]}/{self.shard if split else 0}"
+        key = f"{self.seed}/{step}/{self.names[parameter]}/{self.shard if split else 0}/{block}"
         # Two checksums, 63 bits together: one alone would give some of many parameters the same stream.
         value = zlib.crc32(key.encode()) << 32 | zlib.adler32(key[::-1].encode())
         return torch.Generator(device=parameter.device).manual_seed(value & (1 << 63) - 1)

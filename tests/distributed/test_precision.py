@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from worlds import (
-    LAYOUTS, SEED, STEPS, Layout, World, assert_identical, changed, interrupted_after, on_ranks, phase, tensors,
+    LAYOUTS, SEED, STEPS, Layout, Outcome, World, assert_identical, changed, interrupted_after, on_ranks, phase, stored,
+    tensors,
 )  # fmt: skip
 
 from megatron_adapt.engine import backend, loop
@@ -60,6 +62,35 @@ def test_copies_of_a_weight_stay_equal(world: World, tmp_path: Path, layout, ran
     shared = set(first) & set(second)
     assert shared == (set(first) if ranks == 2 and layout.pipeline == 1 else {"embedding.word_embeddings.weight"})
     assert all(torch.equal(first[name], second[name]) for name in shared)
+
+
+@pytest.mark.parametrize("layout, rounding, optimizer", [
+    ("DP2", "stochastic", {}),
+    ("DP2", "kahan", {}),
+    ("DP2", "nearest", {"type": "lionw", "lr": 3e-4, "embedding_lr": 1e-3}),
+    ("PP2xDP2", "stochastic", {"type": "lionw", "lr": 3e-4}),
+])  # fmt: skip
+def test_shared_optimizer_state_is_the_same_bits(world: World, tmp_path: Path, layout, rounding, optimizer):
+    """The distributed optimizer updates parts of the bf16 weights as they are updated whole; its checkpoints are the same."""
+    plain, ranks = replace(LAYOUTS[f"{layout}+DO"][0], distributed_optimizer=False), LAYOUTS[f"{layout}+DO"][1]
+    options = settings(rounding, **optimizer) | STEPS | {"start": "tied"}
+    copies = world.train(tmp_path / "copies", plain, ranks, **options)
+    shared = world.train(tmp_path / "shared", *LAYOUTS[f"{layout}+DO"], **options)
+    assert_same_but_norms(shared, copies)
+    assert all(tensor.dtype == torch.bfloat16 for tensor in stored(shared.folder).values())
+    if rounding != "kahan":
+        return
+    # On from the other's checkpoint: each reads what the other wrote.
+    for source, other, arguments in ((copies, "to shared", LAYOUTS[f"{layout}+DO"]), (shared, "to copies", (plain, ranks))):
+        folder = interrupted_after(4, source, tmp_path / other)
+        assert_same_but_norms(world.train(folder, *arguments, **options), copies)
+
+
+def assert_same_but_norms(run: Outcome, reference: Outcome) -> None:
+    """The same bits, but for norms of gradients, which are summed up in parts."""
+    for ours, theirs in zip(run.metrics, reference.metrics, strict=True):
+        assert ours == {key: pytest.approx(value, rel=1e-5) if "norm" in key else value for key, value in theirs.items()}
+    assert changed(stored(reference.folder), stored(run.folder)) == set()
 
 
 def test_how_many_weights_changed_is_measured(world: World, tmp_path: Path):

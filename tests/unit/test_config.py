@@ -223,10 +223,6 @@ def test_missing_mappings_are_told_once_each(tmp_path):
      "2: parallel.sequence: sequence parallelism needs parallel.tensor above 1"),
     ([("name: german\n", "name: german\nparallel: {distributed_optimizer: true}\n")],
      "2: parallel.distributed_optimizer: needs parallel.data above 1: its state is shared by the data-parallel ranks"),
-    ([("name: german\n", "name: german\nparallel: {distributed_optimizer: true, data: 2}\nprecision: fp32\n"),
-      ("{lr: 1e-4}", "{lr: 1e-4}\n    precision: bf16-true")],
-     "29: phases[1].precision: parallel.distributed_optimizer keeps float32 weights, which 'bf16-true' does without; "
-     "use 'bf16-mixed'"),
     ([("batch_size: 8", "batch_size: 8\n    micro_batch_size: 1\n    precision: fp8-mx"),
       ("sequence_length: 128", "sequence_length: 48")],
      "26: phases[1].micro_batch_size: 1 x sequence_length 48 positions are no multiple of 32, which precision 'fp8-mx' needs"),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import tiny
 from megatron_adapt.analysis import estimate
-from megatron_adapt.config import Parallel, Phase
+from megatron_adapt.config import Optimizer, Parallel, Phase
 from megatron_adapt.families import family_named
 from megatron_adapt.families.family import ModelShape
 
@@ -85,6 +85,8 @@ def test_recomputation_and_a_shared_state() -> None:
     assert kept["none"] - shared == (18 - (6 + 12 / 4)) * whole.num_parameters()
     shared = estimate.memory_per_rank(whole, Parallel(data=4, distributed_optimizer=True), phase(batch_size=8), "fp32")
     assert shared - estimate.memory_per_rank(whole, Parallel(), phase(batch_size=8), "fp32") == -6 * whole.num_parameters()
+    low = Optimizer(lr=1e-3, rounding="kahan")
+    assert [estimate.state_bytes(low, "bf16-true", sharers) for sharers in (1, 4)] == [10, 4 + 6 / 4]
 
 
 def test_what_saves_memory() -> None:

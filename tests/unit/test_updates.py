@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_adapt.engine import updates
-from megatron_adapt.engine.updates import AdamW, LionW, round_stochastically
+from megatron_adapt.engine.updates import AdamW, LionW, Noise, round_stochastically
 
 LR = 1e-3
 
@@ -21,6 +21,10 @@ def generator(seed: int = 0) -> torch.Generator:
 
 def parameter(values: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.nn.Parameter:
     return torch.nn.Parameter(values.detach().clone().to(dtype))
+
+
+def noise(count: int, seed: int = 0) -> torch.Tensor:
+    return Noise(generator(seed), slice(0, count), count).draw(torch.device("cpu"))
 
 
 def gradients(count: int, shape: tuple[int, ...]) -> list[torch.Tensor]:
@@ -34,7 +38,7 @@ def gradients(count: int, shape: tuple[int, ...]) -> list[torch.Tensor]:
 @given(st.floats(-(2.0**100), 2.0**100, width=32, allow_subnormal=False), st.integers(0, 2**31))
 def test_rounds_to_a_neighbour(value, seed):
     x = torch.full((16,), value)
-    down, rounded = x.to(torch.bfloat16), round_stochastically(x, generator(seed))
+    down, rounded = x.to(torch.bfloat16), round_stochastically(x, noise(16, seed))
     spacing = torch.maximum(down.float().abs() * 2**-7, torch.tensor(2.0**-133))
     assert bool(((rounded.float() - x).abs() < spacing).all())
     if down.float()[0] == value:
@@ -44,7 +48,7 @@ def test_rounds_to_a_neighbour(value, seed):
 def test_rounding_is_right_on_average():
     for value in (1 + 2**-9, -(1 + 2**-9), 3.1415927, 1e-20):
         x = torch.full((200_000,), value)
-        rounded = round_stochastically(x, generator()).double()
+        rounded = round_stochastically(x, noise(len(x))).double()
         low, high = rounded.min().item(), rounded.max().item()
         assert low < value < high
         deviation = math.sqrt((value - low) * (high - value) / len(x))
@@ -53,7 +57,7 @@ def test_rounding_is_right_on_average():
 
 def test_infinity_stays():
     for value in (math.inf, -math.inf):
-        assert round_stochastically(torch.full((1000,), value), generator()).unique().tolist() == [value]
+        assert round_stochastically(torch.full((1000,), value), noise(1000)).unique().tolist() == [value]
 
 
 # ------------------------------------------------------------------------------------------------------------ algorithms
@@ -167,6 +171,29 @@ def test_random_numbers_depend_on_seed_step_name_and_shard_of_what_is_split():
     assert torch.equal(run(), same) and torch.equal(run(shard=1), same)
     others = [run(seed=2), run(name="b"), run(skip=1), run(shard=1, split=True)]
     assert not any(torch.equal(other, same) for other in others)
+
+
+@pytest.mark.parametrize("kind, extra", [(AdamW, {"eps": 1e-8}), (LionW, {})])
+def test_parts_of_a_parameter_round_as_the_whole(kind, extra, monkeypatch):
+    """However it is cut, and wherever blocks of random numbers end."""
+    monkeypatch.setattr(updates, "BLOCK", 64)
+    start = torch.randn(300, generator=generator(3)).to(torch.bfloat16)
+
+    def train(cuts: list[int]) -> torch.Tensor:
+        parts = [parameter(part, torch.bfloat16) for part in start.tensor_split(cuts)]
+        places = dict(zip(parts, [(begin, 300) for begin in (0, *cuts)]))
+        options = {"lr": LR, "weight_decay": 0.1, "betas": (0.9, 0.95), "rounding": "stochastic"} | extra
+        optimizer = kind(parts, names=dict.fromkeys(parts, "w"), parts=places, **options)
+        for gradient in gradients(4, (300,)):
+            for part, piece in zip(parts, gradient.to(torch.bfloat16).tensor_split(cuts)):
+                part.grad = piece.contiguous()
+            optimizer.step()
+        state = [torch.cat([optimizer.state[part][name] for part in parts]) for name in optimizer.kept]
+        return torch.stack([torch.cat([part.detach() for part in parts]), *state])
+
+    whole = train([])
+    assert torch.equal(train([150]), whole) and torch.equal(train([10, 64, 129, 290]), whole)
+    assert not torch.equal(whole[0], start)
 
 
 def test_parameters_without_a_gradient_stay():
