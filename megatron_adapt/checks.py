@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Iterator, Sequence
 
 from megatron_adapt import recipe as recipes, schedule
-from megatron_adapt.analysis import estimate
-from megatron_adapt.config import Phase, Recipe, TokenizerChoice
+from megatron_adapt.analysis import cluster as clusters, estimate
+from megatron_adapt.config import Parallel, Phase, Recipe, TokenizerChoice
 from megatron_adapt.config_types import selected_layers
 from megatron_adapt.errors import ConfigError
 from megatron_adapt.families import find_family
@@ -101,6 +101,13 @@ def summary(plan: Plan) -> Iterator[str]:
     for row in estimate.rows(check(plan), recipe.parallel, recipe.precision, _known_tokens(plan)):
         yield f"{row.pop('phase')}: " + ", ".join(f"{key} {value}" for key, value in row.items())
     yield f"{len(plan.steps)} steps, {recipe.parallel.world_size} ranks, output in {Path(recipe.output)}"
+
+
+def advice(plan: Plan, cluster: str, measured: Path | None) -> Iterator[str]:
+    """Which layout suits a cluster, given as on the command line, and how fast it would be."""
+    # The layout that the recipe has now is not asked about.
+    recipe = plan.recipe.model_copy(update={"parallel": Parallel()})
+    yield from clusters.lines(check(replace(plan, recipe=recipe)), recipe.precision, clusters.parse(cluster), measured)
 
 
 def learning_rates(plan: Plan) -> list[tuple[str, list[float]]]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 import workload
 
+from megatron_adapt.analysis import estimate
 from megatron_adapt.config import Phase
 from megatron_adapt.engine import backend, loop, metrics
 from megatron_adapt.engine.backend import Layout
@@ -53,7 +54,7 @@ def report(tiny: bool, hf: Path, seconds: list[float], losses: list[float]) -> d
     median = statistics.median(seconds[WARM_UP:])
     memory = backend.peak_memory() / 1e9
     peak = matmul_peak(tiny)
-    tflops = length * batch / median * metrics.flops_per_token(shape, length) / 1e12
+    tflops = length * batch / median * estimate.flops_per_token(shape, length) / 1e12
     return {
         "tokens_per_second": length * batch / median,
         "tflops": tflops,

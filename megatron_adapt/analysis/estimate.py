@@ -15,10 +15,10 @@ from megatron_adapt.families.rules import EMBEDDING, OUTPUT
 
 def parameters_per_rank(shape: ModelShape, parallel: Parallel) -> int:
     """Parameters of the largest rank: most are split by tensor parallelism, layers by pipeline stages."""
-    largest = 0
+    largest, sizes = 0, shape.parameter_shapes()
     for stage in range(parallel.pipeline):
         count = 0
-        for name, size in shape.parameter_shapes().items():
+        for name, size in sizes.items():
             elements = math.prod(size)
             if name.startswith("decoder.layers."):
                 here = int(name.split(".")[2]) * parallel.pipeline // shape.num_layers == stage
@@ -71,6 +71,17 @@ def memory_per_rank(shape: ModelShape, parallel: Parallel, phase: Phase, precisi
         in_flight *= 1 + (parallel.pipeline - 1) / (parallel.pipeline * parallel.virtual_pipeline)
     per_unit = (kept * layers * in_flight + again) * (2 if precision == "fp32" else 1)
     return state + positions * shape.hidden_size * per_unit + _logits_bytes(shape, parallel, phase)
+
+
+def flops_per_token(shape: ModelShape, sequence_length: int) -> float:
+    """Model FLOPs of one token's forward and backward pass (PaLM, Chowdhery et al. 2022, appendix B).
+
+    6 per weight that multiplies (the input embedding does not, the head does) and 12 per layer, head dimension and
+    position for attention, masks and windows not deducted.
+    """
+    looked_up = (0 if shape.tied else shape.vocab_size) + (shape.max_position_embeddings if shape.position == "learned" else 0)
+    head_and_body = shape.num_parameters() - looked_up * shape.hidden_size
+    return 6 * head_and_body + 12 * shape.num_layers * shape.query_size * sequence_length
 
 
 def _logits_bytes(shape: ModelShape, parallel: Parallel, phase: Phase) -> float:

@@ -73,11 +73,23 @@ def plan(
     words: Words,
     nodes: Annotated[int, typer.Option("--nnodes", min=1, help="nodes that share a step's ranks")] = 1,
     nproc: Annotated[Optional[int], typer.Option("--nproc", help="ranks in all; default: as the recipe says")] = None,
+    cluster: Annotated[
+        Optional[str], typer.Option(metavar="nodes=N,gpus=N,gpu=NAME", help="advise on the layout for a cluster instead, and predict tokens/s")
+    ] = None,
+    measured: Annotated[
+        Optional[Path], typer.Option(metavar="results.json", help="of benchmarks/gpu/first_call.py: what one GPU reaches (for --cluster)")
+    ] = None,
 ) -> None:
-    """Print the commands that remain, one a line, in order."""
+    """Print the commands that remain, one a line, in order; or which layout suits a cluster."""
     from megatron_adapt import checks, pipeline
 
+    if measured is not None and cluster is None:
+        raise ConfigError("--measured is for --cluster.")
     plan = load(words, nproc)
+    if cluster is not None:
+        for line in checks.advice(plan, cluster, measured):
+            print(line)
+        return
     _check_spread(plan, nodes)
     extra = [] if nproc is None else [f"parallel.data={plan.recipe.parallel.data}"]
     checks.check(plan)

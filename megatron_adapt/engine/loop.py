@@ -13,6 +13,7 @@ from typing import Any, Callable
 from megatron.core import parallel_state
 from megatron.core.distributed import finalize_model_grads
 from megatron_adapt import schedule as schedules
+from megatron_adapt.analysis.estimate import flops_per_token
 from megatron_adapt.config import Phase
 from megatron_adapt.data.sampling import Passes
 from megatron_adapt.engine import (
@@ -23,7 +24,7 @@ from megatron_adapt.engine.batches import Batch, Batches
 from megatron_adapt.engine.checkpoint import Checkpoint, Position
 from megatron_adapt.engine.chunks import chunks, run
 from megatron_adapt.engine.losses import language_model_loss, micro_batches, regularize
-from megatron_adapt.engine.metrics import Metrics, flops_per_token
+from megatron_adapt.engine.metrics import Metrics
 from megatron_adapt.errors import CheckpointError, ConfigError
 from megatron_adapt.families import find_family
 from megatron_adapt.families.family import ModelShape

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Callable
 
 from megatron_adapt.engine import backend
-from megatron_adapt.families.family import ModelShape
 
 
 class Metrics:
@@ -51,17 +50,6 @@ class Metrics:
             self.file.close()
         if self.writer is not None:
             self.writer.close()
-
-
-def flops_per_token(shape: ModelShape, sequence_length: int) -> float:
-    """Model FLOPs of one token's forward and backward pass (PaLM, Chowdhery et al. 2022, appendix B).
-
-    6 per weight that multiplies (the input embedding does not, the head does) and 12 per layer, head dimension and
-    position for attention, masks and windows not deducted.
-    """
-    looked_up = (0 if shape.tied else shape.vocab_size) + (shape.max_position_embeddings if shape.position == "learned" else 0)
-    head_and_body = shape.num_parameters() - looked_up * shape.hidden_size
-    return 6 * head_and_body + 12 * shape.num_layers * shape.query_size * sequence_length
 
 
 def line(step: int, values: dict[str, Any]) -> str:

@@ -118,6 +118,15 @@ def test_plan_prints_one_command_a_line(run: Run) -> None:
     assert lines[7].startswith("torchrun --standalone --nproc-per-node 2 -m megatron_adapt train recipe.yaml 'name=a b' --step ")
 
 
+def test_plan_for_a_cluster(run: Run) -> None:
+    lines = untouched(run, "plan", written(), "--cluster", "gpus=2,gpu=h100").succeeded().out.splitlines()
+    assert lines[0].startswith("1 x 2 h100; training at 40% of 989 TFLOP/s, assumed")
+    assert lines[1] == "recommended: parallel.tensor=1 parallel.pipeline=1 parallel.data=2 parallel.sequence=false parallel.distributed_optimizer=true"
+    assert "base/pretrain: " in lines[2] and "tokens/s predicted" in lines[2]
+    run("plan", written(), "--measured", "x.json").refused("--measured is for --cluster")
+    run("plan", written(), "--cluster", "gpus=2").refused("gpu= is none of a100")
+
+
 def test_plan_for_more_ranks(run: Run) -> None:
     lines = run("plan", written(), "--nproc", 4, "--nnodes", 2).succeeded().out.splitlines()
     assert "--nnodes 2 " in lines[7] and "--nproc-per-node 2 " in lines[7] and " parallel.data=2 --step " in lines[7]

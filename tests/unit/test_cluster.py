@@ -1,0 +1,155 @@
+"""Advice on layouts: what the cost model recommends, how it moves, and what it says where nothing fits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import phase as tiny_phase
+
+from megatron_adapt.analysis import cluster as clusters, estimate
+from megatron_adapt.analysis.cluster import Cluster
+from megatron_adapt.config import Parallel, Phase
+from megatron_adapt.errors import ConfigError
+from megatron_adapt.families import family_named
+from megatron_adapt.families.family import ModelShape
+
+SIZES = {  # hidden, feed-forward, layers, heads, groups
+    "1b": (2048, 8192, 16, 32, 8),
+    "8b": (4096, 14336, 32, 32, 8),
+    "70b": (8192, 28672, 80, 64, 8),
+}
+
+
+def shape(name: str) -> ModelShape:
+    hidden, ffn, layers, heads, groups = SIZES[name]
+    config = {
+        "architectures": ["LlamaForCausalLM"], "hidden_size": hidden, "intermediate_size": ffn, "num_hidden_layers": layers,
+        "num_attention_heads": heads, "num_key_value_heads": groups, "max_position_embeddings": 131072,
+    }  # fmt: skip
+    family = family_named("llama")
+    return family.read_config(family.complete_config(config, 128_256, None, None))
+
+
+def phases(name: str, **changes: Any) -> list[tuple[str, Phase, ModelShape]]:
+    settings = tiny_phase("full", 100, sequence_length=4096, batch_size=256, micro_batch_size=1, recompute="full")
+    return [("adapted", Phase(**{**settings, **changes}), shape(name))]
+
+
+def best(name: str, cluster: str, precision: str = "bf16-mixed", **changes: Any) -> clusters.Cost:
+    fitting, _ = clusters.ranked(phases(name, **changes), precision, clusters.parse(cluster), 0.4)
+    return fitting[0]
+
+
+def seconds(name: str, parallel: Parallel, cluster: Cluster = Cluster(1, 8, "h100"), share: float = 0.4, **changes: Any) -> float:
+    ((_, phase, its_shape),) = phases(name, **changes)
+    return clusters.step_seconds(its_shape, phase, "bf16-mixed", parallel, cluster, share)
+
+
+def test_small_models_are_not_split() -> None:
+    for cluster in ("gpus=8,gpu=h100", "gpus=4,gpu=a100", "nodes=4,gpus=8,gpu=h200", "gpus=1,gpu=h200"):
+        found = best("1b", cluster, recompute="none").parallel
+        assert (found.tensor, found.pipeline, found.data) == (1, 1, clusters.parse(cluster).world)
+        assert found.distributed_optimizer == (found.data > 1)
+
+
+def test_a_model_is_split_where_memory_asks_for_it() -> None:
+    large = best("70b", "nodes=4,gpus=8,gpu=h100")
+    assert large.parallel.tensor * large.parallel.pipeline > 1 and large.memory < 80 * 2**30
+    assert large.parallel.sequence == (large.parallel.tensor > 1)
+    assert best("8b", "gpus=8,gpu=h100").parallel.tensor == 1  # the shared optimizer makes it fit
+    # Across nodes tensor parallelism would go over the network: it is not even considered.
+    assert all(one.tensor <= 2 for one in clusters.layouts(phases("1b"), Cluster(4, 2, "h100")))
+
+
+def test_where_nothing_fits_it_says_what_would() -> None:
+    with pytest.raises(ConfigError) as error:
+        list(clusters.lines(phases("70b", recompute="none"), "bf16-mixed", clusters.parse("gpus=8,gpu=a100-40gb")))
+    message = str(error.value)
+    assert "1 x 8 a100-40gb: 40 GB of each GPU can be used" in message and "the smallest layout (parallel.tensor=8" in message
+    assert "What would fit:" in message and "8 nodes" in message
+    with pytest.raises(ConfigError, match=r"What would fit: recompute: full; or precision: bf16-true; or 2 nodes"):
+        list(clusters.lines(phases("8b", recompute="none", sequence_length=8192), "bf16-mixed", clusters.parse("gpus=2,gpu=h100")))
+    with pytest.raises(ConfigError, match=r"no layout of 8 GPUs divides .* multiple of micro_batch_size x 8"):
+        list(clusters.lines([(b, p, one) for b, p, one in phases("1b", batch_size=1) for one in [tiny_shape()]], "fp32", clusters.parse("gpu=h100")))
+
+
+def tiny_shape() -> ModelShape:
+    family = family_named("llama")
+    sizes = {"hidden_size": 32, "intermediate_size": 49, "num_hidden_layers": 3, "num_attention_heads": 1, "num_key_value_heads": 1}
+    return family.read_config(family.complete_config({"architectures": ["LlamaForCausalLM"], **sizes, "max_position_embeddings": 8192}, 401, None, None))
+
+
+def test_one_gpu_is_compute_and_update() -> None:
+    """By hand: no communication on a single rank."""
+    ((_, phase, model),) = phases("1b", recompute="none")
+    head = model.vocab_size * model.hidden_size
+    tokens = 256 * 4096
+    # At 128k rows x 4,096 positions the logits are computed in slices, and once more in the backward pass.
+    computed = (estimate.flops_per_token(model, 4096) + 2 * head) * tokens
+    update = 2 * 18 * model.num_parameters() / 3.35e12
+    found = seconds("1b", Parallel(), recompute="none")
+    assert found == pytest.approx(computed / (989e12 * 0.4) + update)
+    frozen = seconds("1b", Parallel(), recompute="none", train=["embedding", "output"])
+    assert 0.6 < frozen / found < 0.8
+
+
+def test_it_moves_the_right_way() -> None:
+    one, two, eight = (seconds("8b", Parallel(data=ranks), Cluster(8, 8, "h100")) for ranks in (1, 2, 8))
+    assert one > two > eight and eight > one / 8  # sums of gradients cost something
+    assert seconds("8b", Parallel(tensor=2)) > one / 2  # so do sums of activations
+    assert seconds("8b", Parallel(pipeline=4)) > one / 4  # a pipeline idles at both ends
+    few, many = (seconds("8b", Parallel(pipeline=4), batch_size=size) / size for size in (4, 64))
+    assert few > many
+    shared = [seconds("8b", Parallel(data=8, distributed_optimizer=on)) for on in (True, False)]
+    assert shared[0] < shared[1]
+    for name in ("none", "selective"):
+        assert seconds("8b", Parallel(), recompute=name) < one
+    assert seconds("8b", Parallel(data=64), Cluster(8, 8, "h100", network=10)) > seconds("8b", Parallel(data=64), Cluster(8, 8, "h100"))
+    assert seconds("8b", Parallel(), share=0.5) < one
+    assert seconds("8b", Parallel(), Cluster(1, 8, "a100")) > one > seconds("8b", Parallel(), Cluster(1, 8, "b200"))
+
+
+def test_the_lines() -> None:
+    text = "\n".join(clusters.lines(phases("70b"), "fp8-current", clusters.parse("nodes=8,gpus=8,gpu=h200")))
+    assert "training at 40% of 989 TFLOP/s, assumed: 40% of the peak; measure with benchmarks/gpu/first_call.py" in text
+    assert "recommended: parallel.tensor=" in text and "instead: parallel.tensor=" in text
+    assert "tokens/s predicted" in text and "fp8 is reckoned as bf16" in text
+    assert "data parallelism alone would need" in text
+
+
+def test_a_measurement_replaces_the_assumption(tmp_path: Path) -> None:
+    file, cluster = tmp_path / "results.json", clusters.parse("gpus=8,gpu=h100")
+    results = {
+        "versions": {"device": "NVIDIA H100 80GB HBM3"},
+        "a": {"precision": "bf16", "tflops": 400.0}, "b": {"precision": "bf16", "tflops": 494.5}, "c": {"precision": "fp8", "tflops": 900.0},
+    }  # fmt: skip
+    file.write_text(json.dumps(results))
+    assert clusters.efficiency(file, cluster) == (0.5, "measured: 494 TFLOP/s in b on NVIDIA H100 80GB HBM3")
+    for changed, message in (
+        ({"versions": {"device": "NVIDIA A100"}}, "measured on NVIDIA A100, not on h100"),
+        ({"a": {}, "b": {}}, "no bf16 training speed in it"),
+        ({"versions": None}, "not the results.json of benchmarks/gpu/first_call.py"),
+    ):
+        file.write_text(json.dumps({**results, **changed}))
+        with pytest.raises(ConfigError, match=message):
+            clusters.efficiency(file, cluster)
+    with pytest.raises(ConfigError, match="not the results.json"):
+        clusters.efficiency(tmp_path / "none.json", cluster)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("gpus=8", "gpu= is none of a100"),
+        ("gpu=tpu", "gpu=tpu is none of"),
+        ("nodes=x,gpu=h100", "nodes=x is not a number"),
+        ("nodes=0,gpu=h100", "nodes has to be above 0"),
+        ("rack=3,gpu=h100", "unknown key 'rack' .there are nodes, gpus, gpu, network"),
+    ],
+)
+def test_a_cluster_that_is_none(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        clusters.parse(text)
