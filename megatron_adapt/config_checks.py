@@ -174,6 +174,9 @@ def _phase(phase: Phase, path: tuple[str | int, ...], parallel: Any, precision: 
     if isinstance(phase.optimizer, Optimizer):
         for key, text in _optimizer(phase.optimizer, phase.precision or precision):
             yield (*path, "optimizer", key), text
+        if isinstance(parallel, Parallel) and parallel.distributed_optimizer is True and phase.optimizer.type == "muon":
+            why = "muon needs whole matrices, which parallel.distributed_optimizer cuts into parts; use 'adamw' or 'lionw'"
+            yield (*path, "optimizer", "type"), why
     if (phase.precision or precision) in FP8 and isinstance(parallel, Parallel):
         if INVALID not in (phase.sequence_length, phase.micro_batch_size, parallel.tensor, parallel.sequence):
             positions = phase.sequence_length * phase.micro_batch_size
@@ -222,7 +225,9 @@ def _unit(phase: Phase, parallel: Any) -> tuple[int | None, str]:
 def _optimizer(optimizer: Optimizer, precision: Any) -> Iterator[tuple[str, str]]:
     default = Optimizer.model_fields
     if optimizer.type == "lionw" and optimizer.eps not in (INVALID, default["eps"].default):
-        yield "eps", "belongs to 'adamw', not to 'lionw'; remove it"
+        yield "eps", "belongs to 'adamw' and 'muon', not to 'lionw'; remove it"
+    if optimizer.type not in (INVALID, "muon") and optimizer.momentum not in (INVALID, default["momentum"].default):
+        yield "momentum", f"belongs to 'muon', not to {optimizer.type!r}; remove it"
     if precision in ("fp32", "bf16-mixed", *FP8) and optimizer.rounding not in (INVALID, default["rounding"].default):
         yield "rounding", f"weights are rounded under precision 'bf16-true' only, not under {precision!r}; remove it"
 

@@ -25,9 +25,9 @@ class Strict(BaseModel):
 
 
 class Optimizer(Strict):
-    """AdamW or LionW."""
+    """AdamW, LionW or Muon."""
 
-    type: Literal["adamw", "lionw"] = Field("adamw", description="algorithm")
+    type: Literal["adamw", "lionw", "muon"] = Field("adamw", description="algorithm; muon: adamw but for matrices inside layers")
     lr: Positive = Field(description="peak learning rate")
     embedding_lr: Positive | None = Field(None, description="peak learning rate of embedding and output rows; null: lr")
     weight_decay: NotNegative = Field(0.1, description="decoupled weight decay")
@@ -40,6 +40,7 @@ class Optimizer(Strict):
         0.95, description="decay rate of the second moment; lionw: of the momentum, where beta1 weighs it in the update"
     )
     eps: Positive = Field(1e-8, description="added to the denominator (adamw)")
+    momentum: Annotated[Number, Field(ge=0, lt=1)] = Field(0.95, description="muon: decay rate of the matrices' momentum")
     rounding: Literal["stochastic", "kahan", "nearest"] = Field("stochastic", description="of weights under bf16-true")
     clip_grad: NotNegative = Field(1.0, description="largest norm of the gradient; 0 turns clipping off")
     z_loss: NotNegative = Field(0.0, description="times the squared logarithm of the softmax's denominator, added to the loss")

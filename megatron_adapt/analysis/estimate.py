@@ -42,7 +42,7 @@ def is_cut(name: str, shape: ModelShape) -> bool:
 
 def state_bytes(optimizer: Optimizer, precision: str, sharers: int = 1) -> float:
     """Bytes per trained parameter of weights, gradients and optimizer; ``sharers``: ranks that share the latter's state."""
-    moments = 1 if optimizer.type == "lionw" else 2
+    moments = 2 if optimizer.type == "adamw" else 1
     if precision == "bf16-true":
         return 4 + (2 * moments + (2 if optimizer.rounding == "kahan" else 0)) / sharers
     return 8 + 4 * moments / sharers if precision == "fp32" else 6 + (4 + 4 * moments) / sharers
@@ -52,7 +52,7 @@ def memory_per_rank(shape: ModelShape, parallel: Parallel, phase: Phase, precisi
     """Bytes, roughly, with every parameter training.
 
     Weights, gradients and AdamW's state: 16 bytes a parameter in fp32, 18 in bf16-mixed (2 + 4 + main weight 4 + moments
-    8), 8 in bf16-true (2 each; Kahan's compensation 2 more); LionW has one moment less, the distributed optimizer shares
+    8), 8 in bf16-true (2 each; Kahan's compensation 2 more); LionW and, inside layers, Muon have one moment less, the distributed optimizer shares
     moments and main weights. The logits twice in fp32; in slices those of one, three times, and the gradient of the hidden states.
 
     Activations: 34 bytes per position, layer and hidden unit in bf16 without the score matrix (Korthikanti et al. 2022,
@@ -61,6 +61,9 @@ def memory_per_rank(shape: ModelShape, parallel: Parallel, phase: Phase, precisi
     """
     sharers = parallel.data if parallel.distributed_optimizer else 1
     state = parameters_per_rank(shape, parallel) * state_bytes(phase.optimizer, precision, sharers)
+    if phase.optimizer.type == "muon":  # rows of the vocabulary are AdamW's
+        matrices = 1 if shape.tied or parallel.pipeline > 1 else 2
+        state += matrices * shape.vocab_size * shape.hidden_size / parallel.tensor * (2 if precision == "bf16-true" else 4)
     positions = phase.sequence_length * phase.micro_batch_size
     around = parallel.tensor if parallel.sequence else 1
     whole, mlp = 10 / around + 24 / parallel.tensor, 16 / parallel.tensor

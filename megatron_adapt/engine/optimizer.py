@@ -1,4 +1,4 @@
-"""AdamW and LionW through Megatron Core's optimizers: clipping over all model-parallel ranks, sharded state.
+"""AdamW, LionW and Muon through Megatron Core's optimizers: clipping over all model-parallel ranks, sharded state.
 
     fp32         float32 weights, gradients and moments
     bf16-mixed   bf16 weights, float32 gradients, main weights and moments (Megatron's Float16Optimizer)
@@ -25,7 +25,7 @@ from megatron.core.optimizer.optimizer import MegatronOptimizer
 from megatron.core.tensor_parallel import param_is_not_tensor_parallel_duplicate
 from megatron.core.transformer.module import param_is_not_shared
 from megatron_adapt.config import FP8, Optimizer
-from megatron_adapt.engine import backend, optimizer_state, updates
+from megatron_adapt.engine import backend, muon, optimizer_state, updates
 from megatron_adapt.engine.chunks import Chunks, chunks
 from megatron_adapt.engine.model import named_parameters
 
@@ -76,7 +76,7 @@ def build(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         optimizer = get_megatron_optimizer(config, chunks(model), config_overrides=overrides)
-    if low or settings.type == "lionw" or ages:
+    if low or settings.type != "adamw" or ages:
         # Neither Megatron's checkpoints nor the fused kernels know parameters with different counts of updates.
         _replace(base(optimizer), settings, model, low, seed, ages or {})
     for group in optimizer.param_groups:
@@ -112,13 +112,20 @@ def _replace(
     """Put ours in the place of the torch optimizer that Megatron's wraps: its parameter groups stay as they are."""
     if single.optimizer is None:  # nothing trains on this rank
         return
-    kind = {"adamw": updates.AdamW, "lionw": updates.LionW}[settings.type]
-    adam = {"eps": settings.eps} if settings.type == "adamw" else {}
+    kind = {"adamw": updates.AdamW, "lionw": updates.LionW, "muon": muon.Muon}[settings.type]
+    more: dict[str, Any] = {} if settings.type == "lionw" else {"eps": settings.eps}
     wrapped = [chunk.module for chunk in chunks(model)]
     bare = [module.module if hasattr(module, "module") else module for module in wrapped]
     named = [found for chunk in bare for found in named_parameters(chunk)]
     names = {id(parameter): name for name, parameter in named}
     mine = [(slot, slot.updated) for slot in optimizer_state.slots(single) if slot.updated is not None]
+    if settings.type == "muon":
+        config = chunks(model)[0].config
+        found = {updated: muon.Matrices.of(names[id(slot.parameter)], updated, config) for slot, updated in mine}
+        matrices = {updated: within for updated, within in found.items() if within is not None}
+        # The iteration needs no more digits than the model's own products have.
+        products = torch.bfloat16 if config.params_dtype == torch.bfloat16 else torch.float32
+        more |= {"matrices": matrices, "momentum": settings.momentum, "products": products}
     torchs = single.optimizer.defaults
     groups = [{key: value for key, value in group.items() if key not in torchs} for group in single.optimizer.param_groups]
     single.optimizer = kind(
@@ -133,7 +140,7 @@ def _replace(
         lr=settings.lr,
         weight_decay=settings.weight_decay,
         betas=(settings.beta1, settings.beta2),
-        **adam,
+        **more,
     )
     for ours, given in zip(single.optimizer.param_groups, groups):
         ours["params"] = given["params"]

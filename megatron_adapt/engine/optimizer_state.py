@@ -124,7 +124,8 @@ def fill(single: Any, state: dict[str, Any]) -> None:
 
 def _moment_names(single: Any, slot: Slot) -> list[str]:
     """The same on every data-parallel rank, those without a part of the parameter included."""
-    names = list(getattr(single.optimizer, "kept", ("exp_avg", "exp_avg_sq")))
+    kept_for = getattr(single.optimizer, "kept_for", None)
+    names = list(kept_for(slot.updated) if kept_for else ("exp_avg", "exp_avg_sq"))
     return names + ["fp32_param"] * (single.config.bf16 and slot.parameter.dtype != torch.float32)
 
 

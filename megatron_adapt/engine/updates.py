@@ -83,12 +83,16 @@ class _Update(torch.optim.Optimizer):
         """Names of what is kept for each parameter."""
         return (*self.moments, "compensation") if self.rounding == "kahan" else self.moments
 
+    def kept_for(self, parameter: Tensor | None) -> tuple[str, ...]:
+        """Of ``kept`` what one parameter has; None: another rank's."""
+        return self.kept
+
     def initialize(self) -> None:
         """Zero moments for all parameters: what a checkpoint is loaded into."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 state = self.state[parameter]
-                for name in self.kept:
+                for name in self.kept_for(parameter):
                     if name not in state:
                         state[name] = torch.zeros_like(parameter)
 

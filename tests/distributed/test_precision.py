@@ -27,6 +27,7 @@ def settings(rounding: str, **changes: object) -> dict:
     ("TP2xPP2", "stochastic", {"type": "lionw", "lr": 3e-4}),
     ("PP2", "kahan", {}),
     ("DP2", "nearest", {"type": "lionw", "lr": 3e-4, "embedding_lr": 1e-3}),
+    ("TP2", "kahan", {"type": "muon"}),
 ])  # fmt: skip
 def test_resumed_is_uninterrupted(world: World, tmp_path: Path, layout, rounding, optimizer):
     options = settings(rounding, **optimizer) | STEPS

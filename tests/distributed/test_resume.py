@@ -53,6 +53,17 @@ def test_resumed_with_a_distributed_momentum(world: World, tmp_path: Path):
     assert_identical(world.train(folder, *LAYOUTS["DP2+DO"], precision="bf16-mixed", **settings), reference)
 
 
+def test_muon_continues_in_another_layout(world: World, tmp_path: Path):
+    settings = STEPS | {"optimizer": {"type": "muon", "lr": 3e-3}}
+    reference = world.train(tmp_path / "reference", **settings)
+    second = {name.removeprefix("optimizer.state.exp_avg_sq.") for name in stored(reference.folder) if "exp_avg_sq" in name}
+    assert second == {name for name in tensors(reference.folder) if ".layers." not in name or "norm" in name}
+    for layout in ("TP2xPP2", "DP2"):
+        run = world.train(interrupted_after(2, reference, tmp_path / layout), *LAYOUTS[layout], **settings)
+        assert run.losses == pytest.approx(reference.losses, rel=RELATIVE)
+        assert run.norms == pytest.approx(reference.norms, rel=RELATIVE)
+
+
 def test_resumed_pipeline_whose_first_stage_trains_nothing(world: World, uninterrupted, tmp_path: Path):
     reference = uninterrupted("PP2", train="output")
     folder = interrupted_after(4, reference, tmp_path / "run")

@@ -42,6 +42,24 @@ class PlainLionW(torch.optim.Optimizer):
                 m.copy_(beta2 * m + (1 - beta2) * p.grad)
 
 
+class PlainMuon(torch.optim.AdamW):
+    """torch's Muon (EMA momentum, Nesterov, the scale that matches AdamW) in float32, line by line; AdamW for other groups."""
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for p in group["params"] if group["momentum"] else ():
+                m, grad = self.state[p].setdefault("m", torch.zeros_like(p)), p.grad
+                p.grad = None  # for AdamW's step
+                m.lerp_(grad, 1 - group["momentum"])
+                x = grad.lerp(m, group["momentum"])
+                x = x / x.norm()
+                for _ in range(5):
+                    x = 3.4445 * x - 4.7750 * (x @ x.T) @ x + 2.0315 * (x @ x.T) @ (x @ x.T) @ x
+                p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(0.2 * max(p.shape) ** 0.5 * group["lr"] * x)
+        super().step()
+
+
 def plain_optimizer(model, given) -> torch.optim.Optimizer:
     """Matrices decay, norms do not; embedding and output rows may have a peak of their own, or no decay."""
     groups = []
@@ -50,12 +68,14 @@ def plain_optimizer(model, given) -> torch.optim.Optimizer:
         decays = parameter.dim() > 1 and (given.decay_embeddings or not rows)
         peak = given.embedding_lr if rows and given.embedding_lr else given.lr
         groups.append({"params": [parameter], "weight_decay": given.weight_decay * decays, "peak": peak})
+        groups[-1]["momentum"] = given.momentum * (parameter.dim() > 1 and not rows)  # of Muon
     betas = (given.beta1, given.beta2)
     if given.type == "lionw":
         return PlainLionW(groups, betas, given.lr if given.decay_by == "schedule" else None)
     for group in groups if given.decay_by == "schedule" else ():
         group["weight_decay"] /= group["peak"]  # torch multiplies by the learning rate
-    return torch.optim.AdamW(groups, lr=given.lr, betas=betas, eps=given.eps)
+    kind = PlainMuon if given.type == "muon" else torch.optim.AdamW
+    return kind(groups, lr=given.lr, betas=betas, eps=given.eps)
 
 
 def plain_loop(world: World, name: str, output: Path, **changes) -> dict[str, list[float]]:
@@ -99,13 +119,18 @@ def test_training_equals_a_plain_loop(world: World, tmp_path: Path, name, layout
 LION = {"type": "lionw", "lr": 3e-4, "beta1": 0.9, "beta2": 0.95, "clip_grad": 1.5}
 
 
+MUON = {"type": "muon", "lr": 3e-3, "weight_decay": 0.3, "momentum": 0.9, "clip_grad": 1.5}
+
+
 @pytest.mark.parametrize("name, layout, optimizer", [
     ("untied", Layout(tensor=2), LION | {"weight_decay": 20.0}),
     ("tied", Layout(pipeline=2), LION | {"weight_decay": 0.01, "decay_by": "schedule"}),
     ("untied", Layout(), SETTINGS["optimizer"] | {"decay_by": "schedule", "weight_decay": 0.01, "decay_embeddings": False}),
     ("untied", Layout(tensor=2, pipeline=2), SETTINGS["optimizer"] | {"embedding_lr": 1e-2}),
     ("tied", Layout(tensor=2), LION | {"embedding_lr": 1e-3, "decay_embeddings": False, "weight_decay": 20.0}),
-], ids=["lionw", "lionw-by-schedule", "adamw-by-schedule", "embedding-lr", "lionw-embeddings"])  # fmt: skip
+    ("untied", Layout(), MUON),
+    ("tied", Layout(tensor=2, pipeline=2), MUON | {"embedding_lr": 1e-2}),
+], ids=["lionw", "lionw-by-schedule", "adamw-by-schedule", "embedding-lr", "lionw-embeddings", "muon", "muon-TP2xPP2"])  # fmt: skip
 def test_other_optimizers_equal_a_plain_loop(world: World, tmp_path: Path, name, layout, optimizer):
     assert_equals_plain(world, tmp_path, name, layout, optimizer=optimizer)
 

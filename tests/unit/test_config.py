@@ -241,7 +241,12 @@ def test_missing_mappings_are_told_once_each(tmp_path):
     ([("    steps: 100\n", "    steps: 100\n    schedule: {type: wsd, warmup: 0.5, decay: 0.6}\n")],
      "24: phases[1].schedule.decay: warmup 50 + decay 60 are more than all 100 steps"),
     ([("{lr: 1e-4}", "{lr: 1e-4, type: lionw, eps: 1e-6}")],
-     "26: phases[1].optimizer.eps: belongs to 'adamw', not to 'lionw'; remove it"),
+     "26: phases[1].optimizer.eps: belongs to 'adamw' and 'muon', not to 'lionw'; remove it"),
+    ([("{lr: 1e-4}", "{lr: 1e-4, type: lionw, momentum: 0.9}")],
+     "26: phases[1].optimizer.momentum: belongs to 'muon', not to 'lionw'; remove it"),
+    ([("name: german\n", "name: german\nparallel: {distributed_optimizer: true, data: 2}\n"), ("{lr: 1e-4}", "{lr: 1e-4, type: muon}")],
+     "27: phases[1].optimizer.type: muon needs whole matrices, which parallel.distributed_optimizer cuts into parts; "
+     "use 'adamw' or 'lionw'"),
     ([("{lr: 1e-4}", "{lr: 1e-4, rounding: kahan}")],
      "26: phases[1].optimizer.rounding: weights are rounded under precision 'bf16-true' only, not under 'bf16-mixed'; remove it"),
     ([("{lr: 1e-4}", "{lr: 1e-4, rounding: kahan}\n    precision: fp32"), ("name: german\n", "name: german\nprecision: bf16-true\n")],

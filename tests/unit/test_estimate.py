@@ -85,6 +85,9 @@ def test_recomputation_and_a_shared_state() -> None:
     assert kept["none"] - shared == (18 - (6 + 12 / 4)) * whole.num_parameters()
     shared = estimate.memory_per_rank(whole, Parallel(data=4, distributed_optimizer=True), phase(batch_size=8), "fp32")
     assert shared - estimate.memory_per_rank(whole, Parallel(), phase(batch_size=8), "fp32") == -6 * whole.num_parameters()
+    muon = phase(batch_size=8, optimizer={"lr": 1e-3, "type": "muon"})
+    without = kept["none"] - estimate.memory_per_rank(whole, Parallel(), muon, "bf16-mixed")
+    assert without == 4 * (whole.num_parameters() - 2 * EMBEDDING)
     low = Optimizer(lr=1e-3, rounding="kahan")
     assert [estimate.state_bytes(low, "bf16-true", sharers) for sharers in (1, 4)] == [10, 4 + 6 / 4]
 
