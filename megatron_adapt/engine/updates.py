@@ -15,14 +15,26 @@ same ones, data-parallel replicas and the two copies of a tied matrix stay equal
 
 from __future__ import annotations
 
+import importlib.util
 import zlib
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from typing import Any, Iterator, NamedTuple
 
 import torch
 from torch import Tensor
 
 BLOCK = 1 << 22  # elements updated at a time: bounds the memory for float32 copies
+
+
+def is_fused(parameter: Tensor) -> bool:
+    """Whether bf16 weights are updated by the Triton kernel of ``fused_update``: on GPUs, where Triton can be imported."""
+    return parameter.device.type != "cpu" and _has_triton()
+
+
+@lru_cache(maxsize=None)
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 class Noise(NamedTuple):
@@ -117,6 +129,8 @@ class _Update(torch.optim.Optimizer):
             parameter.copy_(self._new_weights(parameter, parameter.grad * self.gradient_scale, moments, counted))
             return 0
         flat, gradient = parameter.data.view(-1), parameter.grad.reshape(-1)
+        if is_fused(parameter):
+            return self._update_at_once(parameter, flat, gradient, counted)
         changed: Tensor | int = 0
         for block, noise in self._blocks(parameter, group["step"]):
             stored = [state[name].view(-1)[block] for name in self.moments]
@@ -136,6 +150,17 @@ class _Update(torch.optim.Optimizer):
                 target.copy_(self._rounded(value, noise))
         return changed
 
+    def _update_at_once(self, parameter: Tensor, flat: Tensor, gradient: Tensor, group: dict[str, Any]) -> Tensor:
+        from megatron_adapt.engine import fused_update
+
+        state = {name: kept.view(-1) for name, kept in self.state[parameter].items()}
+        drawn = self.rounding == "stochastic"
+        return fused_update.update(
+            flat, gradient, [state[name] for name in self.moments], state.get("compensation"), group,
+            rounding=self.rounding, gradient_scale=self.gradient_scale,
+            seed=self._stream(parameter, group["step"], "all") if drawn else 0, first=self.parts.get(parameter, (0, 0))[0],
+        )  # fmt: skip
+
     def _blocks(self, parameter: Tensor, step: int) -> Iterator[tuple[slice, Noise | None]]:
         """Parts of a parameter that lie in one block of the whole each, with their random numbers."""
         first, whole = self.parts.get(parameter, (0, parameter.numel()))
@@ -152,11 +177,15 @@ class _Update(torch.optim.Optimizer):
         return x.to(torch.bfloat16) if noise is None else round_stochastically(x, noise.draw(x.device))
 
     def _generator(self, parameter: Tensor, step: int, block: int) -> torch.Generator:
+        return torch.Generator(device=parameter.device).manual_seed(self._stream(parameter, step, block))
+
+    def _stream(self, parameter: Tensor, step: int, block: int | str) -> int:
+        """Which of 2^63 series of random numbers."""
         split = getattr(parameter, "tensor_model_parallel", False)
         key = f"{self.seed}/{step}/{self.names[parameter]}/{self.shard if split else 0}/{block}"
         # Two checksums, 63 bits together: one alone would give some of many parameters the same stream.
         value = zlib.crc32(key.encode()) << 32 | zlib.adler32(key[::-1].encode())
-        return torch.Generator(device=parameter.device).manual_seed(value & (1 << 63) - 1)
+        return value & (1 << 63) - 1
 
     def _new_weights(self, weights: Tensor, gradient: Tensor, moments: list[Tensor], group: dict[str, Any]) -> Tensor:
         """New float32 weights; ``weights`` and ``moments``, float32 as well, are changed in place."""

@@ -1,0 +1,142 @@
+"""What the Triton kernel of ``fused_update`` has to satisfy: on a GPU, or on a CPU with TRITON_INTERPRET=1.
+
+    python tests/unit/fused_update_checks.py DEVICE
+"""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from megatron_adapt.engine import fused_update, updates
+from megatron_adapt.engine.updates import AdamW, LionW
+
+COUNT = 3000  # three programs, the last one not full
+SEED = 0x1234_5678_9ABC_DEF
+GROUP = {"lr": 3e-3, "weight_decay": 0.1, "betas": (0.9, 0.95), "eps": 1e-8, "step": 3}
+KINDS = {AdamW: 2, LionW: 1}
+
+
+def example(moments: int, device: str, seed: int = 0) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """(weights, gradient, moments) in bf16"""
+    draw = torch.Generator().manual_seed(seed)
+    weights, gradient, first = (torch.randn(COUNT, generator=draw) for _ in range(3))
+    second = torch.rand(COUNT, generator=draw)
+    return *(x.to(device, torch.bfloat16) for x in (weights, gradient)), [x.to(device, torch.bfloat16) for x in (first, second)][:moments]
+
+
+def exact(kind: type, weights: Tensor, gradient: Tensor, moments: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """What is to be rounded: the torch path's float32 numbers."""
+    wide = [moment.float() for moment in moments]
+    optimizer = kind([torch.nn.Parameter(torch.zeros(1))], **{key: GROUP[key] for key in ("lr", "weight_decay", "betas")})
+    return optimizer._new_weights(weights.float(), gradient.float() * 0.5, wide, GROUP), wide
+
+
+def run(weights: Tensor, gradient: Tensor, moments: list[Tensor], rounding: str, first: int = 0, compensation: Tensor | None = None) -> int:
+    changed = fused_update.update(
+        weights, gradient, moments, compensation, GROUP, rounding=rounding, gradient_scale=0.5, seed=SEED, first=first
+    )
+    return int(changed)
+
+
+def philox(seed: int, places: np.ndarray, rounds: int = 7) -> list[np.ndarray]:
+    """Philox 4x32 (Salmon et al. 2011, section 3.3) of the counters (place, 0) under the key ``seed``."""
+    low = np.uint64(0xFFFFFFFF)
+    c = [places & low, places >> np.uint64(32), np.zeros_like(places), np.zeros_like(places)]
+    keys = [seed & 0xFFFFFFFF, seed >> 32]
+    for _ in range(rounds):
+        a, b = c[0] * np.uint64(0xD2511F53), c[2] * np.uint64(0xCD9E8D57)
+        c = [(b >> np.uint64(32)) ^ c[1] ^ np.uint64(keys[0]), b & low, (a >> np.uint64(32)) ^ c[3] ^ np.uint64(keys[1]), a & low]
+        keys = [(keys[0] + 0x9E3779B9) & 0xFFFFFFFF, (keys[1] + 0xBB67AE85) & 0xFFFFFFFF]
+    return c
+
+
+def rounded(x: Tensor, random: np.ndarray) -> Tensor:
+    bits = x.cpu().numpy().view(np.int32) + (random & np.uint64(0xFFFF)).astype(np.int32)
+    return torch.from_numpy((bits & np.int32(-65536)).view(np.float32)).to(torch.bfloat16)
+
+
+def equal(found: Tensor, expected: Tensor, exceptions: int) -> None:
+    """A GPU may fuse a product and a sum: another last bit of float32, and in rare cases another bf16 neighbour."""
+    different = int((found.cpu() != expected.cpu()).sum())
+    assert different <= exceptions, f"{different} of {found.numel()} differ"
+    assert torch.allclose(found.cpu().float(), expected.cpu().float(), rtol=2**-7, atol=1e-6)
+
+
+def nearest(device: str) -> None:
+    for kind, count in KINDS.items():
+        weights, gradient, moments = example(count, device)
+        before = weights.clone()
+        new, wide = exact(kind, weights, gradient, moments)
+        changed = run(weights, gradient, moments, "nearest")
+        equal(weights, new.to(torch.bfloat16), 3)
+        for found, expected in zip(moments, wide):
+            equal(found, expected.to(torch.bfloat16), 3)
+        assert changed == int((weights != before).sum()) and 0 < changed < COUNT
+
+
+def kahan(device: str) -> None:
+    weights, gradient, moments = example(2, device)
+    compensation = (torch.randn(COUNT, generator=torch.Generator().manual_seed(1)) * 1e-3).to(device, torch.bfloat16)
+    start = weights.float() + compensation.float()
+    new, _ = exact(AdamW, start, gradient, moments)
+    run(weights, gradient, moments, "kahan", compensation=compensation)
+    equal(weights, new.to(torch.bfloat16), 3)
+    # Weight and compensation together are the exact number, to 16 bits.
+    assert ((weights.double() + compensation.double() - new.double()).abs() <= new.double().abs() * 2**-15 + 1e-7).all()
+
+
+def stochastic(device: str) -> None:
+    for kind, count in KINDS.items():
+        weights, gradient, moments = example(count, device)
+        new, wide = exact(kind, weights, gradient, moments)
+        run(weights, gradient, moments, "stochastic", first=2**32 - 1000)
+        random = philox(SEED, np.arange(2**32 - 1000, 2**32 - 1000 + COUNT, dtype=np.uint64))
+        for found, expected, noise in zip([weights, *moments], [new, *wide], random):
+            equal(found, rounded(expected, noise), 5)
+            assert not torch.equal(found.cpu(), expected.cpu().to(torch.bfloat16))  # they are not simply the nearest
+    counts = np.histogram(philox(SEED, np.arange(1 << 16, dtype=np.uint64))[0] & np.uint64(0xFFFF), bins=16)[0]
+    assert abs(counts - 4096).max() < 5 * 4096**0.5
+
+
+def parts(device: str) -> None:
+    """A parameter in two parts gets what it gets as a whole."""
+    whole, gradient, moments = example(2, device)
+    pieces = [tensor.clone() for tensor in (whole, gradient, *moments)]
+    run(whole, gradient, moments, "stochastic")
+    for begin, end in ((0, 1500), (1500, COUNT)):
+        weights, slope, *rest = (tensor[begin:end] for tensor in pieces)
+        run(weights, slope, rest, "stochastic", first=begin)
+    assert torch.equal(pieces[0], whole) and all(torch.equal(a, b) for a, b in zip(pieces[2:], moments))
+
+
+def optimizer(device: str) -> None:
+    """``updates.AdamW`` with the kernel: the same again, near the torch path, 6 bytes a parameter beside the gradient."""
+    updates.is_fused = lambda parameter: True
+
+    def trained(rounding: str) -> Tensor:
+        weights = torch.nn.Parameter(example(2, device)[0].view(60, 50).clone())
+        ours = AdamW([weights], rounding=rounding, seed=5, names={weights: "w"}, **{key: GROUP[key] for key in ("lr", "weight_decay", "betas", "eps")})
+        ours.count_changes = True
+        for number in range(4):
+            weights.grad = example(2, device, number)[1].view(60, 50)
+            ours.step()
+            assert 0 < ours.changed <= COUNT
+        assert all(state.dtype == torch.bfloat16 for state in ours.state[weights].values()) and len(ours.state[weights]) == 2
+        return weights.detach()
+
+    once, again = trained("stochastic"), trained("stochastic")
+    assert torch.equal(once, again)
+    fused = trained("nearest")
+    updates.is_fused = lambda parameter: False
+    equal(fused, trained("nearest"), 10)
+    assert (once.float() - trained("stochastic").float()).abs().max() < 0.05
+
+
+if __name__ == "__main__":
+    for check in (nearest, kahan, stochastic, parts, optimizer):
+        check(sys.argv[1])
+        print(check.__name__, flush=True)
