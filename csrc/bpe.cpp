@@ -7,13 +7,14 @@
 #include <queue>
 #include <stdexcept>
 #include <tuple>
+#include <unordered_map>
+#include <utility>
 
 namespace megatron_adapt {
 
 namespace {
 
 constexpr std::uint32_t kNone = std::numeric_limits<std::uint32_t>::max();
-constexpr std::uint64_t kFree = std::numeric_limits<std::uint64_t>::max();
 constexpr char kSpace[] = "\xE2\x96\x81";  // U+2581
 constexpr std::size_t kShort = 64;         // symbols up to which looking at all of them beats a heap
 
@@ -32,10 +33,15 @@ std::size_t width(std::string_view text) {
   return std::min(expected, text.size());
 }
 
-std::uint32_t number(std::string_view character) {
-  std::uint32_t value = 0;
-  for (const char c : character) value = value << 8 | static_cast<unsigned char>(c);
-  return value;
+std::uint32_t code_point(std::string_view character) {
+  const auto tail = [character](std::size_t i) { return static_cast<unsigned char>(character[i]) & 0x3Fu; };
+  const std::uint32_t first = static_cast<unsigned char>(character[0]);
+  switch (character.size()) {
+    case 1: return first;
+    case 2: return (first & 0x1F) << 6 | tail(1);
+    case 3: return (first & 0xF) << 12 | tail(1) << 6 | tail(2);
+    default: return (first & 7) << 18 | tail(1) << 12 | tail(2) << 6 | tail(3);
+  }
 }
 
 // What the cuts know of a token's first or last character.
@@ -49,113 +55,16 @@ bool is_space_at(const char* p, const char* end) { return end - p >= 3 && std::m
 
 }  // namespace
 
-// ------------------------------------------------------------------------------------------------ remembered pieces
-
-namespace {
-
-constexpr std::size_t kFirstEntries = std::size_t{1} << 15;
-constexpr std::size_t kEntries = std::size_t{1} << 19;  // 16 MB; with long pieces and their ids 80 MB at the very most
-
-template <typename T>
-T load(const char* p) {
-  T value;
-  std::memcpy(&value, p, sizeof value);
-  return value;
-}
-
-}  // namespace
-
-PieceCache::PieceCache() { clear(kFirstEntries); }
-
-void PieceCache::clear(std::size_t entries) {
-  entries_.assign(entries, Entry{});
-  bytes_.clear();
-  ids_.clear();
-  used_ = 0;
-}
-
-std::uint64_t PieceCache::hash(std::uint64_t first, std::uint64_t second, std::size_t size) {
-  return mix(mix(first ^ size * 0x9E3779B97F4A7C15) ^ second);
-}
-
-PieceCache::Key PieceCache::key(std::string_view piece) const {
-  const char* const p = piece.data();
-  const std::size_t size = piece.size();
-  std::uint64_t first = 0, second = 0;
-  if (size > 16) {
-    for (std::size_t at = 0; at + 8 < size; at += 8) first = mix(first ^ load<std::uint64_t>(p + at)) + at;
-    second = load<std::uint64_t>(p + size - 8);
-  } else if (size >= 8) {  // the two may overlap
-    first = load<std::uint64_t>(p), second = load<std::uint64_t>(p + size - 8);
-  } else if (size >= 4) {
-    first = load<std::uint32_t>(p) | std::uint64_t{load<std::uint32_t>(p + size - 4)} << 32;
-  } else {
-    const auto at = [p](std::size_t i) { return static_cast<std::uint64_t>(static_cast<unsigned char>(p[i])); };
-    first = at(0) | at(size / 2) << 8 | at(size - 1) << 16;
-  }
-  const Key key{first, second, hash(first, second, size), piece};
-  __builtin_prefetch(&entries_[key.hash & (entries_.size() - 1)]);
-  return key;
-}
-
-const std::uint32_t* PieceCache::find(const Key& key, std::uint32_t& count) const {
-  const std::size_t mask = entries_.size() - 1, size = key.piece.size();
-  for (std::size_t at = key.hash & mask; entries_[at].size != 0; at = (at + 1) & mask) {
-    const Entry& entry = entries_[at];
-    if (entry.size != size || entry.first != key.first) continue;
-    if (size <= 16 ? entry.second != key.second : std::memcmp(&bytes_[entry.second], key.piece.data(), size) != 0) continue;
-    count = entry.count;
-    return count <= 3 ? entry.ids : &ids_[entry.ids[0]];
-  }
-  return nullptr;
-}
-
-void PieceCache::insert(const Key& key, const std::uint32_t* ids, std::uint32_t count) {
-  if (2 * used_ >= entries_.size()) grow();
-  Entry& entry = free_entry(key.hash);
-  ++used_;
-  entry.first = key.first, entry.second = key.second;
-  entry.size = static_cast<std::uint8_t>(key.piece.size());
-  entry.count = static_cast<std::uint8_t>(count);
-  if (entry.size > 16) {
-    entry.second = bytes_.size();
-    bytes_.insert(bytes_.end(), key.piece.begin(), key.piece.end());
-  }
-  if (count <= 3) {
-    std::copy(ids, ids + count, entry.ids);
-  } else {
-    entry.ids[0] = static_cast<std::uint32_t>(ids_.size());
-    ids_.insert(ids_.end(), ids, ids + count);
-  }
-}
-
-void PieceCache::grow() {
-  if (entries_.size() >= kEntries) return clear(kEntries);
-  std::vector<Entry> old(entries_.size() * 4);
-  old.swap(entries_);
-  for (const Entry& entry : old) {
-    if (entry.size == 0) continue;
-    const std::uint64_t second = entry.size > 16 ? load<std::uint64_t>(&bytes_[entry.second + entry.size - 8]) : entry.second;
-    free_entry(hash(entry.first, second, entry.size)) = entry;
-  }
-}
-
-PieceCache::Entry& PieceCache::free_entry(std::uint64_t hash) {
-  const std::size_t mask = entries_.size() - 1;
-  std::size_t at = hash & mask;
-  while (entries_[at].size != 0) at = (at + 1) & mask;
-  return entries_[at];
-}
-
-// ---------------------------------------------------------------------------------------------------------- encoder
-
 BpeEncoder::BpeEncoder(const std::vector<std::string>& tokens, const std::vector<Merge>& merges, Prefix prefix)
     : prefix_(prefix) {
   std::unordered_map<std::string_view, std::uint32_t> by_spelling;
   for (std::uint32_t id = 0; id < tokens.size(); ++id) {
     const std::string& token = tokens[id];
     if (token.size() == 6 && token[0] == '<') by_spelling[token] = id;
-    if (!token.empty() && token.size() <= 4 && width(token) == token.size()) characters_[number(token)] = id;
+    if (token.empty() || token.size() > 4 || width(token) != token.size()) continue;
+    const std::uint32_t point = code_point(token);
+    if (point >= characters_.size()) characters_.resize(point + 1, kNone);
+    characters_[point] = id;
   }
   for (unsigned byte = 0; byte < 256; ++byte) {
     char spelling[8];
@@ -164,17 +73,14 @@ BpeEncoder::BpeEncoder(const std::vector<std::string>& tokens, const std::vector
     if (found == by_spelling.end()) throw std::invalid_argument(std::string("no token ") + spelling);
     bytes_[byte] = found->second;
   }
-  const auto space = characters_.find(number(std::string_view(kSpace, 3)));
-  if (space == characters_.end()) throw std::invalid_argument("no token U+2581");
-  for (std::uint32_t c = 0; c < 128; ++c) {
-    const auto found = characters_.find(c);
-    ascii_[c] = found == characters_.end() ? bytes_[c] : found->second;
-  }
-  ascii_[' '] = space->second;
+  const std::uint32_t space = code_point(std::string_view(kSpace, 3));
+  if (space >= characters_.size() || characters_[space] == kNone) throw std::invalid_argument("no token U+2581");
+  characters_[' '] = characters_[space];
 
   std::size_t capacity = 16;
   while (capacity < 2 * merges.size()) capacity *= 2;
-  pairs_.assign(capacity, Pair{kFree, 0, 0});
+  pairs_ = WideArray<Pair>(capacity);
+  present_.assign(capacity / 16, 0);
   for (std::uint32_t rank = 0; rank < merges.size(); ++rank) {
     const Merge& merge = merges[rank];
     if (merge.left >= tokens.size() || merge.right >= tokens.size() || merge.result >= tokens.size() ||
@@ -187,18 +93,21 @@ BpeEncoder::BpeEncoder(const std::vector<std::string>& tokens, const std::vector
         throw std::invalid_argument("bytes are merged");
       }
     }
-    const std::uint64_t key = std::uint64_t{merge.left} << 32 | merge.right;
-    std::size_t at = mix(key) & (capacity - 1);
-    while (pairs_[at].key != kFree && pairs_[at].key != key) at = (at + 1) & (capacity - 1);
-    if (pairs_[at].key == key) throw std::invalid_argument("a merge is there twice");
-    pairs_[at] = Pair{key, rank, merge.result};
+    const std::uint64_t key = std::uint64_t{merge.left} << 32 | merge.right, hashed = mix(key);
+    present_[hashed >> 6 & (present_.size() - 1)] |= std::uint64_t{1} << (hashed & 63);
+    std::size_t at = hashed & (capacity - 1);
+    for (; pairs_[at].rank != 0; at = (at + 1) & (capacity - 1)) {
+      if (pairs_[at].key == key) throw std::invalid_argument("a merge is there twice");
+    }
+    pairs_[at] = Pair{key, rank + 1, merge.result};
   }
   learn_cuts(tokens, merges);
 }
 
 void BpeEncoder::learn_cuts(const std::vector<std::string>& tokens, const std::vector<Merge>& merges) {
-  for (auto& row : cut_) row.set();
-  for (unsigned c = 128; c < 256; ++c) cut_[128].reset(c);  // inside characters, and between them
+  constexpr std::uint64_t kAll = ~std::uint64_t{0};
+  for (auto& row : cut_) row.fill(kAll);
+  cut_[128][2] = cut_[128][3] = 0;  // inside characters, and between them
   for (const Merge& merge : merges) {
     const std::string& left = tokens[merge.left];
     const std::string_view right = tokens[merge.right];
@@ -206,18 +115,19 @@ void BpeEncoder::learn_cuts(const std::vector<std::string>& tokens, const std::v
     while (last > 0 && is_tail(static_cast<unsigned char>(left[last]))) --last;
     const unsigned char a = class_of(std::string_view(left).substr(last)), b = class_of(right.substr(0, width(right)));
     if (b < 128) {
-      cut_[a].reset(b);
+      cut_[a][b / 64] &= ~(std::uint64_t{1} << b % 64);
     } else {
-      for (unsigned c = 128; c < 256; ++c) cut_[a].reset(c);
+      cut_[a][2] = cut_[a][3] = 0;
     }
   }
 }
 
 const BpeEncoder::Pair* BpeEncoder::find(std::uint32_t left, std::uint32_t right) const {
-  const std::uint64_t key = std::uint64_t{left} << 32 | right;
-  for (std::size_t at = mix(key) & (pairs_.size() - 1);; at = (at + 1) & (pairs_.size() - 1)) {
+  const std::uint64_t key = std::uint64_t{left} << 32 | right, hashed = mix(key);
+  if ((present_[hashed >> 6 & (present_.size() - 1)] >> (hashed & 63) & 1) == 0) return nullptr;
+  for (std::size_t at = hashed & (pairs_.size() - 1);; at = (at + 1) & (pairs_.size() - 1)) {
+    if (pairs_[at].rank == 0) return nullptr;
     if (pairs_[at].key == key) return &pairs_[at];
-    if (pairs_[at].key == kFree) return nullptr;
   }
 }
 
@@ -225,7 +135,7 @@ const BpeEncoder::Pair* BpeEncoder::find(std::uint32_t left, std::uint32_t right
 const char* BpeEncoder::next_cut(const char* begin, const char* p, const char* end, unsigned char before) const {
   for (; p < end; ++p) {
     const unsigned char c = static_cast<unsigned char>(*p);
-    if (cut_[before][c]) {
+    if (cut_[before][c / 64] >> c % 64 & 1) {
       // U+2581 in the text is what spaces become, not one of the other characters outside ASCII.
       const bool is_marked = (c >= 128 && is_space_at(p, end)) || (before == 128 && p - begin >= 3 && is_space_at(p - 3, p));
       if (!is_marked) return p;
@@ -256,25 +166,33 @@ void BpeEncoder::encode(std::string_view text, std::vector<std::uint32_t>& out) 
   if (prefix_ == Prefix::always || (prefix_ == Prefix::unless_space && !has_space)) {
     p = next_cut(begin, p, end, ' ');
     head_.assign(1, ' ').append(begin, p);
-    add(head_, out);
+    add(head_.data(), head_.data() + head_.size(), head_.data() + head_.size(), out);
   }
   while (p < end) {
     const unsigned char first = static_cast<unsigned char>(*p);
     const char* const stop = next_cut(begin, p + 1, end, first < 128 ? first : 128);
-    add({p, static_cast<std::size_t>(stop - p)}, out);
+    add(p, stop, end, out);
     p = stop;
   }
   flush(out);
 }
 
-void BpeEncoder::add(std::string_view piece, std::vector<std::uint32_t>& out) {
-  if (piece.size() > PieceCache::kLongest) {
+void BpeEncoder::add(const char* begin, const char* end, const char* readable, std::vector<std::uint32_t>& out) {
+  const std::size_t size = static_cast<std::size_t>(end - begin);
+  if (size > PieceCache::kLongest) {
     flush(out);
-    merge(piece);
+    merge({begin, size});
     out.insert(out.end(), ids_.begin(), ids_.end());
     return;
   }
-  waiting_[waiting_count_++] = cache_.key(piece);
+  if (readable - begin >= static_cast<std::ptrdiff_t>(PieceCache::kLongest)) {
+    waiting_[waiting_count_++] = cache_.key(begin, size);
+  } else {
+    std::array<char, PieceCache::kLongest> padded{};
+    std::memcpy(padded.data(), begin, size);
+    waiting_[waiting_count_] = cache_.key(padded.data(), size);
+    waiting_[waiting_count_++].piece = begin;
+  }
   if (waiting_count_ == waiting_.size()) flush(out);
 }
 
@@ -286,7 +204,7 @@ void BpeEncoder::flush(std::vector<std::uint32_t>& out) {
     std::uint32_t count = 0;
     const std::uint32_t* ids = cache_.find(key, count);
     if (ids == nullptr) {
-      merge(key.piece);
+      merge({key.piece, key.size});
       count = static_cast<std::uint32_t>(ids_.size());
       cache_.insert(key, ids_.data(), count);
       ids = ids_.data();
@@ -308,36 +226,49 @@ void BpeEncoder::merge(std::string_view piece) {
 void BpeEncoder::symbols(std::string_view piece) {
   ids_.clear();
   while (!piece.empty()) {
-    const unsigned char first = static_cast<unsigned char>(piece[0]);
-    const std::size_t size = width(piece);
-    if (first < 128) {
-      ids_.push_back(ascii_[first]);
-    } else if (const auto found = characters_.find(number(piece.substr(0, size))); found != characters_.end()) {
-      ids_.push_back(found->second);
+    const std::string_view character = piece.substr(0, width(piece));
+    const std::uint32_t point = code_point(character);
+    if (point < characters_.size() && characters_[point] != kNone) {
+      ids_.push_back(characters_[point]);
     } else {
-      for (const char c : piece.substr(0, size)) ids_.push_back(bytes_[static_cast<unsigned char>(c)]);
+      for (const char c : character) ids_.push_back(bytes_[static_cast<unsigned char>(c)]);
     }
-    piece.remove_prefix(size);
+    piece.remove_prefix(character.size());
   }
 }
 
 // Again and again the merge of the lowest rank, the leftmost of several.
 void BpeEncoder::merge_short() {
-  const auto rank = [this](std::size_t at) {
-    const Pair* const pair = find(ids_[at], ids_[at + 1]);
-    return pair == nullptr ? kNone : pair->rank;
+  const std::size_t count = ids_.size();
+  std::array<std::uint32_t, kShort> ranks, results;  // of the pair that begins here
+  std::array<std::uint8_t, kShort + 1> next, previous;
+  std::uint32_t* const ids = ids_.data();
+  const auto look = [&](std::size_t at) {
+    const Pair* const pair = next[at] < count ? find(ids[at], ids[next[at]]) : nullptr;
+    ranks[at] = pair == nullptr ? kNone : pair->rank;
+    if (pair != nullptr) results[at] = pair->result;
   };
-  ranks_.clear();
-  for (std::size_t i = 0; i + 1 < ids_.size(); ++i) ranks_.push_back(rank(i));
-  while (!ranks_.empty()) {
-    const std::size_t at = static_cast<std::size_t>(std::min_element(ranks_.begin(), ranks_.end()) - ranks_.begin());
-    if (ranks_[at] == kNone) return;
-    ids_[at] = find(ids_[at], ids_[at + 1])->result;
-    ids_.erase(ids_.begin() + static_cast<std::ptrdiff_t>(at) + 1);
-    ranks_.erase(ranks_.begin() + static_cast<std::ptrdiff_t>(at));
-    if (at > 0) ranks_[at - 1] = rank(at - 1);
-    if (at < ranks_.size()) ranks_[at] = rank(at);
+  for (std::size_t i = 0; i < count; ++i) {
+    next[i] = static_cast<std::uint8_t>(i + 1), previous[i] = static_cast<std::uint8_t>(i - 1);
+    look(i);
   }
+  for (;;) {
+    std::uint32_t lowest = kNone;
+    std::size_t at = 0;
+    for (std::size_t i = 0; i < count; ++i) {
+      at = ranks[i] < lowest ? i : at;
+      lowest = ranks[i] < lowest ? ranks[i] : lowest;
+    }
+    if (lowest == kNone) break;
+    const std::size_t gone = next[at];
+    ids[at] = results[at];
+    ids[gone] = ranks[gone] = kNone;
+    next[at] = next[gone];
+    previous[next[gone]] = static_cast<std::uint8_t>(at);
+    if (at > 0) look(previous[at]);
+    look(at);
+  }
+  ids_.erase(std::remove(ids_.begin(), ids_.end(), kNone), ids_.end());
 }
 
 // The same with a heap: a sentence without spaces would take quadratic time otherwise.

@@ -7,57 +7,21 @@
 #pragma once
 
 #include <array>
-#include <bitset>
 #include <cstddef>
 #include <cstdint>
 #include <mutex>
 #include <string>
 #include <string_view>
-#include <unordered_map>
 #include <utility>
 #include <vector>
+
+#include "piece_cache.h"
+#include "wide_array.h"
 
 namespace megatron_adapt {
 
 struct Merge {
   std::uint32_t left, right, result;
-};
-
-// Ids of pieces met before. Bounded: full, it is emptied and fills again.
-class PieceCache {
- public:
-  static constexpr std::size_t kLongest = 64;  // bytes of a piece worth remembering
-
-  struct Key {
-    std::uint64_t first, second;  // the piece itself up to 16 bytes, else two hashes
-    std::uint64_t hash;
-    std::string_view piece;
-  };
-
-  PieceCache();
-  // Of a piece of 1 to kLongest bytes; what it needs in `find` is fetched meanwhile.
-  Key key(std::string_view piece) const;
-  // Its ids; nullptr where it has to be encoded.
-  const std::uint32_t* find(const Key& key, std::uint32_t& count) const;
-  void insert(const Key& key, const std::uint32_t* ids, std::uint32_t count);
-
- private:
-  struct Entry {  // 32 bytes
-    std::uint64_t first = 0, second = 0;  // of the key; of a long piece its second hash gives way to where it lies
-    std::uint32_t ids[3] = {0, 0, 0};     // above three: where they lie
-    std::uint8_t size = 0;                // 0: free
-    std::uint8_t count = 0;
-  };
-
-  static std::uint64_t hash(std::uint64_t first, std::uint64_t second, std::size_t size);
-  void clear(std::size_t entries);
-  void grow();
-  Entry& free_entry(std::uint64_t hash);
-
-  std::vector<Entry> entries_;
-  std::size_t used_ = 0;
-  std::vector<char> bytes_;
-  std::vector<std::uint32_t> ids_;
 };
 
 class BpeEncoder {
@@ -77,15 +41,16 @@ class BpeEncoder {
   static constexpr std::size_t kClasses = 129;  // ASCII (space stands for U+2581), everything else
 
   struct Pair {
-    std::uint64_t key;
-    std::uint32_t rank, result;
+    std::uint64_t key;           // of the two ids
+    std::uint32_t rank, result;  // rank 0: free, else counted from 1
   };
 
   void encode(std::string_view text, std::vector<std::uint32_t>& out);
   const Pair* find(std::uint32_t left, std::uint32_t right) const;
   void learn_cuts(const std::vector<std::string>& tokens, const std::vector<Merge>& merges);
   const char* next_cut(const char* begin, const char* p, const char* end, unsigned char before) const;
-  void add(std::string_view piece, std::vector<std::uint32_t>& out);
+  // `readable`: up to here there are bytes that may be read.
+  void add(const char* begin, const char* end, const char* readable, std::vector<std::uint32_t>& out);
   void flush(std::vector<std::uint32_t>& out);
   void merge(std::string_view piece);
   void symbols(std::string_view piece);
@@ -93,16 +58,16 @@ class BpeEncoder {
   void merge_long();
 
   Prefix prefix_;
-  std::vector<Pair> pairs_;  // open addressing
+  WideArray<Pair> pairs_;  // open addressing
+  std::vector<std::uint64_t> present_;  // bits at some of the hashes of the pairs: most of what is asked for is no pair
   std::array<std::uint32_t, 256> bytes_;
-  std::array<std::uint32_t, 128> ascii_;
-  std::unordered_map<std::uint32_t, std::uint32_t> characters_;  // UTF-8 as a number -> id
-  std::array<std::bitset<256>, kClasses> cut_;
+  std::vector<std::uint32_t> characters_;  // ids by code point, kNone where there is none; the space has that of U+2581
+  std::array<std::array<std::uint64_t, 4>, kClasses> cut_;  // bit sets
   PieceCache cache_;
   std::array<PieceCache::Key, 32> waiting_;  // pieces on their way from memory
   std::size_t waiting_count_ = 0;
   std::string head_;
-  std::vector<std::uint32_t> ids_, ranks_;
+  std::vector<std::uint32_t> ids_;
   std::mutex mutex_;
 };
 
