@@ -184,6 +184,11 @@ def _phase(phase: Phase, path: tuple[str | int, ...], parallel: Any, precision: 
             if positions % (32 * parts):
                 why = f"{phase.micro_batch_size} x sequence_length {phase.sequence_length} positions are no multiple of {32 * parts}"
                 yield (*path, "micro_batch_size"), f"{why}, which precision {phase.precision or precision!r} needs"
+    if (phase.precision or precision) not in ("fp8-delayed", INVALID):
+        for key in ("amax_history", "amax_choice"):
+            if getattr(phase, key) not in (INVALID, Phase.model_fields[key].default):
+                why = f"belongs to precision 'fp8-delayed', not to {phase.precision or precision!r}; remove it"
+                yield (*path, key), why
     if phase.save_every is None and phase.async_save is True:
         yield (*path, "async_save"), "needs save_every: the checkpoint at a phase's end is waited for"
     if phase.keep_every not in (None, INVALID) and phase.save_every is not INVALID:

@@ -9,11 +9,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from megatron_adapt.config_types import Count, Integer, Name, NotNegative, Number, Parts, Positive, Share, Switch, Text
 
 # bf16-mixed: float32 main weights and moments; bf16-true: weights, gradients and moments in bf16; fp8-...: bf16-mixed whose
-# matrix products are in fp8, scaled by tensor (current), by block, or as MXFP8. Transformer Engine's delayed scaling is left
-# out: it depends on steps before, which a checkpoint does not hold.
-FP8 = ("fp8-current", "fp8-blockwise", "fp8-mx")
+# matrix products are in fp8, scaled by tensor (current, or delayed: by what tensors were in the steps before), by block, or as MXFP8.
+FP8 = ("fp8-current", "fp8-delayed", "fp8-blockwise", "fp8-mx")
 Precision = Annotated[
-    Literal["fp32", "bf16-mixed", "bf16-true", "fp8-current", "fp8-blockwise", "fp8-mx"], BeforeValidator(lambda value: "bf16-mixed" if value == "bf16" else value)
+    Literal["fp32", "bf16-mixed", "bf16-true", "fp8-current", "fp8-delayed", "fp8-blockwise", "fp8-mx"],
+    BeforeValidator(lambda value: "bf16-mixed" if value == "bf16" else value),
 ]
 
 
@@ -135,6 +135,8 @@ class Phase(Strict):
     schedule: Schedule = Field(default_factory=Schedule, description="learning rate over the steps")
     on_spike: Spikes = Field(default_factory=Spikes, description="what happens when the loss jumps")
     precision: Precision | None = Field(None, description="arithmetic of this phase; null: the recipe's")
+    amax_history: Count = Field(1024, description="fp8-delayed: so many steps' largest numbers of a tensor are remembered")
+    amax_choice: Literal["max", "most-recent"] = Field("max", description="fp8-delayed: which of them scales the tensor")
     evaluate_every: Count | None = Field(None, description="steps between evaluations while training; null: none")
     save_every: Count | None = Field(None, description="steps between checkpoints; null: only at the end")
     keep_last: Count = Field(1, description="checkpoints of this phase to keep")

@@ -238,12 +238,12 @@ def packing(tiny: bool, scratch: Path) -> dict:
     return found
 
 
-def resume(tiny: bool, scratch: Path, spec: str) -> dict:
+def resume(tiny: bool, scratch: Path, spec: str, precision: str = "bf16-mixed") -> dict:
     """A run stopped by SIGTERM half-way and continued = an uninterrupted one, as exactly as the kernels repeat."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     setup = Setup(tiny, scratch, 8)
     use(spec)
-    once, again = setup.train("bf16-mixed", "once"), setup.train("bf16-mixed", "again")
+    once, again = setup.train(precision, "once"), setup.train(precision, "again")
     lines = []
 
     def stop_half_way(line: str) -> None:
@@ -252,13 +252,13 @@ def resume(tiny: bool, scratch: Path, spec: str) -> dict:
             os.kill(os.getpid(), signal.SIGTERM)
 
     try:
-        setup.train("bf16-mixed", "stopped", log=stop_half_way)
+        setup.train(precision, "stopped", log=stop_half_way)
     except loop.Stopped:
         stopped = checkpoint.resolve(setup.folder / "stopped").position.step
     else:
         raise AssertionError("the run ignored SIGTERM")
     assert stopped == 4, f"stopped at step {stopped}, not 4"
-    continued = setup.train("bf16-mixed", "stopped")
+    continued = setup.train(precision, "stopped")
     repeats = once == again and same_weights(setup, "once", "again")
     exact = once == continued and same_weights(setup, "once", "stopped")
     difference = largest(continued, once)

@@ -18,6 +18,7 @@ from typing import Any, Iterator
 
 import torch
 import torch.distributed as dist
+from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.api import CheckpointException  # no Exception but a BaseException
 
 from megatron.core import dist_checkpointing, parallel_state
@@ -27,7 +28,7 @@ from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.utils import extract_sharded_tensors_and_factories
 from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer.optimizer import MegatronOptimizer
-from megatron_adapt.engine import backend, optimizer as optimizers, optimizer_state
+from megatron_adapt.engine import backend, fp8, optimizer as optimizers, optimizer_state
 from megatron_adapt.engine.chunks import Chunks
 from megatron_adapt.errors import CheckpointError
 from megatron_adapt.hf.directory import HFDirectory
@@ -57,11 +58,19 @@ __all__ = [
 _STRATEGY = {"async_strategy": "mcore"} if "async_strategy" in inspect.signature(dist_checkpointing.save).parameters else {}
 
 
-def _sharded_state(model: GPTModel | Chunks, optimizer: MegatronOptimizer | None, loading: bool) -> dict[str, Any]:
-    # Layers of Transformer Engine and of Megatron each add states for FP8, empty without it and of different names.
-    # Left out, a checkpoint of either kind loads into both.
+def _sharded_state(
+    model: GPTModel | Chunks, optimizer: MegatronOptimizer | None, loading: bool, source: Path | None = None
+) -> dict[str, Any]:
+    """``source``: the checkpoint to load, of which states of layers are taken if it has them."""
+    # Layers of Transformer Engine and of Megatron each add states for FP8, of different names and empty but under delayed
+    # scaling. Left out, a checkpoint of either kind loads into both.
     sharded = model.sharded_state_dict(metadata=CONTENT)
     state = {"model": {name: value for name, value in sharded.items() if not name.endswith("_extra_state")}}
+    if fp8.has_history(model.config) and not (loading and source is None):
+        there = FileSystemReader(source).read_metadata().state_dict_metadata if source is not None else None
+        for name, value in sharded.items():
+            if name.endswith("_extra_state") and (there is None or value.unique_key in there):
+                state["model"][name] = value
     if optimizer is not None:
         state["optimizer"] = optimizer_state.sharded_state(optimizers.base(optimizer), state["model"], loading)
     return state
@@ -296,7 +305,7 @@ def _world() -> dict[str, int]:
 
 def load(checkpoint: Checkpoint, model: GPTModel | Chunks, optimizer: MegatronOptimizer | None = None) -> None:
     """Fill model and, when given, optimizer and random states from a checkpoint written in any layout."""
-    state = _sharded_state(model, optimizer, loading=True)
+    state = _sharded_state(model, optimizer, loading=True, source=checkpoint.path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

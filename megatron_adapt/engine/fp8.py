@@ -1,10 +1,15 @@
-"""Matrix products in fp8: what Megatron is told, and where they cannot be computed."""
+"""Matrix products in fp8: what Megatron is told, and where they cannot be computed.
+
+Delayed scaling (Transformer Engine's DelayedScaling) brings a tensor into fp8's range by its largest numbers in the steps before.
+This history is part of the checkpoints: of each layer what Transformer Engine calls its extra state.
+"""
 
 from __future__ import annotations
 
 import contextlib
 from typing import Any, Iterator
 
+from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron_adapt.engine import backend
 from megatron_adapt.errors import ConfigError
 from megatron_adapt.families.family import ModelShape
@@ -12,10 +17,16 @@ from megatron_adapt.families.family import ModelShape
 # Fields of Megatron's TransformerConfig by precision. "hybrid" has the wider range of e5m2 for gradients.
 FP8_FIELDS: dict[str, dict[str, Any]] = {
     "fp8-current": {"fp8": "hybrid", "fp8_recipe": "tensorwise"},
+    "fp8-delayed": {"fp8": "hybrid", "fp8_recipe": "delayed"},
     "fp8-blockwise": {"fp8": "e4m3", "fp8_recipe": "blockwise"},
     "fp8-mx": {"fp8": "e4m3", "fp8_recipe": "mxfp8"},
 }
-FP8_SINCE = {"fp8-current": ((8, 9), "Ada and Hopper"), "fp8-blockwise": ((9, 0), "Hopper"), "fp8-mx": ((10, 0), "Blackwell")}
+FP8_SINCE = {
+    "fp8-current": ((8, 9), "Ada and Hopper"),
+    "fp8-delayed": ((8, 9), "Ada and Hopper"),
+    "fp8-blockwise": ((9, 0), "Hopper"),
+    "fp8-mx": ((10, 0), "Blackwell"),
+}
 
 
 def precision_fields(precision: str, shape: ModelShape) -> dict[str, Any]:
@@ -31,6 +42,16 @@ def precision_fields(precision: str, shape: ModelShape) -> dict[str, Any]:
             f"precision: {precision} needs a GPU and Transformer Engine's layers: {'; '.join(reasons)}. Choose bf16-mixed."
         )
     return FP8_FIELDS[precision]
+
+
+def set_history(config: TransformerConfig, length: int, choice: str) -> None:
+    """What delayed scaling scales by: of the last ``length`` steps the largest number ("max") or the last ("most-recent")."""
+    config.fp8_amax_history_len, config.fp8_amax_compute_algo = length, choice.replace("-", "_")
+
+
+def has_history(config: TransformerConfig) -> bool:
+    """Whether layers have a state that later steps depend on."""
+    return config.fp8 is not None and config.fp8_recipe == "delayed"
 
 
 @contextlib.contextmanager

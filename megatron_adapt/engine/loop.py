@@ -122,6 +122,7 @@ class _Run:
         self.tokenizer = Tokenizer.load(self.hf)
         self.saving: checkpoint.Save | None = None  # what is still being written
         self.bare = models.build(self.shape, job.layout, job.precision, self.phase.recompute, self.phase.logits)
+        fp8.set_history(self.bare.config, self.phase.amax_history, self.phase.amax_choice)
         patterns = [self.phase.train] if isinstance(self.phase.train, str) else list(self.phase.train)
         self.trainable = models.freeze(self.bare, patterns)
         if resumed is None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+import torch
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear
 from megatron.core.transformer.transformer_config import TransformerConfig
-from worlds import World, hf_model, on_ranks
+from worlds import LAYOUTS, World, hf_model, on_ranks
 
 from megatron_adapt.config import FP8
-from megatron_adapt.engine import backend, fp8
+from megatron_adapt.engine import backend, checkpoint, fp8
 from megatron_adapt.errors import ConfigError
 from megatron_adapt.families import find_family
 from megatron_adapt.hf.directory import HFDirectory
@@ -32,7 +36,10 @@ def test_megatron_is_told(monkeypatch, shape, precision):
     monkeypatch.setattr(backend, "capability", lambda: (10, 0))
     fields = fp8.precision_fields(precision, shape)
     config = TransformerConfig(num_layers=2, hidden_size=32, num_attention_heads=4, bf16=True, **fields)
-    assert config.fp8 == ("hybrid" if precision == "fp8-current" else "e4m3")
+    assert config.fp8 == ("hybrid" if precision in ("fp8-current", "fp8-delayed") else "e4m3")
+    assert fp8.has_history(config) is (precision == "fp8-delayed")
+    fp8.set_history(config, 16, "most-recent")
+    assert (config.fp8_amax_history_len, config.fp8_amax_compute_algo) == (16, "most_recent")
     with fp8.without_fp8(config):
         assert config.fp8 is None
     assert config.fp8 == fields["fp8"]
@@ -50,3 +57,36 @@ def test_refused_on_a_gpu_that_is_too_old(monkeypatch, shape, precision, capabil
 
 def test_other_precisions_add_nothing(shape):
     assert all(fp8.precision_fields(precision, shape) == {} for precision in ("fp32", "bf16-mixed", "bf16-true"))
+
+
+def test_history_is_in_the_checkpoint(world: World, tmp_path: Path):
+    """Saved on one rank, loaded on two stages; Megatron's own layers stand in for Transformer Engine's, which need a GPU."""
+
+    def model_with_history(layout: str, known: bool):
+        ColumnParallelLinear.get_extra_state = lambda layer: getattr(layer, "history", None)
+        ColumnParallelLinear.set_extra_state = lambda layer, state: setattr(layer, "history", state)
+        model, _ = hf_model(world.model("untied"), LAYOUTS[layout][0])
+        model.config.fp8, model.config.fp8_recipe = "hybrid", "delayed"
+        for layer in model.decoder.layers if known else ():
+            layer.self_attention.linear_qkv.history = torch.full((4,), float(layer.layer_number))
+        return model
+
+    def save() -> None:
+        for folder, known in (("with", True), ("without", False)):
+            model = model_with_history("one", known)
+            if not known:
+                model.config.fp8 = None  # as another precision writes it
+            checkpoint.save(tmp_path / folder, model, None, checkpoint.Position(), world.model("untied"))
+
+    def load() -> list[list[float] | None]:
+        found = []
+        for folder in ("with", "without"):
+            model = model_with_history("PP2", False)
+            checkpoint.load(checkpoint.resolve(tmp_path / folder), model)
+            states = [getattr(layer.self_attention.linear_qkv, "history", None) for layer in model.decoder.layers]
+            found.append([None if state is None else state.tolist() for state in states])
+        return found
+
+    on_ranks(1, save)
+    for rank, (with_history, without) in enumerate(on_ranks(2, load)):
+        assert with_history == [[2.0 * rank + 1] * 4, [2.0 * rank + 2] * 4] and without == [None, None]

@@ -125,10 +125,10 @@ def test_selected_layers():
     ("{lr: 1e-4}", "{lr: 1e99}", "26: phases[1].optimizer.lr: expected a number (such as 0.1, 1e-4 or 500M), "
      "got the number 1e+99, which is too large"),
     ("name: german\n", "name: german\nprecision: bf16mixed\n",
-     "2: precision: expected 'fp32', 'bf16-mixed', 'bf16-true', 'fp8-current', 'fp8-blockwise' or 'fp8-mx', got 'bf16mixed'. "
+     "2: precision: expected 'fp32', 'bf16-mixed', 'bf16-true', 'fp8-current', 'fp8-delayed', 'fp8-blockwise' or 'fp8-mx', got 'bf16mixed'. "
      "Did you mean 'bf16-mixed'?"),
     ("name: german\n", "name: german\nprecision: 16\n",
-     "2: precision: expected 'fp32', 'bf16-mixed', 'bf16-true', 'fp8-current', 'fp8-blockwise' or 'fp8-mx', got the number 16"),
+     "2: precision: expected 'fp32', 'bf16-mixed', 'bf16-true', 'fp8-current', 'fp8-delayed', 'fp8-blockwise' or 'fp8-mx', got the number 16"),
     ("name: german\n", "name: german\nparallel: {sequence: yes}\n",
      "2: parallel.sequence: expected true or false, got 'yes'"),
     ("[en-1.txt, en-2.txt]", "{a: b}", "9: data.english.path: expected text or a list of texts, got a mapping"),
@@ -247,6 +247,8 @@ def test_missing_mappings_are_told_once_each(tmp_path):
     ([("name: german\n", "name: german\nparallel: {distributed_optimizer: true, data: 2}\n"), ("{lr: 1e-4}", "{lr: 1e-4, type: muon}")],
      "27: phases[1].optimizer.type: muon needs whole matrices, which parallel.distributed_optimizer cuts into parts; "
      "use 'adamw' or 'lionw'"),
+    ([("    steps: 100\n", "    steps: 100\n    amax_choice: most-recent\n")],
+     "24: phases[1].amax_choice: belongs to precision 'fp8-delayed', not to 'bf16-mixed'; remove it"),
     ([("{lr: 1e-4}", "{lr: 1e-4, rounding: kahan}")],
      "26: phases[1].optimizer.rounding: weights are rounded under precision 'bf16-true' only, not under 'bf16-mixed'; remove it"),
     ([("{lr: 1e-4}", "{lr: 1e-4, rounding: kahan}\n    precision: fp32"), ("name: german\n", "name: german\nprecision: bf16-true\n")],
