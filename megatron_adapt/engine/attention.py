@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from functools import lru_cache, partial
+from typing import Callable
 
 import torch
 import torch.nn.functional as F
@@ -73,8 +75,30 @@ class SelfAttention(attention.SelfAttention):
         if packed_seq_params is None:
             out = self._attend(q, k, v, q.size(2))
         else:
-            out = packed_seq_params.apart(partial(self._attend, longest=packed_seq_params.max_seqlen_q), q, k, v)
+            out = self._attend_apart(q, k, v, packed_seq_params)
         return self.linear_proj(out.permute(2, 0, 1, 3).flatten(2))
+
+    def _attend_apart(self, q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> Tensor:
+        """As ``_attend``, of documents in one row: all at once where a kernel can, else one after the other."""
+        varlen = varlen_attention()
+        if varlen is None or not self._suits_varlen(q):
+            return documents.apart(partial(self._attend, longest=documents.max_seqlen_q), q, k, v)
+        # The kernel's window is what is seen before a position, itself not counted.
+        window = (-1 if self.window is None else self.window - 1, 0)
+        if q.size(1) != k.size(1) and not takes(varlen, "enable_gqa"):
+            k, v = (tensor.repeat_interleave(q.size(1) // k.size(1), dim=1) for tensor in (k, v))
+        options = {"enable_gqa": True} if q.size(1) != k.size(1) else {}
+        bounds, longest = documents.cu_seqlens_q, documents.max_seqlen_q
+        rows = (tensor[0].transpose(0, 1) for tensor in (q, k, v))  # [tokens, heads, d]
+        out = varlen(*rows, bounds, bounds, longest, longest, scale=self.shape.softmax_scale, window_size=window, **options)
+        return out.transpose(0, 1)[None]
+
+    def _suits_varlen(self, q: Tensor) -> bool:
+        """Whether flash attention has kernels for these queries and this model's attention."""
+        plain = self.shape.attention_softcap is None and not self.slopes
+        dropout = self.config.attention_dropout if self.training else 0.0
+        fits = q.dtype in (torch.bfloat16, torch.float16) and q.size(-1) % 8 == 0 and q.size(-1) <= 256
+        return q.device.type != "cpu" and plain and dropout == 0 and fits
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, longest: int) -> Tensor:
         """``q [b, heads, s, d]``, ``k, v [b, groups, s, d]`` -> ``[b, heads, s, d]``; no sequence has more than ``longest``."""
@@ -89,6 +113,20 @@ class SelfAttention(attention.SelfAttention):
             return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, dropout_p=dropout, enable_gqa=grouped)
         bias = mask(longest, window, self.slopes, q.dtype, q.device)[..., :length, :length]
         return F.scaled_dot_product_attention(q, k, v, bias, scale=scale, dropout_p=dropout, enable_gqa=grouped)
+
+
+@lru_cache(maxsize=None)
+def varlen_attention() -> Callable[..., Tensor] | None:
+    """torch's flash attention over documents of any lengths, with the arguments it has had since 2.11; None: it is older."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    return varlen_attn if takes(varlen_attn, "scale") and takes(varlen_attn, "window_size") else None
+
+
+def takes(function: Callable, name: str) -> bool:
+    return name in inspect.signature(function).parameters
 
 
 @lru_cache(maxsize=2)  # all layers share them, those with a window and those without

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from worlds import LAYOUTS, SEED, STEPS, World, assert_identical, hf_model, inte
 
 from megatron_adapt.data.preprocess import open_corpus
 from megatron_adapt.data.sampling import SampleOrder
+from megatron_adapt.engine import attention
 from megatron_adapt.engine.batches import Batch
 from megatron_adapt.engine.losses import language_model_loss, micro_batches
 from megatron_adapt.families import families
@@ -98,6 +101,75 @@ def test_every_document_is_as_if_alone(tmp_path: Path, name):
         assert found["itself"] > 1e-2, key
         # Learned positions that do not begin anew are others, from the second document on.
         assert found["counted once"] > 1e-2 and found["counted once, first"] <= 1e-6, key
+
+
+def varlen_by_mask(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1), enable_gqa=False):
+    """``torch.nn.attention.varlen.varlen_attn``, which runs on GPUs only, as its documentation says it computes."""
+    assert cu_seq_q.dtype == torch.int32 and torch.equal(cu_seq_q, cu_seq_k) and window_size[1] == 0
+    assert (enable_gqa or query.size(1) == key.size(1)) and max_q == max_k >= int(cu_seq_q.diff().max())
+    place = torch.arange(len(query))
+    number = torch.searchsorted(cu_seq_q.long(), place, right=True)
+    distance = place[:, None] - place
+    seen = (number[:, None] == number) & (distance >= 0)
+    seen &= distance <= (window_size[0] if window_size[0] >= 0 else len(query))
+    key, value = (tensor.repeat_interleave(query.size(1) // key.size(1), dim=1) for tensor in (key, value))
+    scores = torch.einsum("qhd,khd->hqk", query, key) * scale
+    return torch.einsum("hqk,khd->qhd", scores.masked_fill(~seen, -math.inf).softmax(-1), value)
+
+
+def varlen_without_groups(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1)):
+    return varlen_by_mask(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale=scale, window_size=window_size)
+
+
+@pytest.mark.parametrize("kernel", [varlen_by_mask, varlen_without_groups])
+def test_all_documents_in_one_kernel(tmp_path: Path, monkeypatch, kernel):
+    """What a GPU is asked for, with and without a window, with grouped queries: the same losses and gradients."""
+    calls = []
+
+    def counted(*args, **options):
+        calls.append(options["window_size"])
+        return kernel(*args, **options)
+
+    counted.__signature__ = inspect.signature(kernel)
+
+    def work() -> tuple[float, float, list]:
+        make(families()["mistral"], {**CONFIGS["mistral"]["window"], "vocab_size": VOCABULARY}, tmp_path / "hf")
+        model, shape = hf_model(tmp_path / "hf")
+        assert shape.num_query_groups < shape.num_attention_heads
+        rows = torch.randint(0, VOCABULARY, (2, LENGTH + 1), generator=torch.Generator().manual_seed(3))
+        one = losses(model, batch(rows.clone()))
+        expected = gradients(model, one.sum())
+        model.decoder.layers[0].self_attention.window = None
+        unlimited = losses(model, batch(rows.clone()))
+        assert not calls  # on a CPU there is none
+        monkeypatch.setattr(attention, "varlen_attention", lambda: counted)
+        monkeypatch.setattr(attention.SelfAttention, "_suits_varlen", lambda self, q: True)
+        again = losses(model, batch(rows.clone()))
+        model.decoder.layers[0].self_attention.window = model.decoder.layers[1].self_attention.window
+        both = losses(model, batch(rows.clone()))
+        found = gradients(model, both.sum())
+        largest = max(gradient.abs().max() for gradient in expected.values())
+        off = max((found[name] - expected[name]).abs().max() for name in found) / largest
+        return max((again - unlimited).abs().max().item(), (both - one).abs().max().item()), off.item(), sorted(set(calls))
+
+    difference, off, windows = on_ranks(1, work)[0]
+    assert difference <= 4e-6 and off <= 2e-6
+    assert windows == [(-1, 0), (6, 0)]
+
+
+@pytest.mark.parametrize("change, suits", [
+    ({}, True), ({"dtype": torch.float32}, False), ({"size": 20}, False), ({"size": 264}, False), ({"device": "cpu"}, False),
+])  # fmt: skip
+def test_what_the_kernel_is_for(change, suits):
+    settings = {"dtype": torch.bfloat16, "size": 64, "device": "meta", **change}
+    module = SimpleNamespace(
+        shape=SimpleNamespace(attention_softcap=None), slopes=(), config=SimpleNamespace(attention_dropout=0.1), training=False
+    )
+    q = torch.empty(1, 2, 3, settings["size"], dtype=settings["dtype"], device=settings["device"])
+    assert attention.SelfAttention._suits_varlen(module, q) == suits
+    for name, value in (("slopes", (0.5,)), ("training", True), ("shape", SimpleNamespace(attention_softcap=50.0))):
+        other = SimpleNamespace(**{**vars(module), name: value})
+        assert not attention.SelfAttention._suits_varlen(other, q)
 
 
 @pytest.fixture(scope="module")
