@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import replace
 from pathlib import Path
 from typing import Iterator, Sequence
@@ -78,7 +79,16 @@ def check(plan: Plan) -> list[tuple[str, Phase, ModelShape]]:
     return phases
 
 
+def _has_gpu() -> bool:
+    """Found without torch, which takes seconds to import."""
+    return any(Path("/dev").glob("nvidia[0-9]*"))
+
+
 def _phase_problems(phase: Phase, shape: ModelShape) -> Iterator[str]:
+    if phase.optimizer.type == "adamw8bit" and importlib.util.find_spec("bitsandbytes") is None:
+        yield f"phase '{phase.name}': optimizer.type: adamw8bit needs bitsandbytes; pip install 'megatron_adapt[adamw8bit]'"
+    if phase.optimizer.paged and not _has_gpu():
+        yield f"phase '{phase.name}': optimizer.paged needs a GPU, and there is none here; remove it"
     if phase.sequence_length > shape.max_position_embeddings:
         yield (
             f"phase '{phase.name}': sequence_length {phase.sequence_length} exceeds the model's "

@@ -230,9 +230,13 @@ def _unit(phase: Phase, parallel: Any) -> tuple[int | None, str]:
 def _optimizer(optimizer: Optimizer, precision: Any) -> Iterator[tuple[str, str]]:
     default = Optimizer.model_fields
     if optimizer.type == "lionw" and optimizer.eps not in (INVALID, default["eps"].default):
-        yield "eps", "belongs to 'adamw' and 'muon', not to 'lionw'; remove it"
+        yield "eps", "belongs to 'adamw', 'adamw8bit' and 'muon', not to 'lionw'; remove it"
     if optimizer.type not in (INVALID, "muon") and optimizer.momentum not in (INVALID, default["momentum"].default):
         yield "momentum", f"belongs to 'muon', not to {optimizer.type!r}; remove it"
+    if optimizer.type not in (INVALID, "adamw8bit") and optimizer.paged is True:
+        yield "paged", f"belongs to 'adamw8bit', not to {optimizer.type!r}; remove it"
+    if optimizer.type == "adamw8bit" and precision == "bf16-true":
+        yield "type", "adamw8bit rounds bf16 weights to the nearest, which loses most updates; use 'adamw', or precision 'bf16-mixed'"
     if precision in ("fp32", "bf16-mixed", *FP8) and optimizer.rounding not in (INVALID, default["rounding"].default):
         yield "rounding", f"weights are rounded under precision 'bf16-true' only, not under {precision!r}; remove it"
 

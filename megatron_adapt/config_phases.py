@@ -27,7 +27,10 @@ class Strict(BaseModel):
 class Optimizer(Strict):
     """AdamW, LionW or Muon."""
 
-    type: Literal["adamw", "lionw", "muon"] = Field("adamw", description="algorithm; muon: adamw but for matrices inside layers")
+    type: Literal["adamw", "adamw8bit", "lionw", "muon"] = Field(
+        "adamw", description="algorithm; adamw8bit: moments of 8 bits (bitsandbytes); muon: adamw but for matrices inside layers"
+    )
+    paged: Switch = Field(False, description="adamw8bit: moments may move to main memory while the GPU has too little")
     lr: Positive = Field(description="peak learning rate")
     embedding_lr: Positive | None = Field(None, description="peak learning rate of embedding and output rows; null: lr")
     weight_decay: NotNegative = Field(0.1, description="decoupled weight decay")

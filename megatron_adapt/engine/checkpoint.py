@@ -119,6 +119,7 @@ class Save:
         self.thread: threading.Thread | None = None
         with self._reported():
             state = _sharded_state(model, optimizer, loading=False)
+            self.scales = optimizer_state.scales(optimizers.base(optimizer)) if optimizer is not None else {}
         if backend.rank() == 0:
             _remove_unfinished(self.folder)
         try:
@@ -140,7 +141,7 @@ class Save:
             )
         rng = self.partial / "rng"
         rng.mkdir(exist_ok=True)
-        torch.save(backend.rng_state(), rng / f"rank_{backend.rank():05d}.pt")
+        torch.save(backend.rng_state() | {"scales": self.scales}, rng / f"rank_{backend.rank():05d}.pt")
         arguments = list(self.request.async_fn_args)
         if self.request.preload_fn is not None:
             arguments[1] = self.request.preload_fn()  # from the GPU
@@ -316,8 +317,10 @@ def load(checkpoint: Checkpoint, model: GPTModel | Chunks, optimizer: MegatronOp
     assert not unexpected and all(name.endswith("_extra_state") for name in missing), (missing, unexpected)
     if optimizer is None:
         return
-    optimizer_state.load(optimizers.base(optimizer), loaded.get("optimizer", {}), checkpoint.position.updates)
     rng = checkpoint.path / "rng" / f"rank_{backend.rank():05d}.pt"
-    if checkpoint.world == _world() and rng.is_file():
-        backend.set_rng_state(torch.load(rng, weights_only=True))
+    own = torch.load(rng, weights_only=True) if checkpoint.world == _world() and rng.is_file() else {}
+    scales = own.pop("scales", {})
+    optimizer_state.load(optimizers.base(optimizer), loaded.get("optimizer", {}), checkpoint.position.updates, scales)
+    if own:
+        backend.set_rng_state(own)
 

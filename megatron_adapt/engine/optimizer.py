@@ -1,4 +1,4 @@
-"""AdamW, LionW and Muon through Megatron Core's optimizers: clipping over all model-parallel ranks, sharded state.
+"""AdamW (with 8-bit moments, too), LionW and Muon through Megatron Core's optimizers: clipping over all model-parallel ranks, sharded state.
 
     fp32         float32 weights, gradients and moments
     bf16-mixed   bf16 weights, float32 gradients, main weights and moments (Megatron's Float16Optimizer)
@@ -25,7 +25,7 @@ from megatron.core.optimizer.optimizer import MegatronOptimizer
 from megatron.core.tensor_parallel import param_is_not_tensor_parallel_duplicate
 from megatron.core.transformer.module import param_is_not_shared
 from megatron_adapt.config import FP8, Optimizer
-from megatron_adapt.engine import backend, muon, optimizer_state, updates
+from megatron_adapt.engine import backend, eight_bit, muon, optimizer_state, updates
 from megatron_adapt.engine.chunks import Chunks, chunks
 from megatron_adapt.engine.model import named_parameters
 
@@ -112,13 +112,18 @@ def _replace(
     """Put ours in the place of the torch optimizer that Megatron's wraps: its parameter groups stay as they are."""
     if single.optimizer is None:  # nothing trains on this rank
         return
-    kind = {"adamw": updates.AdamW, "lionw": updates.LionW, "muon": muon.Muon}[settings.type]
     more: dict[str, Any] = {} if settings.type == "lionw" else {"eps": settings.eps}
     wrapped = [chunk.module for chunk in chunks(model)]
     bare = [module.module if hasattr(module, "module") else module for module in wrapped]
     named = [found for chunk in bare for found in named_parameters(chunk)]
     names = {id(parameter): name for name, parameter in named}
     mine = [(slot, slot.updated) for slot in optimizer_state.slots(single) if slot.updated is not None]
+    torchs = single.optimizer.defaults
+    groups = [{key: value for key, value in group.items() if key not in torchs} for group in single.optimizer.param_groups]
+    # torch takes only leaves, and the distributed optimizer's parts of float32 weights are views: they follow below.
+    empty = [{**group, "params": [torch.empty(0)]} for group in groups]
+    more |= {"lr": settings.lr, "weight_decay": settings.weight_decay, "betas": (settings.beta1, settings.beta2)}
+    had = {updated: ages.get(names[id(slot.parameter)], 0) for slot, updated in mine}
     if settings.type == "muon":
         config = chunks(model)[0].config
         found = {updated: muon.Matrices.of(names[id(slot.parameter)], updated, config) for slot, updated in mine}
@@ -126,22 +131,20 @@ def _replace(
         # The iteration needs no more digits than the model's own products have.
         products = torch.bfloat16 if config.params_dtype == torch.bfloat16 else torch.float32
         more |= {"matrices": matrices, "momentum": settings.momentum, "products": products}
-    torchs = single.optimizer.defaults
-    groups = [{key: value for key, value in group.items() if key not in torchs} for group in single.optimizer.param_groups]
-    single.optimizer = kind(
-        # torch takes only leaves, and the distributed optimizer's parts of float32 weights are views: they follow below.
-        [{**group, "params": [torch.empty(0)]} for group in groups],
-        rounding=settings.rounding if low else "nearest",
-        seed=seed,
-        names={updated: names[id(slot.parameter)] for slot, updated in mine},
-        shard=parallel_state.get_tensor_model_parallel_rank(),
-        ages={updated: ages.get(names[id(slot.parameter)], 0) for slot, updated in mine},
-        parts={updated: (slot.range.start, slot.parameter.numel()) for slot, updated in mine if slot.range is not None},
-        lr=settings.lr,
-        weight_decay=settings.weight_decay,
-        betas=(settings.beta1, settings.beta2),
-        **more,
-    )
+    if settings.type == "adamw8bit":
+        single.optimizer = eight_bit.build(empty, settings.paged, had, **more)
+    else:
+        kind = {"adamw": updates.AdamW, "lionw": updates.LionW, "muon": muon.Muon}[settings.type]
+        single.optimizer = kind(
+            empty,
+            rounding=settings.rounding if low else "nearest",
+            seed=seed,
+            names={updated: names[id(slot.parameter)] for slot, updated in mine},
+            shard=parallel_state.get_tensor_model_parallel_rank(),
+            ages=had,
+            parts={updated: (slot.range.start, slot.parameter.numel()) for slot, updated in mine if slot.range is not None},
+            **more,
+        )
     for ours, given in zip(single.optimizer.param_groups, groups):
         ours["params"] = given["params"]
     single.optimizer.count_changes = low

@@ -87,6 +87,8 @@ def set_step(single: Any, step: int) -> None:
             for updated in group["params"]:
                 place = updated.device if group.get("fused") or group.get("capturable") else "cpu"
                 single.optimizer.state[updated]["step"] = torch.tensor(float(step), device=place)
+        elif hasattr(single.optimizer, "set_step"):
+            single.optimizer.set_step(step)
         else:  # Transformer Engine's and Apex's FusedAdam and our own count for each group
             group["step"] = step
 
@@ -105,21 +107,39 @@ def sharded_state(single: Any, model_state: dict[str, Any], loading: bool) -> di
     return state
 
 
-def load(single: Any, state: dict[str, Any], step: int) -> None:
-    """Take over what ``sharded_state(loading=True)`` was filled with, ``step`` updates into training."""
-    fill(single, state)
+def load(single: Any, state: dict[str, Any], step: int, scales: dict[str, Tensor]) -> None:
+    """Take over what ``sharded_state(loading=True)`` was filled with, ``step`` updates into training; with ``scales`` saved by
+    this rank in this layout, if there are any, to every bit."""
+    fill(single, state, scales)
     set_step(single, step)
 
 
-def fill(single: Any, state: dict[str, Any]) -> None:
+def scales(single: Any) -> dict[str, Tensor]:
+    """What 8-bit moments of this rank are multiples of."""
+    if not hasattr(single.optimizer, "scales"):
+        return {}
+    found = {
+        f"{number}.{name}": single.optimizer.scales(slot.updated, name)
+        for number, slot in enumerate(slots(single))
+        for name in (single.optimizer.kept if slot.updated is not None else ())
+    }
+    return {key: value.cpu() for key, value in found.items() if value is not None}
+
+
+def fill(single: Any, state: dict[str, Any], scales: dict[str, Tensor] | None = None) -> None:
     """Take over what there is of a state, and leave the rest as it is."""
     for number, slot in enumerate(slots(single)):
         if slot.updated is None:
             continue
         for name in _moment_names(single, slot):
             whole = state.get(f"{number}.{name}")
-            if whole is not None:
-                _moment(single, slot, name).copy_(whole if slot.range is None else whole.reshape(-1)[slot.range])
+            if whole is None:
+                continue
+            part = whole if slot.range is None else whole.reshape(-1)[slot.range]
+            if name != "fp32_param" and hasattr(single.optimizer, "set_moment"):
+                single.optimizer.set_moment(slot.updated, name, part, (scales or {}).get(f"{number}.{name}"))
+            else:
+                _moment(single, slot, name).copy_(part)
 
 
 def _moment_names(single: Any, slot: Slot) -> list[str]:
@@ -131,7 +151,10 @@ def _moment_names(single: Any, slot: Slot) -> list[str]:
 
 def _moment(single: Any, slot: Slot, name: str) -> Tensor:
     assert slot.updated is not None
-    return slot.updated.detach() if name == "fp32_param" else single.optimizer.state[slot.updated][name]
+    if name == "fp32_param":
+        return slot.updated.detach()
+    moment = getattr(single.optimizer, "moment", None)
+    return moment(slot.updated, name) if moment else single.optimizer.state[slot.updated][name]
 
 
 def _whole(single: Any, slot: Slot, name: str, loading: bool) -> Tensor:

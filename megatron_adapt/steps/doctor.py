@@ -108,6 +108,7 @@ def _extras() -> Iterator[Finding]:
     for module, package, use in (
         ("transformer_engine", "transformer-engine", "fused layers and FP8 on a GPU"),
         ("flash_attn", "flash-attn", "an attention kernel that Transformer Engine may choose"),
+        ("bitsandbytes", "bitsandbytes", "optimizer adamw8bit"),
         ("datasets", "datasets", "corpora named hf:NAME"),
         ("nltk", "nltk", "preprocess --split-sentences"),
     ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -13,7 +14,7 @@ from typing import Any, Callable, Iterator
 import pytest
 import tiny
 from commands import Result, entries
-from megatron_adapt import cli, launch, pipeline
+from megatron_adapt import checks, cli, launch, pipeline
 from megatron_adapt.launch import Outcome, StepFailed
 
 Run = Callable[..., Result]
@@ -188,6 +189,17 @@ def test_all_problems_of_a_recipe_at_once(run: Run, verb: str) -> None:
 def test_what_does_not_fit_the_model(run: Run, override: str, words: str) -> None:
     for verb in ("check", "plan", "run"):
         untouched(run, verb, written(), override).refused(words)
+
+
+def test_what_this_machine_lacks_is_told_at_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "bitsandbytes" else find(name, *rest))
+    monkeypatch.setattr(checks, "_has_gpu", lambda: False)
+    result = untouched(run, "check", written(), "phases.full.optimizer={lr: 1e-3, type: adamw8bit, paged: true}")
+    result.refused(
+        "phase 'full': optimizer.type: adamw8bit needs bitsandbytes; pip install 'megatron_adapt[adamw8bit]'",
+        "phase 'full': optimizer.paged needs a GPU, and there is none here; remove it",
+    )
 
 
 def test_a_new_vocabulary_may_be_padded(run: Run) -> None:

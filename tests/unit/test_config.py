@@ -241,7 +241,12 @@ def test_missing_mappings_are_told_once_each(tmp_path):
     ([("    steps: 100\n", "    steps: 100\n    schedule: {type: wsd, warmup: 0.5, decay: 0.6}\n")],
      "24: phases[1].schedule.decay: warmup 50 + decay 60 are more than all 100 steps"),
     ([("{lr: 1e-4}", "{lr: 1e-4, type: lionw, eps: 1e-6}")],
-     "26: phases[1].optimizer.eps: belongs to 'adamw' and 'muon', not to 'lionw'; remove it"),
+     "26: phases[1].optimizer.eps: belongs to 'adamw', 'adamw8bit' and 'muon', not to 'lionw'; remove it"),
+    ([("{lr: 1e-4}", "{lr: 1e-4, type: muon, paged: true}")],
+     "26: phases[1].optimizer.paged: belongs to 'adamw8bit', not to 'muon'; remove it"),
+    ([("{lr: 1e-4}", "{lr: 1e-4, type: adamw8bit}\n    precision: bf16-true")],
+     "26: phases[1].optimizer.type: adamw8bit rounds bf16 weights to the nearest, which loses most updates; use 'adamw', or precision "
+     "'bf16-mixed'"),
     ([("{lr: 1e-4}", "{lr: 1e-4, type: lionw, momentum: 0.9}")],
      "26: phases[1].optimizer.momentum: belongs to 'muon', not to 'lionw'; remove it"),
     ([("name: german\n", "name: german\nparallel: {distributed_optimizer: true, data: 2}\n"), ("{lr: 1e-4}", "{lr: 1e-4, type: muon}")],
