@@ -8,7 +8,8 @@ mean, copy) in the same run.
         --methods random mean copy subwords focus --seeds 0 1 2 --steps 0 50 200
 
 A method may carry options, ``subwords:input=last,output=first``, and be calibrated on the corpus: ``subwords+calibrate``. The last
---held-out documents of the corpus are measured on and never trained on. Prints a table and, with --json, writes all numbers.
+--held-out documents of the corpus are measured on and never trained on. Prints a table; with --results FILE it can be stopped, and goes
+on where it was.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shutil
 import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import numpy as np
 import torch
@@ -37,6 +39,8 @@ from megatron_adapt.vocab.train import train_tokenizer
 WINDOW = 256  # tokens
 BATCH = 8  # windows a step
 WARMUP = 20  # steps
+CHUNK = 512  # positions whose logits are held at a time
+CALIBRATED = "+calibrate"
 METHODS = ["random", "mean", "copy", "subwords", "align", "focus", "subwords+calibrate", "align+calibrate", "focus+calibrate"]
 
 
@@ -51,15 +55,45 @@ def stream(tokenizer: Tokenizer, texts: list[str]) -> np.ndarray:
     return np.concatenate([np.concatenate([ids, end]) for ids in tokenizer.encode(texts)])
 
 
+class Loss(torch.autograd.Function):
+    """Mean cross entropy of ``hidden`` [n, d] times ``weight`` [rows, d], its gradients made with it: no [n, rows] matrix is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, following: torch.Tensor) -> torch.Tensor:
+        to_hidden, to_weight, total = torch.empty_like(hidden), torch.zeros_like(weight), 0.0
+        for part, gradient, token in zip(hidden.split(CHUNK), to_hidden.split(CHUNK), following.split(CHUNK)):
+            scores = part @ weight.T
+            scores.sub_(scores.amax(-1, keepdim=True))
+            wanted = scores.gather(-1, token[:, None])
+            sums = scores.exp_().sum(-1, keepdim=True)
+            total += float((sums.log() - wanted).double().sum())
+            scores.div_(sums).scatter_add_(-1, token[:, None], torch.full_like(wanted, -1)).div_(len(hidden))
+            torch.mm(scores, weight, out=gradient)
+            to_weight.addmm_(scores.T, part)
+        ctx.save_for_backward(to_hidden, to_weight)
+        return hidden.new_tensor(total / len(hidden))
+
+    @staticmethod
+    def backward(ctx: Any, scale: torch.Tensor) -> Any:
+        return *(gradient * scale for gradient in ctx.saved_tensors), None
+
+
+def loss_of(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    """What ``model(ids, labels=ids).loss`` is where logits are the output matrix times the last hidden state."""
+    hidden = model.base_model(ids).last_hidden_state[:, :-1]
+    return Loss.apply(hidden.reshape(-1, hidden.shape[-1]), model.get_output_embeddings().weight, ids[:, 1:].reshape(-1))
+
+
 @torch.no_grad()
 def bits_per_byte(model: Any, ids: torch.Tensor, lengths: np.ndarray) -> float:
     """Over all tokens but the first of each window; special tokens are predicted and have no bytes."""
-    bits, size = 0.0, 0
+    nats, weight = 0.0, model.get_output_embeddings().weight
     for batch in ids.split(16):
-        scores = model(batch).logits[:, :-1].float().log_softmax(-1)
-        bits -= float(scores.gather(-1, batch[:, 1:, None]).sum()) / math.log(2)
-        size += int(lengths[batch[:, 1:].numpy()].sum())
-    return bits / size
+        hidden = model.base_model(batch).last_hidden_state[:, :-1].reshape(-1, weight.shape[1])
+        for part, token in zip(hidden.split(CHUNK), batch[:, 1:].reshape(-1).split(CHUNK)):
+            scores = part @ weight.T
+            nats += float((scores.logsumexp(-1) - scores.gather(-1, token[:, None])[:, 0]).double().sum())
+    return nats / math.log(2) / int(lengths[ids[:, 1:].numpy()].sum())
 
 
 def train(model: Any, ids: torch.Tensor, seed: int, marks: list[int], measure: Any) -> dict[int, float]:
@@ -69,6 +103,8 @@ def train(model: Any, ids: torch.Tensor, seed: int, marks: list[int], measure: A
         parameter.requires_grad_(id(parameter) in rows)
     optimizer = torch.optim.AdamW(rows.values(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0)
     order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        assert abs(float(loss_of(model, ids[:1]) - model(ids[:1], labels=ids[:1]).loss)) < 1e-4
     found = {}
     for step in range(max(marks) + 1):
         if step in marks:
@@ -78,7 +114,7 @@ def train(model: Any, ids: torch.Tensor, seed: int, marks: list[int], measure: A
         chosen = order[torch.arange(step * BATCH, (step + 1) * BATCH) % len(order)]
         for group in optimizer.param_groups:
             group["lr"] = 1e-3 * min(1, (step + 1) / WARMUP)
-        model(ids[chosen], labels=ids[chosen]).loss.backward()
+        loss_of(model, ids[chosen]).backward()
         torch.nn.utils.clip_grad_norm_(list(rows.values()), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -104,56 +140,81 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[0, 50, 200])
     parser.add_argument("--held-out", type=int, default=15, help="documents at the end of the corpus to measure on")
     parser.add_argument("--characters", type=int, default=15_000, help="of each held-out document")
-    parser.add_argument("--json", type=Path, help="write all numbers here")
+    parser.add_argument("--results", type=Path, help="a line of JSON for every run; what it already holds is not run again")
     given = parser.parse_args()
+    torch.set_flush_denormal(True)  # probabilities of 1e-40 change nothing and are slow
     texts = [document.text for document in read_documents(given.corpus)]
     training, held_out = texts[: -given.held_out], [text[: given.characters] for text in texts[-given.held_out :]]
     with tempfile.TemporaryDirectory() as folder:
         target_path = given.tokenizer or Path(folder) / "target"
         if given.tokenizer is None:
             train_tokenizer(training, given.vocab_size, target_path)
-        results = measure_all(given, Path(folder), target_path, training, held_out)
-    if given.json:
-        given.json.write_text(json.dumps(results, indent=1))
+        measure_all(given, Path(folder), target_path, training, held_out)
 
 
-def measure_all(given: Any, folder: Path, target_path: Path, training: list[str], held_out: list[str]) -> list[dict]:
+class Results:
+    """Runs done so far, from the file and into it; those of other settings stay, and do not count."""
+
+    def __init__(self, path: Path | None, setting: dict[str, Any]) -> None:
+        self.path, self._setting = path, setting
+        lines = [json.loads(line) for line in path.read_text().splitlines()] if path and path.exists() else []
+        self._found = {(run["method"], run["seed"]): run for run in lines if {key: run.get(key) for key in setting} == setting}
+
+    def get(self, method: str, seed: int, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        if (method, seed) not in self._found:
+            run = {**self._setting, "method": method, "seed": seed, **measure()}
+            self._found[method, seed] = run
+            if self.path:
+                with self.path.open("a") as file:
+                    file.write(json.dumps(run) + "\n")
+        return self._found[method, seed]
+
+
+def measure_all(given: Any, folder: Path, target_path: Path, training: list[str], held_out: list[str]) -> None:
     source, target = Tokenizer.load(given.model), Tokenizer.load(target_path)
     source_bytes, target_bytes = (
         np.array([len(key) if isinstance(key, bytes) else 0 for key in token_keys(one).keys]) for one in (source, target)
     )
-    old = bits_per_byte(load(given.model), windows(stream(source, held_out)), source_bytes)
-    print(f"old vocabulary: {old:.3f} bits per byte\n{'method':<44}{''.join(f'{step:>14}' for step in given.steps)}   swap", flush=True)
     evaluated = windows(stream(target, held_out))
     trained = windows(stream(target, training)) if max(given.steps) else evaluated
-    results: list[dict] = [{"method": "old vocabulary", "bits_per_byte": {"0": [old]}}]
+    setting = {
+        "model": given.model.resolve().name, "corpus": Path(given.corpus).name, "tokenizer": target.digest, "steps": given.steps,
+        "held_out": given.held_out, "characters": given.characters,
+    }  # fmt: skip
+    results = Results(given.results, setting)
+
+    def measure_old() -> dict[str, Any]:
+        return {"bits_per_byte": {"0": bits_per_byte(load(given.model), windows(stream(source, held_out)), source_bytes)}}
+
+    def measure(name: str, seed: int) -> dict[str, Any]:
+        method, _, words = name.removesuffix(CALIBRATED).partition(":")
+        output = folder / "swapped"
+        shutil.rmtree(output, ignore_errors=True)
+        began = time.process_time()
+        surgery.swap(
+            given.model, target_path, output, method, seed, options=options.from_words(filter(None, words.split(","))),
+            texts=lambda: iter(training),
+        )  # fmt: skip
+        report = calibrate.run(output, training, seed, Reporter()) if name.endswith(CALIBRATED) else None
+        seconds = time.process_time() - began
+        model = load(output)
+        marks = train(model, trained, seed, given.steps, lambda: bits_per_byte(model, evaluated, target_bytes))
+        found = {"bits_per_byte": {str(step): value for step, value in marks.items()}, "seconds": round(seconds, 1)}
+        return found | ({"calibration": report} if report else {})
+
+    old = results.get("old vocabulary", 0, measure_old)["bits_per_byte"]["0"]
+    print(f"old vocabulary: {old:.3f} bits per byte\n{'method':<44}{''.join(f'{step:>14}' for step in given.steps)}  processor s", flush=True)
     for name in given.methods:
-        method, _, words = name.removesuffix("+calibrate").partition(":")
-        if name.endswith("+calibrate"):
+        if name.endswith(CALIBRATED):
             try:
                 calibrate.check(given.model)
             except ConfigError as error:
                 print(f"{name:<44} not run: {error}", flush=True)
                 continue
-        found: dict[int, list[float]] = {step: [] for step in given.steps}
-        for seed in given.seeds:
-            output = folder / f"{len(results)}-{seed}"
-            began = time.perf_counter()
-            surgery.swap(
-                given.model, target_path, output, method, seed, options=options.from_words(filter(None, words.split(","))),
-                texts=lambda: iter(training),
-            )  # fmt: skip
-            if name.endswith("+calibrate"):
-                calibrate.run(output, training, seed, Reporter())
-            seconds = time.perf_counter() - began
-            model = load(output)
-            marks = train(model, trained, seed, given.steps, lambda: bits_per_byte(model, evaluated, target_bytes))
-            for step, value in marks.items():
-                found[step].append(value)
-        cells = [f"{statistics.mean(v):.3f}" + (f" ±{statistics.stdev(v):.3f}" if len(v) > 1 else "") for v in found.values()]
-        print(f"{name:<44}{''.join(f'{cell:>14}' for cell in cells)}  {seconds:5.1f} s", flush=True)
-        results.append({"method": name, "bits_per_byte": {str(step): values for step, values in found.items()}})
-    return results
+        runs = [results.get(name, seed, lambda: measure(name, seed)) for seed in given.seeds]
+        values = [[run["bits_per_byte"][str(step)] for run in runs] for step in given.steps]
+        cells = [f"{statistics.mean(v):.3f}" + (f" ±{statistics.stdev(v):.3f}" if len(v) > 1 else "") for v in values]
+        print(f"{name:<44}{''.join(f'{cell:>14}' for cell in cells)}  {statistics.median(run['seconds'] for run in runs):11.1f}", flush=True)
 
 
 if __name__ == "__main__":

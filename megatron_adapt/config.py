@@ -89,6 +89,7 @@ class Model(Strict):
     from_scratch: FromScratch | None = Field(None, description="a new model instead")
 
 
+DEFAULT = "default"  # in place of a vocabulary method: what measures best in most cases
 AUTO = "auto"  # in place of a vocabulary method: try all, keep the best
 CALIBRATED = "+calibrate"  # behind a method's name among those to try
 
@@ -107,14 +108,16 @@ class Vocabulary(Strict):
     """The tokenizer to swap to, and how its embedding rows start."""
 
     tokenizer: TokenizerChoice = Field(description="the new tokenizer")
-    method: Text = Field("subwords", description="how the new embedding rows are initialised; auto: as measures best")
+    method: Text = Field(
+        DEFAULT, description="how new embedding rows start; default: focus, calibrated, where there is text, else subwords; auto: as measures best"
+    )
     compare: list[Text] = Field(default_factory=list, description="methods trained beside it for comparison")
     options: dict[Name, dict[Name, Any]] = Field(default_factory=dict, description="method name: its options")
     corpora: list[Text] = Field(
         default_factory=list, description="corpora (under data) whose text methods may read; empty: the tokenizer's"
     )
     calibrate: Switch | None = Field(
-        None, description="fit the output matrix to how often tokens come in that text; null: auto does where it can"
+        None, description="fit the output matrix to when and how often tokens come in that text; null: default and auto do where it can be"
     )
     probe: Probe = Field(default_factory=Probe, description="of method auto")
     pad_to_multiple: Count = Field(1, description="rows are added up to a multiple of this")

@@ -13,7 +13,7 @@ from typing import Annotated, Any, get_origin
 from pydantic import TypeAdapter, ValidationError
 
 from megatron_adapt.config import (
-    AUTO, CALIBRATED, FP8, Corpus, Evaluation, FromScratch, Model, Optimizer, Parallel, Phase, Probe, RampUp, Recipe,
+    AUTO, CALIBRATED, DEFAULT, FP8, Corpus, Evaluation, FromScratch, Model, Optimizer, Parallel, Phase, Probe, RampUp, Recipe,
     Schedule, Strict, TokenizerChoice, TokenizerTraining, Vocabulary, kinds, model_of, step_into,
 )
 from megatron_adapt.config_types import did_you_mean
@@ -338,7 +338,7 @@ def _vocabulary(recipe: Recipe, methods: Methods | None) -> Iterator[Found]:
     for path, method in zip(paths, [recipe.vocabulary.method, *compare]):
         if method is INVALID:
             continue
-        if methods is not None and method not in (AUTO, *methods):
+        if methods is not None and method not in (DEFAULT, AUTO, *methods):
             yield path, f"unknown method '{method}'.{did_you_mean(method, methods, 'Known methods')}"
         elif method in places:
             yield path, f"'{method}' is already run; list each method once, without vocabulary.method"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Iterator
 
 from megatron_adapt import recipe as recipes, schedule
-from megatron_adapt.config import ADJUSTABLE, AUTO, FP8, Phase, Recipe, TokenizerChoice
+from megatron_adapt.config import ADJUSTABLE, AUTO, DEFAULT, FP8, Phase, Recipe, TokenizerChoice
 from megatron_adapt.data.sources import files_of, reading
 from megatron_adapt.errors import ConfigError
 from megatron_adapt.hf.tokenizer import COMPANIONS
@@ -200,13 +200,14 @@ class _Builder:
         vocabulary, seed = self.recipe.vocabulary, self.recipe.seed
         assert vocabulary is not None
         is_contest = method == AUTO
-        given = vocabulary.options if is_contest else {method: vocabulary.options.get(method, {})}
+        is_default = method == DEFAULT
+        given = vocabulary.options if is_contest else {} if is_default else {method: vocabulary.options.get(method, {})}
         chosen = {name: methods.read_options(name, values) for name, values in given.items()}
         making = vocabulary.tokenizer.making
         names = vocabulary.corpora or (making.corpora if making else [])
-        if not (is_contest or vocabulary.calibrate or methods.reads_text(method, chosen[method])):
+        if not (is_contest or is_default or vocabulary.calibrate or methods.reads_text(method, chosen[method])):
             names = []
-        elif not names:
+        elif not names and (vocabulary.calibrate or not is_default):
             what = "vocabulary.calibrate" if vocabulary.calibrate else f"vocabulary method {method}"
             raise ConfigError(f"{what} reads text in the target language: name corpora under vocabulary.corpora.")
         corpora = [self.recipe.data[name] for name in names]
@@ -219,7 +220,7 @@ class _Builder:
                     corpora, given, seed, vocabulary.pad_to_multiple, vocabulary.calibrate, vocabulary.probe
                 )
                 return compare.run(base, tokenizer, output, contest, reporter)
-            choice = swap.Choice(method, given[method], seed, vocabulary.pad_to_multiple, corpora, bool(vocabulary.calibrate))
+            choice = swap.Choice(method, given.get(method, {}), seed, vocabulary.pad_to_multiple, corpora, vocabulary.calibrate)
             return swap.run(base, tokenizer, output, choice, reporter)
 
         settings = {name: options.settings(values) for name, values in chosen.items()}
@@ -228,8 +229,9 @@ class _Builder:
             settings = {"calibrate": vocabulary.calibrate, "options": settings, "probe": vocabulary.probe.model_dump()}
             inputs = {f"{name}.{key}": path for name, found in paths.items() for key, path in found.items()}
         else:
-            settings = {"calibrate": bool(vocabulary.calibrate), "options": settings[method]}
-            inputs = dict(paths[method])
+            calibrate = vocabulary.calibrate if is_default else bool(vocabulary.calibrate)
+            settings = {"calibrate": calibrate, "options": settings.get(method, {})}
+            inputs = dict(paths.get(method, {}))
         return self._add(
             name=f"{method}/swap",
             verb="swap",

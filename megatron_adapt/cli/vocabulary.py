@@ -77,7 +77,7 @@ Settings = Annotated[
     Optional[List[str]], typer.Option("--option", help="KEY=VALUE of the method; METHOD.KEY=VALUE of several (repeat)", metavar="KEY=VALUE")
 ]
 Calibrate = Annotated[
-    Optional[bool], typer.Option("--calibrate/--no-calibrate", help="fit the output to how often tokens come; auto does where it can")
+    Optional[bool], typer.Option("--calibrate/--no-calibrate", help="fit the output to when tokens come; default and auto do where it can be")
 ]
 Multiple = Annotated[int, typer.Option("--pad-to-multiple", help="grow the vocabulary to a multiple of this")]
 Candidates = Annotated[
@@ -91,7 +91,9 @@ def swap(
     words: Either,
     step: StepName = None,
     tokenizer: Tokenizer = None,
-    method: Annotated[str, typer.Option(help="how new rows start; auto: try all, keep the best")] = "subwords",
+    method: Annotated[
+        str, typer.Option(help="how new rows start; default: focus, calibrated, with --corpus, else subwords; auto: try all, keep the best")
+    ] = "default",
     seed: Seed = 1234,
     option: Settings = None,
     corpus: Files = None,
@@ -106,7 +108,7 @@ def swap(
     reuse: Reuse = False,
     keep: Keep = None,
 ) -> None:
-    """Exchange, extend or prune a model's vocabulary: a recipe's, or `swap HF_DIR OUT --tokenizer DIR --method subwords`."""
+    """Exchange, extend or prune a model's vocabulary: a recipe's, or `swap HF_DIR OUT --tokenizer DIR --corpus FILE`."""
     if is_recipe(words):
         return run_steps(words, "swap", step)
     source, output = paths(words, "HF_DIR OUT")
@@ -127,7 +129,7 @@ def swap(
         raise ConfigError("--methods goes with --method auto, or with compare.")
     from megatron_adapt.steps import swap as work
 
-    choice = work.choice(method, option or (), seed, pad_to_multiple, corpus or (), text_key, bool(calibrate))
+    choice = work.choice(method, option or (), seed, pad_to_multiple, corpus or (), text_key, calibrate)
     produce(output, target.given_to(lambda made, folder, reporter: work.run(source, made, folder, choice, reporter)))
 
 

@@ -15,7 +15,7 @@ from megatron_adapt.vocab import surgery
 from megatron_adapt.vocab.calibration import calibrated
 
 WINDOW = 256  # tokens
-WINDOWS = 128
+WINDOWS = 512
 MAX_BYTES = 20_000_000  # of text that is counted
 
 
@@ -47,19 +47,20 @@ def run(model: Path, texts: Iterable[str], seed: int, reporter: Reporter) -> dic
     matrix = loaded.get_output_embeddings().weight.detach()
     length = min(WINDOW, getattr(loaded.config, "max_position_embeddings", WINDOW))
     ids = _stream(tokenizer, texts)
-    counts = np.bincount(ids, minlength=len(matrix))
     windows = torch.from_numpy(ids[: len(ids) // length * length].astype(np.int64)).view(-1, length)
     if not len(windows):
         raise DataError(f"calibrate needs at least {length} tokens of text in the target language, and there are {len(ids)}.")
     chosen = windows[torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))[:WINDOWS]]
+
+    def states(window: Any) -> Any:
+        return loaded.base_model(window[None]).last_hidden_state[0]
+
     with torch.no_grad():
-        states = [loaded.base_model(window[None]).last_hidden_state[0] for window in chosen]
-        _same_logits(model, loaded(chosen[:1]).logits[0], states[0] @ matrix.T)
-        hidden = torch.cat([state[:-1] for state in states]).float()
-        new, report = calibrated(matrix, hidden, chosen[:, 1:].reshape(-1), counts)
+        _same_logits(model, loaded(chosen[:1]).logits[0], states(chosen[0]) @ matrix.T)
+        new, report = calibrated(matrix, chosen, states, ids)
     surgery.replace_output(model, new)
     reporter.log(
-        f"output matrix calibrated on {len(hidden):,} positions: {report['nats_before']:.2f} -> {report['nats_after']:.2f} nats a "
+        f"output matrix calibrated on {report['positions']:,} positions: {report['nats_before']:.2f} -> {report['nats_after']:.2f} nats a "
         f"token before any training"
     )
     return report

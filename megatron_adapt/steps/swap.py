@@ -6,12 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Iterable, Mapping, Sequence
 
-from megatron_adapt.config import Corpus
-from megatron_adapt.errors import ConfigError
+from megatron_adapt.config import DEFAULT, Corpus
+from megatron_adapt.errors import ConfigError, DataError
 from megatron_adapt.steps.reporter import Reporter
 from megatron_adapt.vocab import methods, options, surgery
+from megatron_adapt.vocab.derived import derivation
 
 SAMPLE = 100_000  # characters
+WITH_TEXT, WITHOUT_TEXT = "focus", "subwords"  # the methods behind DEFAULT
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,8 @@ class Choice:
         options: of the method. seed: of everything that is random.
         pad_to_multiple: the matrices get a multiple of this many rows.
         corpora: text in the target language, for methods that read some; held-out documents are left out.
-        calibrate: the output matrix is made to expect every token as often as that text has it.
+        calibrate: the output matrix is made to expect every token where and as often as that text has it; None: with method DEFAULT,
+            where there is text and the model can be.
     """
 
     method: str
@@ -30,15 +33,18 @@ class Choice:
     seed: int = 1234
     pad_to_multiple: int = 1
     corpora: Sequence[Corpus] = ()
-    calibrate: bool = False
+    calibrate: bool | None = None
 
 
 def choice(
-    method: str, words: Iterable[str], seed: int, pad_to_multiple: int, files: Sequence[str], text_key: str, calibrate: bool
+    method: str, words: Iterable[str], seed: int, pad_to_multiple: int, files: Sequence[str], text_key: str, calibrate: bool | None
 ) -> Choice:
     """From a command line: options as ``key=value``, text as files. Raises ``ConfigError`` for what the method lacks."""
     given = options.from_words(words)
-    methods.read_options(method, given)
+    if method != DEFAULT:
+        methods.read_options(method, given)
+    elif given:
+        raise ConfigError(f"--option {next(iter(given))}: options are of one method: name it with --method.")
     corpora = [Corpus.model_construct(path=list(files), text_key=text_key)] if files else []
     return Choice(method, given, seed, pad_to_multiple, corpora, calibrate)
 
@@ -58,22 +64,52 @@ def run(
             )
         calibrate.check(source)
     documents = texts or (lambda: training_texts(choice.corpora))
-    chosen = methods.read_options(choice.method, choice.options)
-    reads = bool(choice.corpora) and methods.reads_text(choice.method, chosen)
+    method, calibrating = choice.method, bool(choice.calibrate)
+    if method == DEFAULT:
+        method, calibrating = _default(source, tokenizer, choice, reporter)
+    chosen = methods.read_options(method, choice.options)
+    reads = bool(choice.corpora) and methods.reads_text(method, chosen)
     report = surgery.swap(
-        source, tokenizer, output, choice.method, choice.seed, choice.pad_to_multiple, choice.options, documents if reads else None
+        source, tokenizer, output, method, choice.seed, choice.pad_to_multiple, choice.options, documents if reads else None
     )
     reporter.log(
         f"{report['target_vocab_size']:,} tokens in {report['target_rows']:,} rows: {report['overlap']['total']:,} are in the old "
         f"vocabulary, {report['copied']:,} rows copied, {report['composed']:,} composed, {report['drawn']:,} drawn"
     )
-    if choice.calibrate:
-        report["calibration"] = calibrate.run(output, documents(), choice.seed, reporter)
-    if (reads or choice.calibrate) and (warning := _wrong_language(documents(), source, output)):
+    if calibrating:
+        try:
+            report["calibration"] = calibrate.run(output, documents(), choice.seed, reporter)
+        except DataError as error:
+            if choice.calibrate:
+                raise
+            report["warnings"].append(f"not calibrated: {error}")
+    if (reads or calibrating) and (warning := _wrong_language(documents(), source, output)):
         report["warnings"].append(warning)
     for warning in report["warnings"]:
         reporter.log(f"warning: {warning}")
     return report
+
+
+def _default(source: Path, tokenizer: Path, choice: Choice, reporter: Reporter) -> tuple[str, bool]:
+    """The method of ``DEFAULT`` and whether it is calibrated, as ``benchmarks/README.md`` has found best."""
+    from megatron_adapt.hf.tokenizer import Tokenizer
+    from megatron_adapt.steps import calibrate
+
+    if derivation(tokenizer, Tokenizer.load(source)) is not None:
+        reporter.log("method subwords: the model's own vocabulary, of which old rows stay and new tokens are made of")
+        return WITHOUT_TEXT, bool(choice.calibrate)
+    if not choice.corpora:
+        reporter.log("method subwords, not calibrated: text in the target language (--corpus, vocabulary.corpora) would make it a better one")
+        return WITHOUT_TEXT, False
+    try:
+        if choice.calibrate is None:
+            calibrate.check(source)
+    except ConfigError as error:
+        reporter.log(f"method {WITH_TEXT}, not calibrated: {error}")
+        return WITH_TEXT, False
+    calibrating = choice.calibrate is not False
+    reporter.log(f"method {WITH_TEXT}, {'calibrated' if calibrating else 'not calibrated'}")
+    return WITH_TEXT, calibrating
 
 
 def _wrong_language(texts: Iterable[str], source: Path, target: Path) -> str | None:

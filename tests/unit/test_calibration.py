@@ -15,7 +15,7 @@ from megatron_adapt.config import Corpus
 from megatron_adapt.errors import ConfigError, DataError
 from megatron_adapt.steps import swap
 from megatron_adapt.steps.reporter import Reporter
-from megatron_adapt.vocab.calibration import _Fit, _Recipe, calibrated, constant_direction
+from megatron_adapt.vocab.calibration import Moments, _Fit, _Pairs, _Recipe, calibrated, constant_direction
 
 
 def states(number: int = 3000, width: int = 12) -> torch.Tensor:
@@ -24,23 +24,34 @@ def states(number: int = 3000, width: int = 12) -> torch.Tensor:
     return torch.randn(number, width, generator=generator) * 0.5 + torch.linspace(-2, 3, width)
 
 
+def run(rows: torch.Tensor, hidden: torch.Tensor, following: torch.Tensor, text: np.ndarray | None = None, length: int = 21):
+    """``calibrated`` on states [n, d] and the token ``following`` each."""
+    ids = torch.cat([following[:1], following])
+    places = torch.arange(len(following) // (length - 1))[:, None] * (length - 1) + torch.arange(length)  # windows share their ends
+    parts = iter([hidden[place.clamp_max(len(hidden) - 1)] for place in places])
+    return calibrated(rows, ids[places], lambda window: next(parts), ids.numpy() if text is None else text)
+
+
 def test_one_direction_is_the_same_for_all_states():
-    along = states() @ constant_direction(states())
+    direction = constant_direction(states().T @ states() / len(states()), states().mean(0))
+    along = states() @ direction
     assert abs(float(along.mean()) - 1) < 1e-4 and float(along.std()) < 0.2
 
 
 def test_tokens_become_as_likely_as_they_are_frequent():
     generator = torch.Generator().manual_seed(1)
     hidden, rows = states(), torch.randn(40, 12, generator=generator)
-    counts = np.arange(40) ** 2
+    weights = (np.arange(40) ** 2 + 0.5) / (np.arange(40) ** 2 + 0.5).sum()
+    following = torch.from_numpy(np.random.default_rng(0).choice(40, len(hidden), p=weights))
+    new, report = run(rows, hidden, following)
+    counts = np.bincount(following, minlength=40)
     shares = (counts + 0.5) / (counts + 0.5).sum()
-    following = torch.from_numpy(np.random.default_rng(0).choice(40, len(hidden), p=shares))
-    new, report = calibrated(rows, hidden, following, counts)
     mean = (hidden @ new.T).softmax(-1).mean(0).numpy()
     assert np.abs(mean - shares).max() < 0.002
-    entropy = -(shares * np.log(shares)).sum()
+    entropy = -(weights * np.log(weights)).sum()
     # the rows know nothing of these tokens, and that is found out
     assert report["alpha"] == 0 and report["nats_before"] > entropy + 1 and report["nats_after"] < entropy + 0.05
+    assert report["positions"] == 3000 and report["tokens_counted"] == 3001
 
 
 def test_rows_that_know_something_are_kept():
@@ -48,37 +59,69 @@ def test_rows_that_know_something_are_kept():
     rows = 0.3 * torch.randn(40, 12, generator=torch.Generator().manual_seed(2))
     logits = hidden @ rows.T + torch.linspace(-3, 3, 40)
     following = torch.multinomial(logits.softmax(-1), 1, generator=torch.Generator().manual_seed(3)).flatten()
-    new, report = calibrated(rows, hidden, following, np.bincount(following.numpy(), minlength=40))
+    new, report = run(rows, hidden, following)
     true = -float(logits.log_softmax(-1).gather(-1, following[:, None]).mean())
     assert report["alpha"] >= 0.75 and report["nats_after"] < true + 0.1 < report["nats_before"] - 0.1
-    assert calibrated(rows, hidden, following, np.ones(40))[0].shape == rows.shape
 
 
 def test_states_before_a_token_tell_when_it_comes():
-    """Normal states around a mean of each token: the fit comes near the exact posterior, and what was not seen keeps its row."""
+    """Normal states around a mean of each token: the fit comes near the exact posterior."""
     generator = torch.Generator().manual_seed(4)
     means = torch.randn(20, 12, generator=generator) + torch.linspace(-2, 3, 12)
     following = torch.randint(20, (6000,), generator=generator)
     hidden = means[following] + 0.7 * torch.randn(6000, 12, generator=generator)
-    counts = np.append(np.bincount(following.numpy()), 1)
     rows = torch.randn(21, 12, generator=generator)
-    new, report = calibrated(rows, hidden, following, counts)
+    new, report = run(rows, hidden, following)
     exact = -((hidden[:, None] - means) ** 2).sum(-1) / (2 * 0.7**2)
     best = -float(exact.log_softmax(-1).gather(-1, following[:, None]).mean())
-    assert report["weight"] in (1.0, 3.0, 10.0) and report["ridge"] == 1.0
+    assert report["weight"] == 10 and report["ridge"] == 1
     assert report["nats_after"] < 0.5 * (best + math.log(20)) < report["nats_before"]
-    fit = _Fit(rows, hidden, following, torch.full((21,), 1 / 21))
-    recipe = _Recipe(0.5, 1.0, 3.0)
-    seen = fit.occurrences[:, 0]
-    smooth = fit.covariance + fit.covariance.diagonal().mean() * torch.eye(12)
-    centred = 0.5 * (rows - rows.mean(0))
-    found = fit.matrix(recipe, hidden[:2000])
-    for token in (0, 7, 20):
-        discriminant = torch.linalg.solve(smooth, hidden[following == token].sum(0) - seen[token] * hidden.mean(0))
-        expected = (3 * centred[token] + discriminant) / (seen[token] + 3)
+
+
+def test_the_fit_by_its_formula():
+    """Against sums over every pair and position; a token that no one has seen keeps its row."""
+    generator = torch.Generator().manual_seed(5)
+    text = torch.randint(6, (4000,), generator=generator)
+    ids, hidden = text[100:401], torch.randn(300, 3, generator=generator) + 1
+    moments = Moments(7, 3)
+    moments.add(hidden, ids)
+    pairs = _Pairs(text[1:].numpy(), text[:-1].numpy(), 7)
+    rows = torch.randn(7, 3, generator=generator)
+    fit = _Fit(rows, moments, torch.full((7,), 1 / 7), pairs)
+    centred = hidden - hidden.mean(0)
+    after = torch.stack([centred[ids[:-1] == token].sum(0) / (int((ids[:-1] == token).sum()) + 1) for token in range(7)])
+    beyond = centred - after[ids[:-1]]
+    covariance = centred.T @ centred / 300
+    smooth = covariance + 3 * covariance.diagonal().mean() * torch.eye(3)
+    recipe = _Recipe(0.5, 3.0, 30.0)
+    found, kept = fit.matrix(recipe, hidden), 0.5 * (rows - rows.mean(0))
+    for token in range(7):
+        known, own = after[text[:-1]][text[1:] == token], beyond[ids[1:] == token]
+        mean = known.sum(0) / (len(known) + 30) + own.sum(0) / (len(own) + 10)
+        expected = 30 / (len(known) + 30) * kept[token] + torch.linalg.solve(smooth, mean)
         along = (found[token] - expected) / fit.direction  # what is left is a bias along one direction
-        assert float(along.std()) < 1e-2 * (1 + float(along.abs().mean()))
-    assert seen[20] == 0
+        assert float(along.std()) < 1e-3 * (1 + float(along.abs().mean()))
+        assert token < 6 or torch.equal(known, known[:0])
+    fewer = pairs.less(_Pairs(ids[1:].numpy(), ids[:-1].numpy(), 7))
+    left = [int(((text[:-1] == a) & (text[1:] == b)).sum() - ((ids[:-1] == a) & (ids[1:] == b)).sum()) for b in range(6) for a in range(6)]
+    assert fewer._times.tolist() == left and pairs._times.sum() == 3999
+
+
+def test_what_is_counted_in_all_of_the_text_helps():
+    """Tokens tell the next one, and states tell the token: a long text says more than the few states do."""
+    generator = torch.Generator().manual_seed(6)
+    chain = (2 * torch.randn(60, 60, generator=generator)).softmax(-1)
+    walk = [0]
+    draws = torch.rand(20_000, generator=generator)
+    sums = chain.cumsum(-1)
+    for draw in draws:
+        walk.append(min(59, int(torch.searchsorted(sums[walk[-1]], draw))))
+    text = torch.tensor(walk)
+    states_of = torch.randn(60, 48, generator=generator)
+    hidden = states_of[text] + torch.linspace(-1, 2, 48) + 0.1 * torch.randn(len(text), 48, generator=generator)
+    rows, following = torch.zeros(60, 48), text[1:601]
+    long, short = (run(rows, hidden[:600], following, known.numpy())[1]["nats_after"] for known in (text, text[:601]))
+    assert long < short - 0.1
 
 
 def choice(calibrate: bool = True, corpus: str = str(CORPUS / "de.jsonl")) -> swap.Choice:

@@ -283,8 +283,8 @@ def test_missing_mappings_are_told_once_each(tmp_path):
      "24: phases[1].schedule.min_lr_ratio: 'infinite' decays exponentially, which never reaches 0; give a share above 0"),
     ([("tokens: 500M\n", "tokens: 500M\n    schedule: {type: infinite, cooldown: 5000, decay: 0, min_lr_ratio: 0.1}\n")],
      "15: phases[0].schedule.decay: warmup 0 + cooldown 5,000 + decay 0 are more than all 3,907 steps"),
-    ([("tokenizer: tok/german", "tokenizer: tok/german\n  compare: [random, subwords]")],
-     "7: vocabulary.compare[1]: 'subwords' is already run; list each method once, without vocabulary.method"),
+    ([("tokenizer: tok/german", "tokenizer: tok/german\n  compare: [random, default]")],
+     "7: vocabulary.compare[1]: 'default' is already run; list each method once, without vocabulary.method"),
     ([("  source: base\n", SCRATCH.replace("llama,", "llama, vocab_size: 10,"))],
      "5: model.from_scratch.config.vocab_size: remove it: the size of the vocabulary comes from the tokenizer"),
 ])

@@ -23,7 +23,7 @@ def test_defaults_and_values(tmp_path):
     first, full = recipe.phases
     assert (first.tokens, first.sequence_length, first.optimizer.lr) == (500_000_000, 2000, 1e-3)
     assert isinstance(first.tokens, int) and isinstance(first.optimizer.lr, float)
-    assert recipe.vocabulary.tokenizer.path == "tok/german" and recipe.vocabulary.method == "subwords"
+    assert recipe.vocabulary.tokenizer.path == "tok/german" and recipe.vocabulary.method == "default"
     assert (recipe.seed, recipe.precision, full.train, first.train) == (1234, "bf16-mixed", "all", ["embedding", "output"])
     assert load([tmp_path / "recipe.yaml"], ["precision=bf16"]) == recipe  # short for bf16-mixed
     assert recipe.export.max_shard_size == 5_000_000_000 and recipe.evaluation.max_bytes == 200_000
@@ -188,7 +188,7 @@ def test_all_problems_at_once(tmp_path):
         ("batch_size: 64", "batch_size: many"), ("batch_size: 8", "batch_size: 7\n    micro_batch_size: 2"),
         ("name: german\n", "name: german\nname: again\n"),
     )
-    overrides = ["seeed=1", "parallel.sequence=true", "vocabulary.compare=[subwords, 5]", "phases[7].steps=2"]
+    overrides = ["seeed=1", "parallel.sequence=true", "vocabulary.compare=[default, 5]", "phases[7].steps=2"]
     assert problems(tmp_path, text, overrides) == [
         "recipe.yaml:2: the key 'name' is given twice (first in recipe.yaml:1)",
         "recipe.yaml:14: phases[0].data.germn: unknown corpus 'germn'. Did you mean 'german'?",
@@ -199,9 +199,9 @@ def test_all_problems_at_once(tmp_path):
         "recipe.yaml:27: phases[1].optimizer.lrr: unknown key. Did you mean 'lr'?",
         "override 'seeed=1': seeed: unknown key. Did you mean 'seed'?",
         "override 'parallel.sequence=true': parallel.sequence: sequence parallelism needs parallel.tensor above 1",
-        "override 'vocabulary.compare=[subwords, 5]': vocabulary.compare[1]: expected text, got the number 5; "
+        "override 'vocabulary.compare=[default, 5]': vocabulary.compare[1]: expected text, got the number 5; "
         "put it in quotes if it is meant as text",
-        "override 'vocabulary.compare=[subwords, 5]': vocabulary.compare[0]: 'subwords' is already run; "
+        "override 'vocabulary.compare=[default, 5]': vocabulary.compare[0]: 'default' is already run; "
         "list each method once, without vocabulary.method",
         "override 'phases[7].steps=2': there is no item 7: the list has 2 (counted from 0)",
     ]
