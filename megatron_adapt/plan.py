@@ -199,8 +199,7 @@ class _Builder:
     def _swap(self, method: str, base: Path, tokenizer: Path) -> Path:
         vocabulary, seed = self.recipe.vocabulary, self.recipe.seed
         assert vocabulary is not None
-        is_contest = method == AUTO
-        is_default = method == DEFAULT
+        is_contest, is_default = method == AUTO, method == DEFAULT
         given = vocabulary.options if is_contest else {} if is_default else {method: vocabulary.options.get(method, {})}
         chosen = {name: methods.read_options(name, values) for name, values in given.items()}
         making = vocabulary.tokenizer.making
@@ -216,9 +215,7 @@ class _Builder:
             from megatron_adapt.steps import compare, swap
 
             if is_contest:
-                contest = compare.Contest(
-                    corpora, given, seed, vocabulary.pad_to_multiple, vocabulary.calibrate, vocabulary.probe
-                )
+                contest = compare.Contest(corpora, given, seed, vocabulary.pad_to_multiple, vocabulary.calibrate, vocabulary.probe)
                 return compare.run(base, tokenizer, output, contest, reporter)
             choice = swap.Choice(method, given.get(method, {}), seed, vocabulary.pad_to_multiple, corpora, vocabulary.calibrate)
             return swap.run(base, tokenizer, output, choice, reporter)

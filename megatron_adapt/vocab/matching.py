@@ -54,8 +54,10 @@ def overlap(target: Tokenizer, source: Tokenizer) -> np.ndarray:
     return match(target, source).source_ids
 
 
-def match(target: Tokenizer, source: Tokenizer) -> Matching:
-    """Match every target token.
+def match(
+    target: Tokenizer, source: Tokenizer, wanted: TokenKeys | None = None, have: TokenKeys | None = None
+) -> Matching:
+    """Match every target token; ``wanted`` and ``have``: both tokenizers' ``token_keys``, where they are known already.
 
     Where several source tokens have the same bytes, one of the same spelling wins (so that a vocabulary matches itself
     id by id), then an ordinary piece over a byte-fallback token, then the lowest id.
@@ -63,7 +65,7 @@ def match(target: Tokenizer, source: Tokenizer) -> Matching:
     Raises:
         ConfigError: a kind of vocabulary whose bytes are not known.
     """
-    wanted, have = token_keys(target), token_keys(source)
+    wanted, have = wanted or token_keys(target), have or token_keys(source)
     spelled = {token: index for index, token in enumerate(have.tokens) if token is not None}
     by_key: dict[Key, int] = {}
     for byte_tokens in (False, True):
@@ -126,7 +128,7 @@ def token_keys(tokenizer: Tokenizer) -> TokenKeys:
             keys[index] = token
         elif index in added:
             keys[index] = token.encode()
-        elif fallback and (match := BYTE_TOKEN.fullmatch(token)):
+        elif fallback and token[:1] == "<" and (match := BYTE_TOKEN.fullmatch(token)):
             keys[index], is_byte[index] = bytes([int(match[1], 16)]), True
         else:
             keys[index] = to_bytes(token)

@@ -70,7 +70,7 @@ class Material:
 
     @cached_property
     def matching(self) -> Matching:
-        return match(self.target, self.source)
+        return match(self.target, self.source, self.target_keys, self.source_keys)
 
     @cached_property
     def source_keys(self) -> TokenKeys:

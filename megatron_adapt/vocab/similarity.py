@@ -56,7 +56,7 @@ def weights_over(
     return concatenated(*parts)
 
 
-def sparsemax(scores: np.ndarray, first: int = 48) -> Triples:
+def sparsemax(scores: np.ndarray, first: int = 32) -> Triples:
     """(row, column, weight) of the projection of every row of ``scores`` [n, m] onto the simplex.
 
     With z sorted downwards, k is the largest for which 1 + k z_k > z_1 + ... + z_k, tau = (z_1 + ... + z_k - 1) / k and

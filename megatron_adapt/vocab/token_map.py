@@ -167,17 +167,16 @@ class TokenMap:
         import torch
 
         target = torch.empty(self.rows, matrix.shape[1], dtype=matrix.dtype, device="cpu")
-        begin = 0
-        for block in self.blocks(matrix, seed, name):
-            target[begin : begin + len(block)] = block
-            begin += len(block)
+        for _ in self.blocks(matrix, seed, name, target):
+            pass
         return target
 
-    def blocks(self, matrix: Tensor, seed: int, name: str = "embedding") -> Iterator[Tensor]:
+    def blocks(self, matrix: Tensor, seed: int, name: str = "embedding", target: Tensor | None = None) -> Iterator[Tensor]:
         """The target matrix of a source matrix [at least source_size, d], in the source's dtype, ``CHUNK`` rows at a time.
 
         Copied rows keep their bits. Everything else is computed in float32 (statistics in float64) on the CPU. The
         draw depends on ``seed``, ``name`` and the map alone, so input and output embeddings differ when their names do.
+        The blocks are parts of ``target`` [rows, d] where it is given.
 
         Raises:
             CheckpointError: fewer rows than the source tokenizer has ids, or values that are not finite.
@@ -188,7 +187,8 @@ class TokenMap:
             )
         work = _Work(self, matrix.detach().cpu(), seed, name)
         for begin in range(0, self.rows, CHUNK):
-            yield work.rows(begin, min(begin + CHUNK, self.rows))
+            end = min(begin + CHUNK, self.rows)
+            yield work.rows(begin, end, None if target is None else target[begin:end])
 
 
 class _Work:
@@ -216,12 +216,13 @@ class _Work:
         digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
         self.generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
-    def rows(self, begin: int, end: int) -> Tensor:
-        """Rows ``begin`` to ``end`` of the target; blocks are asked for in order."""
+    def rows(self, begin: int, end: int, target: Tensor | None = None) -> Tensor:
+        """Rows ``begin`` to ``end`` of the target, into ``target`` where given; blocks are asked for in order."""
         import torch
 
         indptr = self.map.indptr
-        target = torch.empty(end - begin, self.source.shape[1], dtype=self.source.dtype, device="cpu")
+        if target is None:
+            target = torch.empty(end - begin, self.source.shape[1], dtype=self.source.dtype, device="cpu")
         copied = np.flatnonzero(self.copies[begin:end])
         target[torch.from_numpy(copied)] = self.source[torch.from_numpy(self.map.source_ids[indptr[begin + copied]])]
         for rows, sums in self._compose(begin + np.flatnonzero(self.composed[begin:end])):

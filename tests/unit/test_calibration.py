@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,9 +12,9 @@ import torch
 from method_cases import CORPUS, world
 from test_surgery import HEAD, make_model, tensors
 
-from megatron_adapt.config import Corpus
+from megatron_adapt.config import DEFAULT, Corpus
 from megatron_adapt.errors import ConfigError, DataError
-from megatron_adapt.steps import swap
+from megatron_adapt.steps import calibrate, swap
 from megatron_adapt.steps.reporter import Reporter
 from megatron_adapt.vocab.calibration import Moments, _Fit, _Pairs, _Recipe, calibrated, constant_direction
 
@@ -125,7 +126,7 @@ def test_what_is_counted_in_all_of_the_text_helps():
 
 
 def choice(calibrate: bool = True, corpus: str = str(CORPUS / "de.jsonl")) -> swap.Choice:
-    corpora = [Corpus.model_construct(path=[corpus], text_key="text", max_documents=150)] if corpus else []
+    corpora = [Corpus.model_construct(path=[corpus], text_key="text", max_documents=40)] if corpus else []
     return swap.Choice("mean", {}, 1, 1, corpora, calibrate)
 
 
@@ -141,6 +142,35 @@ def test_swap_calibrates_the_output_alone(tmp_path):
     assert report["calibration"]["nats_after"] < math.log(900)  # what a model that knows nothing pays
     again = swap.run(model, target, tmp_path / "again", choice(), Reporter())
     assert again["calibration"] == report["calibration"] and tensors(tmp_path / "again")[HEAD].equal(after[HEAD])
+
+
+def test_the_default_says_what_it_does(tmp_path, monkeypatch):
+    """focus, calibrated, where there is text and the model can be; else what is next best, and why."""
+    model, tied, target = make_model(tmp_path / "model"), make_model(tmp_path / "tied", tied=True), world().folder / "target"
+    told: list[str] = []
+
+    class Listening(Reporter):
+        def log(self, text: str) -> None:
+            told.append(text)
+
+    def default(source, name: str, corpus: str = str(CORPUS / "de.jsonl"), calibrate: bool | None = None, tokenizer=target):
+        told.clear()
+        given = swap.choice(DEFAULT, [], 1, 1, [corpus] if corpus else [], "text", calibrate)
+        given = replace(given, corpora=[each.model_copy(update={"max_documents": 40}) for each in given.corpora])
+        report = swap.run(source, tokenizer, tmp_path / name, given, Listening())
+        return report["method"], "calibration" in report
+
+    assert default(model, "best") == ("focus", True) and told[0] == "method focus, calibrated"
+    assert default(model, "plain", calibrate=False) == ("focus", False) and told[0] == "method focus, not calibrated"
+    assert default(tied, "tied_new") == ("focus", False)
+    assert told[0].startswith("method focus, not calibrated: ") and "are one matrix" in told[0]
+    assert default(model, "none", corpus="") == ("subwords", False)
+    assert told[0].startswith("method subwords, not calibrated: text in the target language (--corpus")
+    monkeypatch.setattr(calibrate, "_stream", lambda tokenizer, texts: np.zeros(100, dtype=np.int32))
+    assert default(model, "short") == ("focus", False)
+    assert any(line.startswith("warning: not calibrated: calibrate needs at least 256 tokens") for line in told)
+    with pytest.raises(ConfigError, match="--option dim: options are of one method: name it with --method"):
+        swap.choice(DEFAULT, ["dim=3"], 1, 1, [], "text", None)
 
 
 def test_what_cannot_be_calibrated(tmp_path):

@@ -189,6 +189,9 @@ def test_what_methods_read_is_input_of_the_swap(tmp_path, monkeypatch):
     assert set(build("vocabulary.calibrate=true").step("copy/swap").settings["corpora"]) == {"german"}
     with pytest.raises(ConfigError, match="vocabulary method focus reads text in the target language: name corpora under"):
         build("vocabulary.method=focus", f"vocabulary.tokenizer={tmp_path}")
+    step = build("vocabulary.method=default").step("default/swap")
+    assert step.settings["calibrate"] is None and set(step.settings["corpora"]) == {"german"}
+    assert not build("vocabulary.method=default", f"vocabulary.tokenizer={tmp_path}").step("default/swap").settings["corpora"]
 
 
 def test_an_unknown_step() -> None:
