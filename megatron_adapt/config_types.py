@@ -95,11 +95,14 @@ def choice(option: str, value: str | None, known: tuple[str, ...]) -> str | None
 
 
 def size_option(option: str, value: str) -> int:
-    """The value of a command's option that is a number of bytes. Raises ConfigError."""
+    """The value of a command's option that is a number of bytes, at least one. Raises ConfigError."""
     try:
-        return byte_count(value)
+        size = byte_count(value)
     except ValueError as error:
         raise ConfigError(f"--{option}: {error}.") from None
+    if size < 1:
+        raise ConfigError(f"--{option}: must be at least 1 byte, got {value!r}.")
+    return size
 
 
 def _boolean(value: Any) -> bool:

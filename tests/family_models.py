@@ -15,7 +15,7 @@ from torch import Tensor
 
 from megatron_adapt.families import Family, families
 
-VOCABULARY = 50
+VOCABULARY = 51  # not a multiple of the tensor-parallel ranks
 LENGTH = 24
 LLAMA = {
     "hidden_size": 32, "intermediate_size": 44, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,

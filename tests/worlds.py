@@ -33,7 +33,8 @@ from megatron_adapt.vocab.train import train_tokenizer
 
 torch.set_num_threads(1)  # threads do not survive a fork
 
-VOCABULARY = 320
+VOCABULARY = 321  # what tensor-parallel ranks can share is tested with EVEN
+EVEN = 324
 SIZES = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 128, "initializer_range": 0.1,
@@ -45,10 +46,13 @@ LLAMA3 = {
 MODELS: dict[str, dict[str, Any]] = {
     "untied": {},
     "tied": {"tie_word_embeddings": True},
-    "mha": {"num_key_value_heads": 4, "tie_word_embeddings": True},
+    "mha": {"num_key_value_heads": 4, "tie_word_embeddings": True, "vocab_size": EVEN},
     "linear": {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
     "llama3": {"rope_theta": 500.0, "rope_scaling": LLAMA3, "head_dim": 16},
     "bf16": {"dtype": "bfloat16"},
+    "twelve heads": {
+        "num_attention_heads": 12, "num_key_value_heads": 12, "hidden_size": 48, "vocab_size": 323,
+    },
 }
 SEED = 7
 # A phase that is interrupted and continued, and where.
@@ -157,7 +161,7 @@ class World:
 
     def _write_model(self, path: Path, changes: Mapping[str, Any]) -> None:
         family = family_named("llama")
-        config = family.complete_config({**SIZES, **changes}, VOCABULARY, 0, 1)
+        config = family.complete_config({**SIZES, **changes}, changes.get("vocab_size", VOCABULARY), 0, 1)
         path.mkdir()
         (path / "config.json").write_text(json.dumps(config))
         for file in self.tokenizer.iterdir():

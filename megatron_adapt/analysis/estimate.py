@@ -27,7 +27,9 @@ def parameters_per_rank(shape: ModelShape, parallel: Parallel) -> int:
                 here = stage == 0 or (shared and stage == parallel.pipeline - 1)
             else:
                 here = stage == parallel.pipeline - 1
-            if here:
+            if here and name in (EMBEDDING, OUTPUT):
+                count += -(-size[0] // parallel.tensor) * size[1]
+            elif here:
                 count += elements // (parallel.tensor if is_cut(name, shape) else 1)
         largest = max(largest, count)
     return largest

@@ -28,7 +28,7 @@ from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.utils import extract_sharded_tensors_and_factories
 from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer.optimizer import MegatronOptimizer
-from megatron_adapt.engine import backend, fp8, optimizer as optimizers, optimizer_state
+from megatron_adapt.engine import backend, fp8, optimizer as optimizers, optimizer_state, vocabulary
 from megatron_adapt.engine.chunks import Chunks
 from megatron_adapt.errors import CheckpointError
 from megatron_adapt.hf.directory import HFDirectory
@@ -64,7 +64,7 @@ def _sharded_state(
     """``source``: the checkpoint to load, of which states of layers are taken if it has them."""
     # Layers of Transformer Engine and of Megatron each add states for FP8, of different names and empty but under delayed
     # scaling. Left out, a checkpoint of either kind loads into both.
-    sharded = model.sharded_state_dict(metadata=CONTENT)
+    sharded = vocabulary.sharded_state(model)
     state = {"model": {name: value for name, value in sharded.items() if not name.endswith("_extra_state")}}
     if fp8.has_history(model.config) and not (loading and source is None):
         there = FileSystemReader(source).read_metadata().state_dict_metadata if source is not None else None

@@ -24,17 +24,19 @@ from megatron_adapt.hf.weights import WeightReader
 def tensor_parallel_slice(name: str, full: Tensor, shape: torch.Size, rank: int, size: int, gated: bool = True) -> Tensor:
     """Rank ``rank`` of ``size``'s part (of ``shape``) of an unsharded Megatron tensor; ``gated``: of a gated MLP.
 
-    The one dimension that is ``size`` times longer in ``full`` is the one that is cut; a tensor of the same shape is
-    replicated.
+    The one dimension that is longer in ``full`` is the one that is cut; a tensor of the same shape is replicated. The rows of
+    the vocabulary need not be a multiple of ``size`` (``vocabulary.py``).
     """
     cut = [dim for dim in range(full.dim()) if full.size(dim) != shape[dim]]
     if not cut:
         return full
-    assert len(cut) == 1 and full.size(cut[0]) == size * shape[cut[0]], (name, full.shape, shape)
     if gated and name.endswith(("mlp.linear_fc1.weight", "mlp.linear_fc1.bias")):
         # [gate; up]: each rank holds its part of both halves.
-        return torch.cat([half.chunk(size, dim=cut[0])[rank] for half in full.chunk(2, dim=cut[0])])
-    return full.chunk(size, dim=cut[0])[rank]
+        part = torch.cat([half.tensor_split(size, dim=cut[0])[rank] for half in full.chunk(2, dim=cut[0])])
+    else:
+        part = full.tensor_split(size, dim=cut[0])[rank]
+    assert part.shape == shape, (name, full.shape, shape)
+    return part
 
 
 @torch.no_grad()

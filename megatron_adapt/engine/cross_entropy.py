@@ -21,6 +21,7 @@ from megatron.core.tensor_parallel.mappings import (
     gather_from_sequence_parallel_region,
 )
 from megatron_adapt.config_phases import LOGITS_OF_A_SLICE, slices_logits
+from megatron_adapt.engine import vocabulary
 
 
 class LanguageModel(GPTModel):
@@ -42,16 +43,57 @@ class LanguageModel(GPTModel):
             return super()._postprocess(hidden_states=hidden_states, labels=labels, **rest)
         tied = self.share_embeddings_and_output_weights
         head = self.shared_embedding_or_output_weight() if tied else self.output_layer.weight
-        if not slices_logits(self.logits, labels.numel() * len(head)):
+        if not slices_logits(self.logits, labels.numel() * vocabulary.most(self.vocab_size)):  # all ranks choose alike
             return super()._postprocess(hidden_states=hidden_states, labels=labels, **rest)
         if self.config.sequence_parallel:
             hidden_states = gather_from_sequence_parallel_region(hidden_states, tensor_parallel_output_grad=True)
         else:
             hidden_states = copy_to_tensor_model_parallel_region(hidden_states)
-        first = parallel_state.get_tensor_model_parallel_rank() * len(head)
-        targets = labels.t().reshape(-1)
+        first, targets = vocabulary.mine(self.vocab_size).start, labels.t().reshape(-1)
         losses = LinearCrossEntropy.apply(hidden_states.flatten(0, 1), head, targets, first, self.softcap, self.z_loss)
         return losses.view(labels.size(1), labels.size(0)).t().contiguous()
+
+    def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
+        """``[b, s]`` and this rank's part of ``[s, b, V]`` -> ``[b, s]``; Megatron's knows equal shares and no z-loss."""
+        if not self.z_loss and self.vocab_size % self.config.tensor_model_parallel_size == 0:
+            return super().compute_language_model_loss(labels, logits)
+        first = vocabulary.mine(self.vocab_size).start
+        return CrossEntropy.apply(logits, labels.t(), first, self.z_loss).t().contiguous()
+
+
+class CrossEntropy(torch.autograd.Function):
+    """Cross-entropy over a vocabulary that tensor-parallel ranks share, with the gradient of a z-loss.
+
+    logits ``[s, b, this rank's rows]``, labels ``[s, b]``, the first of these rows, z -> losses ``[s, b]`` float32: log Z -
+    logit of the label. Backward is that of losses + z log^2 Z (Chowdhery et al. 2022, section 5; Z is the softmax's
+    denominator), which keeps logits from drifting.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, first: int, z: float) -> Tensor:
+        group = parallel_state.get_tensor_model_parallel_group()
+        wide = logits.float()
+        top = wide.amax(dim=-1)
+        dist.all_reduce(top, op=dist.ReduceOp.MAX, group=group)
+        total = torch.exp(wide - top[..., None]).sum(dim=-1)
+        dist.all_reduce(total, group=group)
+        log_total = total.log() + top
+        local = labels - first
+        mine = (local >= 0) & (local < logits.size(-1))
+        local = local.where(mine, 0)
+        chosen = wide.gather(-1, local[..., None])[..., 0] * mine
+        dist.all_reduce(chosen, group=group)
+        ctx.save_for_backward(logits, log_total, local, mine)
+        ctx.z = z
+        return log_total - chosen
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        logits, log_total, local, mine = ctx.saved_tensors
+        result = torch.exp(logits.float() - log_total[..., None])
+        result *= (gradient * (1 + 2 * ctx.z * log_total))[..., None]
+        result.scatter_add_(-1, local[..., None], -(gradient * mine)[..., None])
+        return result.to(logits.dtype), None, None, None
 
 
 class LinearCrossEntropy(torch.autograd.Function):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from megatron.core import parallel_state
 from megatron_adapt.data.corpus import read_documents
-from megatron_adapt.engine import backend
+from megatron_adapt.engine import backend, vocabulary
 from megatron_adapt.engine.backend import Layout
 from megatron_adapt.engine.chunks import run
 from megatron_adapt.engine.losses import positions
@@ -143,10 +143,5 @@ def bits_per_byte(model: nn.Module, text: Text, layout: Layout) -> dict[str, Any
 def logits(model: nn.Module, tokens: Tensor) -> Tensor:
     """``tokens [b, s]`` -> logits ``[b, s, vocabulary]`` float32 on the CPU, whole on every tensor rank (pipeline = 1)."""
     tokens = tokens.to(backend.device())
-    part = model(tokens, positions(tokens), None).float().contiguous()
-    group = parallel_state.get_tensor_model_parallel_group()
-    if group.size() == 1:
-        return part.cpu()
-    parts = [torch.empty_like(part) for _ in range(group.size())]
-    torch.distributed.all_gather(parts, part, group=group)
-    return torch.cat(parts, dim=-1).cpu()
+    part = model(tokens, positions(tokens), None).float()
+    return vocabulary.gathered(part, model.vocab_size).cpu()

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Callable, Iterator
+from typing import Callable, Iterator
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from megatron.core import parallel_state
 from megatron_adapt.config import Optimizer
 from megatron_adapt.engine import backend
 from megatron_adapt.engine.batches import Batch
@@ -96,13 +94,6 @@ def regularize(model: LanguageModel | Chunks, settings: Optimizer) -> None:
 
 def _regularize(model: LanguageModel, settings: Optimizer) -> None:
     model.z_loss = settings.z_loss
-    if settings.z_loss and model.post_process:
-
-        def loss(labels: Tensor, logits: Tensor) -> Tensor:
-            """``[b, s]`` and this rank's part of ``[s, b, V]`` -> ``[b, s]``."""
-            return CrossEntropy.apply(logits, labels.t(), settings.z_loss).t().contiguous()
-
-        model.compute_language_model_loss = loss
     if settings.embedding_gradient < 1 and model.pre_process:
 
         def shrink(module: nn.Module, inputs: tuple, output: Tensor) -> None:
@@ -111,37 +102,3 @@ def _regularize(model: LanguageModel, settings: Optimizer) -> None:
                 output.register_hook(lambda gradient: gradient * settings.embedding_gradient)
 
         model.embedding.register_forward_hook(shrink)
-
-
-class CrossEntropy(torch.autograd.Function):
-    """Cross-entropy over a vocabulary that tensor-parallel ranks share, with the gradient of a z-loss.
-
-    logits ``[s, b, V / ranks]``, labels ``[s, b]``, z -> losses ``[s, b]`` float32: log Z - logit of the label. Backward is that
-    of losses + z log^2 Z (Chowdhery et al. 2022, section 5; Z is the softmax's denominator), which keeps logits from drifting.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, labels: Tensor, z: float) -> Tensor:
-        group = parallel_state.get_tensor_model_parallel_group()
-        wide = logits.float()
-        top = wide.amax(dim=-1)
-        dist.all_reduce(top, op=dist.ReduceOp.MAX, group=group)
-        total = torch.exp(wide - top[..., None]).sum(dim=-1)
-        dist.all_reduce(total, group=group)
-        log_total = total.log() + top
-        local = labels - dist.get_rank(group) * logits.size(-1)
-        mine = (local >= 0) & (local < logits.size(-1))
-        local = local.where(mine, 0)
-        chosen = wide.gather(-1, local[..., None])[..., 0] * mine
-        dist.all_reduce(chosen, group=group)
-        ctx.save_for_backward(logits, log_total, local, mine)
-        ctx.z = z
-        return log_total - chosen
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        logits, log_total, local, mine = ctx.saved_tensors
-        result = torch.exp(logits.float() - log_total[..., None])
-        result *= (gradient * (1 + 2 * ctx.z * log_total))[..., None]
-        result.scatter_add_(-1, local[..., None], -(gradient * mine)[..., None])
-        return result.to(logits.dtype), None, None

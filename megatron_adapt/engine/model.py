@@ -24,7 +24,7 @@ from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron_adapt.config import FP8
 from megatron_adapt.config_types import selected_layers
-from megatron_adapt.engine import backend, fp8
+from megatron_adapt.engine import backend, fp8, vocabulary
 from megatron_adapt.engine.backend import Layout
 from megatron_adapt.engine.chunks import Chunks, chunks
 from megatron_adapt.engine.cross_entropy import LanguageModel
@@ -118,7 +118,7 @@ def _build(shape: ModelShape, config: TransformerConfig, recompute: str, logits:
     model = LanguageModel(
         config,
         backend.layer_spec(config, shape, stage),
-        vocab_size=shape.vocab_size,
+        vocab_size=vocabulary.most(shape.vocab_size) * config.tensor_model_parallel_size,
         max_sequence_length=shape.max_position_embeddings,
         pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=stage),
         post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=stage),
@@ -127,6 +127,7 @@ def _build(shape: ModelShape, config: TransformerConfig, recompute: str, logits:
         share_embeddings_and_output_weights=shape.tied,
         position_embedding_type=POSITIONS[shape.position],
     )
+    vocabulary.cut(model, shape.vocab_size)
     if shape.position == "rope":
         # Megatron knows one kind of rope scaling, with its constants fixed; the family's frequencies are exact for all.
         model.rotary_pos_emb.inv_freq = shape.inverse_frequencies()

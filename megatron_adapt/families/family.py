@@ -122,11 +122,11 @@ class ModelShape:
             ("attention heads", self.num_attention_heads),
             ("key/value heads", self.num_query_groups),
             ("feed-forward units", self.ffn_hidden_size),
-            ("vocabulary rows", self.vocab_size),
         ):
             if count % tensor:
-                hint = " (vocabulary.pad_to_multiple grows a new vocabulary)" if what == "vocabulary rows" else ""
-                problems.append(f"{count} {what} cannot be divided by parallel.tensor={tensor}{hint}")
+                problems.append(f"{count} {what} cannot be divided by parallel.tensor={tensor}")
+        if self.vocab_size < tensor:
+            problems.append(f"{self.vocab_size} vocabulary rows are fewer than parallel.tensor={tensor}")
         if self.num_layers % (pipeline * virtual_pipeline):
             stages = f" x parallel.virtual_pipeline={virtual_pipeline}" if virtual_pipeline > 1 else ""
             problems.append(f"{self.num_layers} layers cannot be divided by parallel.pipeline={pipeline}{stages}")

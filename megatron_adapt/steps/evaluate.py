@@ -32,7 +32,7 @@ def run(
     shape = find_family(opened.config, where).read_config(opened.config, where)
     layout = replace(layout, virtual_pipeline=1)  # interleaving has something to gain in training only
     if shape.layout_problems(layout.tensor, layout.pipeline):
-        # The vocabulary before a swap, say. Every rank takes the whole model, and its share of the text.
+        # Every rank takes the whole model, and its share of the text.
         layout = Layout()
     length = min(length or shape.max_position_embeddings, shape.max_position_embeddings)
     if layout.sequence:

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from megatron.core import parallel_state
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from worlds import LAYOUTS, SEED, Layout, Outcome, World, hf_model, on_ranks
+from worlds import LAYOUTS, SEED, VOCABULARY, Layout, Outcome, World, hf_model, on_ranks
 
-from megatron_adapt.engine import backend, cross_entropy, losses, model as models
+from megatron_adapt.engine import backend, cross_entropy, losses, model as models, vocabulary
 from megatron_adapt.engine.cross_entropy import LinearCrossEntropy
 from megatron_adapt.engine.model import named_parameters
 
@@ -41,10 +41,10 @@ def close(found: Tensor, expected: Tensor, relative: float = 1e-6) -> bool:
     return (found - expected).abs().max().item() <= relative * expected.abs().max().item()
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks, rows", [(1, ROWS), (2, ROWS), (2, ROWS + 1), (3, 4)])
 @pytest.mark.parametrize("z, cap", [(0.0, None), (Z, CAP)])
-def test_it_is_torchs_cross_entropy(ranks: int, z: float, cap: float | None):
-    hidden, weight, labels, upstream = example(torch.float64)
+def test_it_is_torchs_cross_entropy(ranks: int, rows: int, z: float, cap: float | None):
+    hidden, weight, labels, upstream = example(torch.float64, rows=rows)
     hidden.requires_grad_(), weight.requires_grad_()
     logits = hidden @ weight.t()
     logits = logits if cap is None else cap * torch.tanh(logits / cap)
@@ -54,9 +54,10 @@ def test_it_is_torchs_cross_entropy(ranks: int, z: float, cap: float | None):
     def ours() -> tuple[Tensor, Tensor, Tensor]:
         backend.start(Layout(tensor=ranks), SEED)
         rank = parallel_state.get_tensor_model_parallel_rank()
-        mine = weight.detach().float().chunk(ranks)[rank].clone().requires_grad_()
+        first = vocabulary.share(rows, rank, ranks).start
+        mine = weight.detach().float().tensor_split(ranks)[rank].clone().requires_grad_()
         entire = hidden.detach().float().requires_grad_()
-        found = LinearCrossEntropy.apply(entire, mine, labels, rank * len(mine), cap, z)
+        found = LinearCrossEntropy.apply(entire, mine, labels, first, cap, z)
         (found * upstream.float()).sum().backward()
         return found.detach(), entire.grad, mine.grad
 
@@ -135,8 +136,8 @@ def test_no_tensor_has_the_size_of_the_logits(world: World, softcap: float | Non
 
     (largest, loss, gradients), (_, evaluated, _) = on_ranks(1, lambda: (run("sliced", True), run("sliced", False)))[0]
     most, expected, all_gradients = on_ranks(1, lambda: run("whole", True))[0]
-    count = tokens.numel() * 320
-    assert most >= count > 2 * largest  # 128 of 320 rows at a time
+    count = tokens.numel() * VOCABULARY
+    assert most >= count > 2 * largest  # 128 rows at a time
     assert loss == pytest.approx(expected, rel=1e-6) and evaluated == pytest.approx(loss, rel=1e-6)
     assert all(close(gradients[name], all_gradients[name], 1e-5) for name in all_gradients)
 
@@ -177,7 +178,7 @@ def test_auto_slices_what_is_large(world: World, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(cross_entropy, "slices_logits", lambda choice, logits: slices(choice, logits << (28 if many else 0)))
         tokens = torch.arange(12).view(2, 6)
         bare(tokens, losses.positions(tokens), None, labels=tokens)
-        assert bare(tokens, losses.positions(tokens), None).shape == (2, 6, 320)  # without labels logits are asked for
+        assert bare(tokens, losses.positions(tokens), None).shape == (2, 6, VOCABULARY)  # without labels logits are asked for
         backend.stop()
         return len(calls)
 

@@ -10,18 +10,18 @@ import torch.nn.functional as F
 from megatron.core import parallel_state
 from worlds import LAYOUTS, SEED, Layout, World, hf_model, on_ranks, phase
 
-from megatron_adapt.engine import backend, losses
+from megatron_adapt.engine import backend, cross_entropy, losses, vocabulary
 from megatron_adapt.engine.model import named_parameters
 
 Z = 0.1
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks, rows", [(1, 12), (2, 12), (2, 13), (3, 4), (3, 3)])
 @pytest.mark.parametrize("z", [0.0, Z])
-def test_cross_entropy_is_that_of_torch(ranks, z):
+def test_cross_entropy_is_that_of_torch(ranks, rows, z):
     generator = torch.Generator().manual_seed(3)
-    logits = torch.randn(5, 2, 12, generator=generator) * 4
-    labels = torch.randint(12, (5, 2), generator=generator)
+    logits = torch.randn(5, 2, rows, generator=generator) * 4
+    labels = torch.randint(rows, (5, 2), generator=generator)
     weights = torch.rand(5, 2, generator=generator)
     whole = logits.clone().requires_grad_()
     expected = F.cross_entropy(whole.permute(0, 2, 1), labels, reduction="none")
@@ -29,8 +29,9 @@ def test_cross_entropy_is_that_of_torch(ranks, z):
 
     def ours() -> tuple[torch.Tensor, torch.Tensor]:
         backend.start(Layout(tensor=ranks), SEED)
-        part = logits.chunk(ranks, dim=-1)[parallel_state.get_tensor_model_parallel_rank()].clone().requires_grad_()
-        found = losses.CrossEntropy.apply(part, labels, z)
+        mine = vocabulary.share(rows, parallel_state.get_tensor_model_parallel_rank(), ranks)
+        part = logits[..., mine.start : mine.stop].clone().requires_grad_()
+        found = cross_entropy.CrossEntropy.apply(part, labels, mine.start, z)
         (found * weights).sum().backward()
         return found.detach(), part.grad
 

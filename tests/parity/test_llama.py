@@ -9,11 +9,10 @@ import pytest
 import torch
 import transformers.models.llama.modeling_llama  # noqa: F401  once, here: the forked ranks need it
 from harness import assets
-from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
-from worlds import MODELS, SEED, Layout, World, hf_model, on_ranks, sentences
+from worlds import MODELS, SEED, VOCABULARY, Layout, World, hf_model, on_ranks, sentences
 
-from megatron_adapt.engine import backend, checkpoint, convert, evaluate, model as models, verify
+from megatron_adapt.engine import backend, checkpoint, convert, evaluate, model as models, verify, vocabulary
 from megatron_adapt.engine.losses import positions
 from megatron_adapt.errors import CheckpointError
 from megatron_adapt.families import find_family
@@ -87,15 +86,12 @@ def sharded_logits(model: torch.nn.Module, tokens: torch.Tensor) -> list | None:
         )  # fmt: skip
     if not outputs:
         return None
-    group = parallel_state.get_tensor_model_parallel_group()
-    parts = [torch.empty_like(outputs[0]) for _ in range(group.size())]
-    torch.distributed.all_gather(parts, outputs[0].contiguous(), group=group)
-    return torch.cat(parts, dim=-1).tolist()
+    return vocabulary.gathered(outputs[0], model.vocab_size).tolist()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 def test_logits_do_not_depend_on_the_layout(world: World, layout):
-    tokens = torch.arange(2 * 48).view(2, 48) * 7 % 320
+    tokens = torch.arange(2 * 48).view(2, 48) * 7 % VOCABULARY
     names = ("untied", "tied", "llama3", "mha")
 
     def work(layout: Layout, of) -> list:
