@@ -56,6 +56,6 @@ def test_resumed_by_other_numbers_of_ranks(world: World, tmp_path: Path):
     assert run.losses == pytest.approx(reference.losses, rel=1e-5)
     assert run.norms == pytest.approx(reference.norms, rel=3e-5)
     ours, theirs = tensors(run.folder), tensors(reference.folder)
-    assert max((ours[name] - theirs[name]).abs().max().item() for name in theirs) < 1e-4
+    assert max((ours[name] - theirs[name]).abs().max().item() for name in theirs) < 1e-3
     four = world.train(tmp_path / "four", Layout(tensor=4), start=MODEL, **STEPS)
     assert four.losses == pytest.approx(reference.losses, rel=1e-5)
