@@ -189,7 +189,10 @@ def main() -> None:
     import megatron.core.datasets.indexed_dataset  # noqa: F401
     import transformers
 
-    import megatron_adapt.data.preprocess  # noqa: F401
+    import megatron_adapt.data.preprocess
+    import megatron_adapt.hf.compiled_bpe
+    import megatron_adapt.hf.flat_encoding
+    import megatron_adapt.hf.tokenizer  # noqa: F401
 
     transformers.PreTrainedTokenizerFast  # noqa: B018 (a lazy import)
     print("| text, tokenizer | ours | gigatoken | megatron | tokenizers | / gigatoken | / megatron | / tokenizers |")

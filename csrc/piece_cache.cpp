@@ -71,7 +71,7 @@ const std::uint32_t* PieceCache::find(const Key& key, std::uint32_t& count) {
 
 void PieceCache::insert(const Key& key, const std::uint32_t* ids, std::uint32_t count) {
   if (ids_.size() + count > kMostIds) clear(sets_);
-  if (used_ >= sets_ && sets_ < kSets) grow();
+  if (2 * used_ >= 3 * sets_ && sets_ < kSets) grow();
   Entry* const set = &entries_[2 * (key.hash & (sets_ - 1))];
   Entry& entry = set[set[0].size != 0];
   used_ += entry.size == 0;

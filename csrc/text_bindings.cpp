@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 
 #include <stdexcept>
+#include <unordered_map>
 #include <utility>
 
 #include "bpe.h"
@@ -55,16 +56,50 @@ void check_offsets(const Offsets& offsets, std::int64_t limit, const char* name)
   if (!ascending) throw py::value_error(std::string(name) + " must ascend within the array they point into");
 }
 
-using Merges = py::array_t<std::uint32_t, py::array::c_style | py::array::forcecast>;
 using Bytes = py::array_t<std::uint8_t, py::array::c_style>;
 
-std::unique_ptr<BpeEncoder> make_bpe(const std::vector<std::string>& tokens, const Merges& merges, bool prefix,
-                                     bool unless_space) {
-  if (merges.ndim() != 2 || merges.shape(1) != 3) throw py::value_error("merges must be [merges, 3]");
-  std::vector<Merge> list(static_cast<std::size_t>(merges.shape(0)));
-  for (std::size_t i = 0; i < list.size(); ++i) {
-    const std::uint32_t* const row = merges.data() + 3 * i;
-    list[i] = Merge{row[0], row[1], row[2]};
+std::string_view utf8(py::handle text) {
+  Py_ssize_t size = 0;
+  const char* const data = PyUnicode_AsUTF8AndSize(text.ptr(), &size);
+  if (data == nullptr) throw py::error_already_set();
+  return {data, static_cast<std::size_t>(size)};
+}
+
+// Of ["a", "b"] or "a b".
+std::pair<std::string_view, std::string_view> halves(py::handle merge) {
+  if (py::isinstance<py::str>(merge)) {
+    const std::string_view both = utf8(merge);
+    const std::size_t space = both.find(' ');
+    if (space == both.npos || both.find(' ', space + 1) != both.npos) throw py::value_error("a merge is not of two tokens");
+    return {both.substr(0, space), both.substr(space + 1)};
+  }
+  const py::sequence pair = py::reinterpret_borrow<py::sequence>(merge);
+  if (pair.size() != 2) throw py::value_error("a merge is not of two tokens");
+  return {utf8(py::object(pair[0])), utf8(py::object(pair[1]))};  // the list keeps them
+}
+
+std::unique_ptr<BpeEncoder> make_bpe(const py::dict& vocabulary, const py::list& merges, bool prefix, bool unless_space) {
+  std::vector<std::string> tokens;
+  std::unordered_map<std::string_view, std::uint32_t> ids;
+  ids.reserve(vocabulary.size());
+  for (const auto& [spelling, number] : vocabulary) {
+    const std::uint32_t id = number.cast<std::uint32_t>();
+    if (id >= tokens.size()) tokens.resize(id + 1);
+    tokens[id] = utf8(spelling);
+    ids[utf8(spelling)] = id;
+  }
+  const auto find = [&ids](std::string_view spelling) {
+    const auto found = ids.find(spelling);
+    if (found == ids.end()) throw py::value_error("a merge has a token that the vocabulary lacks");
+    return found->second;
+  };
+  std::vector<Merge> list;
+  list.reserve(merges.size());
+  std::string result;
+  for (const py::handle merge : merges) {
+    const auto [left, right] = halves(merge);
+    result.assign(left).append(right);
+    list.push_back(Merge{find(left), find(right), find(result)});
   }
   using Prefix = BpeEncoder::Prefix;
   const Prefix kind = !prefix ? Prefix::none : unless_space ? Prefix::unless_space : Prefix::always;
@@ -163,7 +198,7 @@ void bind_text(py::module_& module) {
       .def_property_readonly("lines", &DocumentScanner::lines)
       .def("__len__", &DocumentScanner::count);
   py::class_<BpeEncoder>(module, "BpeEncoder", "Byte pair encoding that cuts nothing before merging; see csrc/bpe.h.")
-      .def(py::init(&make_bpe), py::arg("tokens"), py::arg("merges"), py::kw_only(), py::arg("prefix"),
+      .def(py::init(&make_bpe), py::arg("vocabulary"), py::arg("merges"), py::kw_only(), py::arg("prefix"),
            py::arg("unless_space"))
       .def("encode", &encode_texts, py::arg("text"), py::arg("offsets"),
            "ids uint32 of all texts and where each begins int64 [texts + 1], for UTF-8 uint8 and offsets [texts + 1].");

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from megatron_adapt.hf.flat_encoding import Unsupported
-from megatron_adapt.hf.tokenizer import Tokenizer, collection_paused
+from megatron_adapt.hf.tokenizer import Tokenizer
 
 _SPACE = "\u2581"
 _REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
@@ -38,12 +38,10 @@ class CompiledBPE:
             raise Unsupported("it does not look for special tokens in text")
         prefix, unless_space = _prefix(parsed)
         model = _model(parsed)
-        with collection_paused():
-            tokens, merges = _numbered(model["vocab"], model["merges"])
-            try:
-                self._backend = _C.BpeEncoder(tokens, merges, prefix=prefix, unless_space=unless_space)
-            except ValueError as error:
-                raise Unsupported(str(error)) from None
+        try:
+            self._backend = _C.BpeEncoder(model["vocab"], model["merges"], prefix=prefix, unless_space=unless_space)
+        except ValueError as error:
+            raise Unsupported(str(error)) from None
 
     def encode(self, text: np.ndarray, offsets: np.ndarray, parallel: bool) -> tuple[np.ndarray, np.ndarray]:
         """As :meth:`megatron_adapt.hf.flat_encoding.Gigatoken.encode`; always one core."""
@@ -75,16 +73,3 @@ def _model(parsed: dict[str, Any]) -> dict[str, Any]:
         if model.get(key):
             raise Unsupported(f"it has {key}")
     return model
-
-
-def _numbered(vocabulary: dict[str, int], merges: list) -> tuple[list[bytes], np.ndarray]:
-    """Spellings by id, and [merges, 3] ids: two tokens and what they become."""
-    tokens = [b""] * (max(vocabulary.values()) + 1)
-    for spelling, index in vocabulary.items():
-        tokens[index] = spelling.encode("utf-8")
-    pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
-    try:
-        numbers = [vocabulary[token] for a, b in pairs for token in (a, b, a + b)]
-    except (KeyError, ValueError):
-        raise Unsupported("a merge has a token that the vocabulary lacks") from None
-    return tokens, np.array(numbers, dtype=np.uint32).reshape(-1, 3)

@@ -87,16 +87,18 @@ class Tokenizer:
     def _load(cls, path: Path) -> Tokenizer:
         file = _vocabulary_file(path)
         if file.suffix == ".json":
-            parsed = _read_json(file)
+            text = _read_text(file)
             with ThreadPoolExecutor(1) as beside:  # the library works without the interpreter's lock
-                made = beside.submit(_RustBackend, file, parsed)
+                made = beside.submit(_RustBackend, file, text)
+                parsed = _parse(file, text)
                 try:
                     digest = _digest(canonical_json(parsed))
                 finally:
                     backend: Any = made.result()  # of a broken file it knows best what is wrong
+            backend.hide_special_pieces(parsed)
         elif tiktoken.is_tiktoken(file):
             parsed = tiktoken.tokenizer_json(file)
-            backend, digest = _RustBackend(file, parsed), _digest(canonical_json(parsed))
+            backend, digest = _RustBackend(file, json.dumps(parsed)), _digest(canonical_json(parsed))
         else:
             parsed = None
             backend = _SentencePieceBackend(file)
@@ -175,21 +177,25 @@ class _RustBackend:
 
     name = "tokenizers"
 
-    def __init__(self, file: Path, parsed: dict) -> None:
+    def __init__(self, file: Path, text: str) -> None:
+        self.file = file
+        self.full = self._made(text)
+        self.plain = _plain(self.full)
+        self._parsing: Any = None
+
+    def _made(self, text: str) -> Any:
         from tokenizers import Tokenizer as RustTokenizer
 
         try:
-            text = file.read_text(encoding="utf-8") if file.suffix == ".json" else json.dumps(parsed)
-            self.full = self.plain = RustTokenizer.from_str(text)
-            if parsed.get("model", {}).get("type") == "Unigram":
-                self.plain = RustTokenizer.from_str(json.dumps(_without_special_pieces(parsed)))
+            return RustTokenizer.from_str(text)
         except Exception as error:  # the library raises bare Exception for every malformed file
             reason = " ".join(str(error).split())
-            raise DataError(f"{file} is not a tokenizer that the tokenizers library can read: {reason}.") from None
-        self._parsing: Any = None
-        self.plain.encode_special_tokens = True
-        self.plain.no_truncation()
-        self.plain.no_padding()
+            raise DataError(f"{self.file} is not a tokenizer that the tokenizers library can read: {reason}.") from None
+
+    def hide_special_pieces(self, parsed: dict) -> None:
+        """Not to be found in text; ``parsed`` is what this tokenizer was made of."""
+        if parsed.get("model", {}).get("type") == "Unigram":
+            self.plain = _plain(self._made(json.dumps(_without_special_pieces(parsed))))
 
     def encode(self, texts: list[str], parse_special_tokens: bool) -> list[np.ndarray]:
         tokenizer = self.parsing() if parse_special_tokens else self.plain
@@ -199,9 +205,7 @@ class _RustBackend:
     def parsing(self) -> Any:
         """The tokenizer that finds special tokens in text; made at first use."""
         if self._parsing is None:
-            self._parsing = type(self.full).from_str(self.full.to_str())
-            self._parsing.no_truncation()
-            self._parsing.no_padding()
+            self._parsing = _plain(type(self.full).from_str(self.full.to_str()))
             self._parsing.encode_special_tokens = False
         return self._parsing
 
@@ -290,13 +294,30 @@ def _vocabulary_file(path: Path) -> Path:
     raise ConfigError(f"{path} holds neither tokenizer.json nor tokenizer.model.{hint}")
 
 
+def _plain(tokenizer: Any) -> Any:
+    """Set to take special tokens in text for text, and texts as they are."""
+    tokenizer.encode_special_tokens = True
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
 def _read_json(file: Path) -> dict:
+    return _parse(file, _read_text(file))
+
+
+def _read_text(file: Path) -> str:
     try:
-        parsed = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{file}:{error.lineno} is not JSON: {error.msg}.") from None
+        return file.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
         raise DataError(f"{file} is not UTF-8 text: {error.reason} at byte {error.start}.") from None
+
+
+def _parse(file: Path, text: str) -> dict:
+    try:
+        parsed = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{file}:{error.lineno} is not JSON: {error.msg}.") from None
     if not isinstance(parsed, dict):
         raise DataError(f"{file} holds a JSON {type(parsed).__name__} where an object is expected.")
     return parsed

@@ -3,6 +3,7 @@ however its file was formatted, and whichever version of ``tokenizers`` wrote it
 
 from __future__ import annotations
 
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ def canonical_json(parsed: dict) -> dict:
     vocabulary = model.pop("vocab", {})
     merges = model.pop("merges", None) or []
     if isinstance(vocabulary, dict):
-        vocabulary = sorted(([index, token] for token, index in vocabulary.items()), key=lambda pair: pair[0])
+        vocabulary = sorted(zip(vocabulary.values(), vocabulary), key=itemgetter(0))
     added = []
     for token in sorted(parsed.get("added_tokens") or [], key=lambda token: token["id"]):
         # Special tokens are never looked for in raw text, so how they would be matched does not matter.
@@ -37,7 +38,7 @@ def canonical_json(parsed: dict) -> dict:
     return {
         "model": _component({"type": "BPE", **model} if merges else model),
         "vocab": vocabulary,
-        "merges": [merge.split(" ") if isinstance(merge, str) else list(merge) for merge in merges],
+        "merges": [merge.split(" ") if isinstance(merge, str) else merge for merge in merges],
         "normalizer": _component(parsed.get("normalizer")),
         "pre_tokenizer": _component(parsed.get("pre_tokenizer")),
         "added_tokens": added,
