@@ -87,8 +87,9 @@ def _has_gpu() -> bool:
 def _phase_problems(phase: Phase, shape: ModelShape) -> Iterator[str]:
     if phase.optimizer.type == "adamw8bit" and importlib.util.find_spec("bitsandbytes") is None:
         yield f"phase '{phase.name}': optimizer.type: adamw8bit needs bitsandbytes; pip install 'megatron_adapt[adamw8bit]'"
-    if phase.optimizer.paged and not _has_gpu():
-        yield f"phase '{phase.name}': optimizer.paged needs a GPU, and there is none here; remove it"
+    for key in ("paged", "offload"):
+        if getattr(phase.optimizer, key) and not _has_gpu():
+            yield f"phase '{phase.name}': optimizer.{key} needs a GPU, and there is none here; remove it"
     if phase.sequence_length > shape.max_position_embeddings:
         yield (
             f"phase '{phase.name}': sequence_length {phase.sequence_length} exceeds the model's "

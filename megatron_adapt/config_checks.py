@@ -235,6 +235,10 @@ def _optimizer(optimizer: Optimizer, precision: Any) -> Iterator[tuple[str, str]
         yield "momentum", f"belongs to 'muon', not to {optimizer.type!r}; remove it"
     if optimizer.type not in (INVALID, "adamw8bit") and optimizer.paged is True:
         yield "paged", f"belongs to 'adamw8bit', not to {optimizer.type!r}; remove it"
+    if optimizer.type not in (INVALID, "adamw") and optimizer.offload is True:
+        yield "offload", f"belongs to 'adamw', not to {optimizer.type!r}; remove it"
+    elif optimizer.offload is True and precision == "bf16-true":
+        yield "offload", "updates float32 weights, which 'bf16-true' does without; use 'bf16-mixed'"
     if optimizer.type == "adamw8bit" and precision == "bf16-true":
         yield "type", "adamw8bit rounds bf16 weights to the nearest, which loses most updates; use 'adamw', or precision 'bf16-mixed'"
     if precision in ("fp32", "bf16-mixed", *FP8) and optimizer.rounding not in (INVALID, default["rounding"].default):

@@ -30,6 +30,7 @@ class Optimizer(Strict):
     type: Literal["adamw", "adamw8bit", "lionw", "muon"] = Field(
         "adamw", description="algorithm; adamw8bit: moments of 8 bits (bitsandbytes); muon: adamw but for matrices inside layers"
     )
+    offload: Switch = Field(False, description="adamw: moments in main memory, where the CPU computes the update (needs a GPU)")
     paged: Switch = Field(False, description="adamw8bit: moments may move to main memory while the GPU has too little")
     lr: Positive = Field(description="peak learning rate")
     embedding_lr: Positive | None = Field(None, description="peak learning rate of embedding and output rows; null: lr")

@@ -29,6 +29,7 @@ SECTIONS = {
     "train_bf16": ("sections", "train_bf16", {}, False, 180),
     "train_bf16_true": ("sections", "train_bf16_true", {}, False, 180),
     "train_muon": ("sections", "train_muon", {}, False, 180),
+    "train_offload": ("sections", "train_offload", {}, False, 180),
     "train_adamw8bit": ("sections", "train_adamw8bit", {}, False, 240),
     "train_fp8_current": ("sections", "train_fp8", {"precision": "fp8-current"}, True, 180),
     "train_fp8_delayed": ("sections", "train_fp8", {"precision": "fp8-delayed"}, True, 180),

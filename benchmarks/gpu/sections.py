@@ -21,6 +21,7 @@ from megatron_adapt.engine import backend, checkpoint, evaluate, loop, metrics, 
 from megatron_adapt.engine.backend import Layout
 from megatron_adapt.engine.convert import load_hf
 from megatron_adapt.engine.packing import Documents
+from megatron_adapt.errors import ConfigError
 from megatron_adapt.families.llama import FAMILY
 from megatron_adapt.hf.directory import HFDirectory, read_json
 
@@ -188,6 +189,24 @@ def train_muon(tiny: bool, scratch: Path) -> dict:
     difference = largest(low, once)
     assert difference < 2e-2, f"losses of bf16-true differ from bf16-mixed by {difference:.1e} (allowed 2e-2)"
     return {"fall_by_adamws": learnt, "difference_of_bf16_true": difference, "repeats": once == again and same_weights(setup, "once", "again")}
+
+
+def train_offload(tiny: bool, scratch: Path) -> dict:
+    """AdamW whose moments are in main memory: the losses of AdamW, the same again; on a CPU it is refused."""
+    setup = Setup(tiny, scratch, 20)
+    use("plain")
+    adamw = setup.train("bf16-mixed", "adamw")
+    use_optimizer(setup, offload=True)
+    if not backend.has_gpu():
+        try:
+            setup.train("bf16-mixed", "offload")
+        except ConfigError as error:
+            return {"refused": str(error)}
+        raise AssertionError("moments are offloaded although there is no GPU")
+    once, again = setup.train("bf16-mixed", "once"), setup.train("bf16-mixed", "again")
+    difference = largest(once, adamw)
+    assert difference < 2e-3, f"losses differ from AdamW's by {difference:.1e} (allowed 2e-3)"
+    return {"difference_to_adamw": difference, "repeats": once == again and same_weights(setup, "once", "again")}
 
 
 def train_adamw8bit(tiny: bool, scratch: Path) -> dict:

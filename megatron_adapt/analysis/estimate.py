@@ -44,7 +44,7 @@ def is_cut(name: str, shape: ModelShape) -> bool:
 
 def state_bytes(optimizer: Optimizer, precision: str, sharers: int = 1) -> float:
     """Bytes per trained parameter of weights, gradients and optimizer; ``sharers``: ranks that share the latter's state."""
-    moments = {"adamw": 2, "adamw8bit": 0.5}.get(optimizer.type, 1)  # of float32, or of bf16 in bf16-true
+    moments = 0 if optimizer.offload else {"adamw": 2, "adamw8bit": 0.5}.get(optimizer.type, 1)  # of float32, or of bf16 in bf16-true
     if precision == "bf16-true":
         return 4 + (2 * moments + (2 if optimizer.rounding == "kahan" else 0)) / sharers
     return 8 + 4 * moments / sharers if precision == "fp32" else 6 + (4 + 4 * moments) / sharers
@@ -54,7 +54,7 @@ def memory_per_rank(shape: ModelShape, parallel: Parallel, phase: Phase, precisi
     """Bytes, roughly, with every parameter training.
 
     Weights, gradients and AdamW's state: 16 bytes a parameter in fp32, 18 in bf16-mixed (2 + 4 + main weight 4 + moments
-    8), 8 in bf16-true (2 each; Kahan's compensation 2 more); LionW and, inside layers, Muon have one moment less, those of adamw8bit take a byte, the distributed optimizer shares
+    8), 8 in bf16-true (2 each; Kahan's compensation 2 more); LionW and, inside layers, Muon have one moment less, those of adamw8bit take a byte, offloaded ones none, the distributed optimizer shares
     moments and main weights. The logits twice in fp32; in slices those of one, three times, and the gradient of the hidden states.
 
     Activations: 34 bytes per position, layer and hidden unit in bf16 without the score matrix (Korthikanti et al. 2022,

@@ -25,7 +25,7 @@ from megatron.core.optimizer.optimizer import MegatronOptimizer
 from megatron.core.tensor_parallel import param_is_not_tensor_parallel_duplicate
 from megatron.core.transformer.module import param_is_not_shared
 from megatron_adapt.config import FP8, Optimizer
-from megatron_adapt.engine import backend, eight_bit, muon, optimizer_state, updates
+from megatron_adapt.engine import backend, eight_bit, muon, offload, optimizer_state, updates
 from megatron_adapt.engine.chunks import Chunks, chunks
 from megatron_adapt.engine.model import named_parameters
 
@@ -76,7 +76,9 @@ def build(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         optimizer = get_megatron_optimizer(config, chunks(model), config_overrides=overrides)
-    if low or settings.type != "adamw" or ages:
+    if settings.offload:
+        offload.require_gpu()
+    if low or settings.type != "adamw" or settings.offload or ages:
         # Neither Megatron's checkpoints nor the fused kernels know parameters with different counts of updates.
         _replace(base(optimizer), settings, model, low, seed, ages or {})
     for group in optimizer.param_groups:
@@ -134,7 +136,8 @@ def _replace(
     if settings.type == "adamw8bit":
         single.optimizer = eight_bit.build(empty, settings.paged, had, **more)
     else:
-        kind = {"adamw": updates.AdamW, "lionw": updates.LionW, "muon": muon.Muon}[settings.type]
+        adamw = offload.AdamW if settings.offload else updates.AdamW
+        kind = {"adamw": adamw, "lionw": updates.LionW, "muon": muon.Muon}[settings.type]
         single.optimizer = kind(
             empty,
             rounding=settings.rounding if low else "nearest",

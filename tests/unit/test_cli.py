@@ -198,6 +198,8 @@ def test_what_this_machine_lacks_is_told_at_once(run: Run, monkeypatch: pytest.M
         "phase 'full': optimizer.type: adamw8bit needs bitsandbytes; pip install 'megatron_adapt[adamw8bit]'",
         "phase 'full': optimizer.paged needs a GPU, and there is none here; remove it",
     )
+    result = untouched(run, "check", written(), "phases.full.optimizer={lr: 1e-3, offload: true}")
+    result.refused("phase 'full': optimizer.offload needs a GPU, and there is none here; remove it")
 
 
 def test_a_new_vocabulary_may_be_padded(run: Run) -> None:

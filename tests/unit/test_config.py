@@ -251,6 +251,10 @@ def test_missing_mappings_are_told_once_each(tmp_path):
     ([("{lr: 1e-4}", "{lr: 1e-4, type: adamw8bit}\n    precision: bf16-true")],
      "26: phases[1].optimizer.type: adamw8bit rounds bf16 weights to the nearest, which loses most updates; use 'adamw', or precision "
      "'bf16-mixed'"),
+    ([("{lr: 1e-4}", "{lr: 1e-4, type: lionw, offload: true}")],
+     "26: phases[1].optimizer.offload: belongs to 'adamw', not to 'lionw'; remove it"),
+    ([("{lr: 1e-4}", "{lr: 1e-4, offload: true}\n    precision: bf16-true")],
+     "26: phases[1].optimizer.offload: updates float32 weights, which 'bf16-true' does without; use 'bf16-mixed'"),
     ([("{lr: 1e-4}", "{lr: 1e-4, type: lionw, momentum: 0.9}")],
      "26: phases[1].optimizer.momentum: belongs to 'muon', not to 'lionw'; remove it"),
     ([("name: german\n", "name: german\nparallel: {distributed_optimizer: true, data: 2}\n"), ("{lr: 1e-4}", "{lr: 1e-4, type: muon}")],

@@ -88,6 +88,8 @@ def test_recomputation_and_a_shared_state() -> None:
     muon = phase(batch_size=8, optimizer={"lr": 1e-3, "type": "muon"})
     without = kept["none"] - estimate.memory_per_rank(whole, Parallel(), muon, "bf16-mixed")
     assert without == 4 * (whole.num_parameters() - 2 * EMBEDDING)
+    assert estimate.state_bytes(Optimizer(lr=1e-3, type="adamw8bit"), "bf16-mixed") == 12
+    assert estimate.state_bytes(Optimizer(lr=1e-3, offload=True), "bf16-mixed") == 10
     low = Optimizer(lr=1e-3, rounding="kahan")
     assert [estimate.state_bytes(low, "bf16-true", sharers) for sharers in (1, 4)] == [10, 4 + 6 / 4]
 
