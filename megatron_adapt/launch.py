@@ -37,7 +37,12 @@ LONGEST_REPORT = PIPE_SIZE // 12 - 100  # characters, of which JSON makes up to 
 
 
 class StepFailed(Exception):
-    """A rank ended with an error that is no ``AdaptError``; the message holds its traceback or signal."""
+    """A rank ended with an error that is no ``AdaptError``; the message holds its traceback or signal.
+
+    ``cause``: what a command that failed has said itself, on its way to the same terminal.
+    """
+
+    cause = ""
 
 
 @dataclass(frozen=True)
@@ -164,18 +169,31 @@ def child(command: Sequence[str]) -> Outcome:
             with contextlib.suppress(ProcessLookupError):  # it has just ended
                 os.kill(pid, number)
 
-    environment = {**os.environ, "MEGATRON_ADAPT_NESTED": "1"}
+    folder = tempfile.TemporaryDirectory(prefix="megatron-adapt-")
+    file = Path(folder.name) / "error"
+    environment = {**os.environ, "MEGATRON_ADAPT_NESTED": "1", "MEGATRON_ADAPT_ERROR": str(file)}
     process = subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=prepare)
     handlers = {number: signal.signal(number, forward) for number in SIGNALS}
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     try:
         code = process.wait()
+        error = StepFailed(f"{' '.join(command)} ended with exit code {code}")
+        if file.is_file():
+            error.cause = file.read_text()
     finally:
+        folder.cleanup()
         for number, handler in handlers.items():
             signal.signal(number, handler)
     if code not in (0, STOPPED) and not asked:
-        raise StepFailed(f"{' '.join(command)} ended with exit code {code}")
+        raise error
     return Outcome(stopped=code == STOPPED or bool(asked))
+
+
+def note_error(text: str) -> None:
+    """Tell the process that has started this one with ``child`` what is wrong; of several ranks the first that does."""
+    if file := os.environ.get("MEGATRON_ADAPT_ERROR"):
+        with contextlib.suppress(OSError), open(file, "x") as note:
+            note.write(text)
 
 
 def _children(pid: int) -> list[int]:

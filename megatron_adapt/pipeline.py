@@ -6,19 +6,18 @@ import os
 import shlex
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Sequence
 
 from megatron_adapt import launch
 from megatron_adapt.errors import ConfigError
+from megatron_adapt.nodes import SEEN_WITHIN, FirstNode, Nodes
 from megatron_adapt.plan import Plan
 from megatron_adapt.steps import receipt
 from megatron_adapt.steps.receipt import Step
 from megatron_adapt.steps.reporter import PipeReporter, Reporter
 
 ENGINE = ("import", "train", "export", "evaluate")
-SEEN_WITHIN = 60.0  # seconds until a file that one node has written is seen on all (NFS remembers directories so long)
 
 
 def remaining(plan: Plan) -> list[Step]:
@@ -72,45 +71,6 @@ def ready(steps: Sequence[Step], undone: Sequence[Step]) -> list[Step]:
     return found
 
 
-@dataclass(frozen=True)
-class Nodes:
-    """The nodes that share the ranks of a step, and which of them this is: torchrun's own words for it."""
-
-    count: int = 1
-    rank: str = "$NODE_RANK"  # the cluster's launcher starts a line of ``plan`` once on each node, with these variables set
-    address: str = "$MASTER_ADDR"
-    port: str = "$MASTER_PORT"
-
-    @property
-    def is_first(self) -> bool:
-        return self.count == 1 or self.rank == "0"
-
-    @classmethod
-    def from_environment(cls, count: int) -> Nodes:
-        """This node, by the variables that launchers set. Raises ``ConfigError`` with all that are missing or no good."""
-        if count == 1:
-            return cls()
-        rank = os.environ.get("NODE_RANK", os.environ.get("SLURM_NODEID", ""))
-        address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
-        problems = [f"{name} is not set" for name, value in (("MASTER_ADDR", address), ("MASTER_PORT", port)) if not value]
-        if not rank.isdecimal() or int(rank) >= count:
-            problems.append(f"NODE_RANK (under Slurm SLURM_NODEID) is {rank!r}, not a number below {count}")
-        if problems:
-            raise ConfigError(
-                f"--nnodes {count}: {'; '.join(problems)}. Start the same command once on each node, with NODE_RANK 0 to "
-                f"{count - 1}, and MASTER_ADDR and MASTER_PORT naming a free port of node 0."
-            )
-        return cls(count, rank, address, port)
-
-    def torchrun(self, ranks: int) -> list[str]:
-        """torchrun's arguments for a step of so many ranks in all."""
-        if self.count == 1:
-            where = ["--standalone"]  # any free port
-        else:
-            where = ["--nnodes", str(self.count), "--node-rank", self.rank, "--master-addr", self.address, "--master-port", self.port]
-        return [*where, "--nproc-per-node", str(ranks // self.count)]
-
-
 def command(step: Step, recipe_arguments: Sequence[str], nodes: Nodes = Nodes()) -> str:
     """The shell line that runs one step: torchrun where it has several ranks."""
     tail = [step.verb, *recipe_arguments, "--step", step.name]
@@ -157,23 +117,23 @@ def preload(steps: Sequence[Step]) -> None:
 
 
 def run(
-    steps: Sequence[Step], view: View, torchrun: Callable[[Step], Sequence[str]] | None = None, is_first_node: bool = True
+    steps: Sequence[Step], view: View, torchrun: Callable[[Step], Sequence[str]] | None = None, first: FirstNode | None = None
 ) -> launch.Outcome:
     """Do the steps in order; stops early (``Outcome.stopped``) when one was asked to stop.
 
     ``torchrun`` gives the command of a step with several ranks; without it they are forked. Steps of one rank are done by
-    the first node, and the others wait for them.
+    the first node, and the others, to which it is ``first``, wait for them.
     """
     if torchrun is None:
         preload(steps)
     for number, step in enumerate(steps, 1):
         view.begin(number, len(steps), step)
         began = time.perf_counter()
-        if step.ranks == 1 and not is_first_node:
-            outcome, done = launch.Outcome(), _is_signed(step, None)
+        if step.ranks == 1 and first is not None:
+            outcome, done = launch.Outcome(), _is_signed(step, first)
         elif torchrun is not None and (step.ranks > 1 or step.verb in ENGINE):
             outcome = launch.child(torchrun(step))
-            done = receipt.state(step).done if is_first_node else _is_signed(step, SEEN_WITHIN)
+            done = receipt.state(step).done if first is None else _is_signed(step, None)
         else:
             outcome = execute(step, view.message)
             done = not outcome.stopped or receipt.state(step).done
@@ -185,15 +145,17 @@ def run(
     return launch.Outcome()
 
 
-def _is_signed(step: Step, within: float | None) -> bool:
-    """Whether the first node signs a step, or has signed it, within so many seconds (None: wait for it).
+def _is_signed(step: Step, first: FirstNode | None) -> bool:
+    """Whether the first node signs a step, as long as that takes it; None: whether it has signed it, once that can be seen.
 
     A file rather than a collective: the step may take hours.
     """
     began = time.monotonic()
     while receipt.read(step.output) is None:
-        if within is not None and time.monotonic() - began > within:
+        if first is None and time.monotonic() - began > SEEN_WITHIN:
             return False
+        if first is not None and first.has_stopped():
+            return receipt.read(step.output) is not None
         time.sleep(0.5)
     return True
 

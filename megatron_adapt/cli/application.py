@@ -24,22 +24,23 @@ class Interrupted(BaseException):
 
 def main() -> None:
     """Entry point: user errors become one message and exit code 2."""
-    from megatron_adapt.launch import SIGNALS, STOPPED, StepFailed, under_torchrun
+    from megatron_adapt.launch import SIGNALS, STOPPED, StepFailed, note_error, under_torchrun
 
     prefix = f"[rank {os.environ['RANK']}] " if under_torchrun() else ""
     for number in SIGNALS:
         signal.signal(number, _interrupt)
     try:
         app()
-    except AdaptError as error:
+    except (AdaptError, StepFailed) as error:
         print(f"{prefix}error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except StepFailed as error:
-        print(f"{prefix}error: {error}", file=sys.stderr)
-        sys.exit(1)
+        note_error(str(error))
+        sys.exit(2 if isinstance(error, AdaptError) else 1)
     except Interrupted:
         print(f"{prefix}stopped; the same command continues", file=sys.stderr)
         sys.exit(STOPPED)
+    except Exception as error:
+        note_error(f"{type(error).__name__}: {error}")
+        raise
 
 
 def _interrupt(number: int, frame: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, List, Optional
@@ -121,7 +122,7 @@ def run_steps(
     launcher: str = "fork",
     nodes: int = 1,
 ) -> None:
-    from megatron_adapt import checks, launch, pipeline
+    from megatron_adapt import checks, launch, nodes as several, pipeline
 
     if launcher not in ("auto", "fork", "torchrun"):
         raise ConfigError(f"--launcher {launcher}: choose auto, fork or torchrun.")
@@ -129,6 +130,8 @@ def run_steps(
         raise ConfigError(f"--launcher fork starts the ranks of one machine; --nnodes {nodes} needs torchrun.")
     here = pipeline.Nodes.from_environment(nodes)
     plan = load(words, nproc)
+    output = Path(plan.recipe.output)
+    first = None if here.is_first else several.FirstNode(output)
     _check_spread(plan, nodes)
     checks.check(plan)
     view = pipeline.View(quiet=not here.is_first)
@@ -156,7 +159,9 @@ def run_steps(
     extra = [] if nproc is None else [f"parallel.data={plan.recipe.parallel.data}"]
     arguments = [*words, *extra]
     torchrun = (lambda step: pipeline.interpreter_command(step, arguments, here)) if use_torchrun else None
-    outcome = pipeline.run(steps, view, torchrun, here.is_first)
+    with several.heard(output) if nodes > 1 and here.is_first else contextlib.nullcontext(lambda outcome: None) as end:
+        outcome = pipeline.run(steps, view, torchrun, first)
+        end(outcome)
     if outcome.stopped:
         # Under torchrun every code but 0 would look like a failure and kill the other ranks before they have saved.
         sys.exit(0 if launch.under_torchrun() else launch.STOPPED)

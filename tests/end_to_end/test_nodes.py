@@ -69,6 +69,24 @@ def test_two_nodes_do_what_one_machine_does(shop: Shop, model: Path, slurm: dict
     assert [(shop / "together" / name).read_bytes() == (shop / "alone" / name).read_bytes() for name in names] == [True] * 3
 
 
+def test_the_other_node_hears_of_an_error(shop: Shop, model: Path, slurm: dict[str, str]) -> None:
+    """No launcher ends it: it ends by itself, with the words of the step that failed."""
+    (shop.folder / "bad.jsonl").write_text('{"text": "gut"}\nnot JSON\n')
+    tree = tiny.recipe(
+        model={"source": str(model)}, vocabulary=None, phases=[tiny.phase("short", 4, data={"german": 1})],
+        data={"german": {"path": "bad.jsonl"}}, output="failing",
+    )  # fmt: skip
+    tiny.write(shop.folder, tree, "bad.yaml")
+    command = [sys.executable, "-m", "megatron_adapt", "run", "bad.yaml", "--nnodes", "2"]
+    environment = {**slurm, "SLURM_STEP_ID": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "29400"}
+    pipes = {"cwd": shop.folder, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    other = subprocess.Popen(command, env={**environment, "NODE_RANK": "1"}, **pipes)
+    first = subprocess.Popen(command, env={**environment, "NODE_RANK": "0"}, **pipes)
+    said, heard = (process.communicate(timeout=120)[1] for process in (first, other))
+    assert (first.returncode, other.returncode) == (2, 1)
+    assert "bad.jsonl" in said and heard == said.replace("error: ", "error: the first node failed: ", 1)
+
+
 def test_a_job_that_was_stopped_queues_again(shop: Shop, slurm: dict[str, str], tmp_path: Path) -> None:
     for code, again in ((75, True), (143, True), (1, False), (2, False)):
         program = tmp_path / "megatron-adapt"
