@@ -174,6 +174,15 @@ class Phase(Strict):
             missing, begin = missing - size * (end - begin), end
         return begin - (-missing // self.batch_size)
 
+    def checkpoints(self, steps: int, done: int = 0, there: int = 0) -> int:
+        """The most checkpoints that lie on the disk at one time, the one being written included.
+
+        ``done``: steps that are behind, with ``there`` checkpoints of them.
+        """
+        every = self.save_every or steps
+        count = min(there - done // every + -(-steps // every), self.keep_last + 1)
+        return count + (steps // self.keep_every - done // self.keep_every if self.keep_every else 0)
+
     def _ramp(self) -> list[tuple[int, int]]:
         """(sequences of a step, the step before which that ends) of each interval below `batch_size`."""
         if self.ramp_up is None:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A stage of a branch with its bits per byte by corpus. The branch ``base`` precedes all others."""
+    """A stage of a branch with its bits per byte by corpus. The branch ``base`` precedes all others.
+
+    ``losses``: by corpus, per token and per document.
+    """
 
     branch: str
     title: str
     bits_per_byte: Mapping[str, float]
+    losses: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,21 @@ def _points(
             x.append(tokens)
             y.append(ended[0].bits_per_byte[corpus])
     return x, y, bounds
+
+
+def loss_notes(measured: Sequence[Measured]) -> list[str]:
+    """A markdown table of the losses on held-out text, in nats."""
+    lines = [
+        "Loss on held-out text in nats, comparable with one tokenizer only: the mean over all tokens, and the mean over documents of",
+        "the mean over each one's tokens.",
+        "",
+        "| stage | corpus | per token | per document |",
+        "| --- | --- | --- | --- |",
+    ]
+    for stage in measured:
+        for corpus, (token, document) in stage.losses.items():
+            lines.append(f"| {stage.branch}: {stage.title} | {corpus} | {token:.4f} | {document:.4f} |")
+    return [*lines, ""]
 
 
 def training_notes(curves: Sequence[Curve]) -> list[str]:

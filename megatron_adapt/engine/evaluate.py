@@ -1,7 +1,9 @@
-"""Bits per byte of a model on text: the one number that compares models across vocabularies.
+"""Bits per byte of a model on text: the one number that compares models across vocabularies. And its losses there.
 
 Every document is read as ``[BOS or EOS] + tokens``, cut into windows that overlap by one token, so that each token of
-the text is predicted exactly once; the bits spent on them are divided by the text's UTF-8 bytes.
+the text is predicted exactly once; the bits spent on them are divided by the text's UTF-8 bytes. The loss per token is
+the mean over all tokens, in nats; that per document the mean over documents of the mean over each one's tokens, where a
+short document counts as much as a long one. Which tokens are whose is known from the documents, never from an EOS.
 """
 
 from __future__ import annotations
@@ -31,11 +33,19 @@ class Text:
     """Held-out documents tokenized for one model: ``windows`` of at most ``length + 1`` ids, ``bytes`` of the text."""
 
     windows: list[np.ndarray]
+    owners: np.ndarray  # the document of each window, from 0
+    lengths: np.ndarray  # tokens of each document
     length: int
     bytes: int
-    tokens: int
     unknown: int
-    documents: int
+
+    @property
+    def tokens(self) -> int:
+        return int(self.lengths.sum())
+
+    @property
+    def documents(self) -> int:
+        return len(self.lengths)
 
 
 def read_texts(path: Path, text_key: str = "text", max_bytes: int | None = None) -> list[str]:
@@ -57,25 +67,28 @@ def tokenize(texts: Sequence[str], tokenizer: Tokenizer, length: int) -> Text:
     start = tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id
     if start is None:
         raise DataError(f"{tokenizer.path}: has neither a BOS nor an EOS token to begin a document with.")
-    windows, tokens, unknown = [], 0, 0
-    for ids in tokenizer.encode(list(texts)):
+    windows, owners, lengths, unknown = [], [], [], 0
+    for number, ids in enumerate(tokenizer.encode(list(texts))):
         ids = np.concatenate([[start], ids]).astype(np.int64)
-        tokens += len(ids) - 1
+        lengths.append(len(ids) - 1)
         unknown += int((ids == tokenizer.unk_id).sum()) if tokenizer.unk_id is not None else 0
-        windows += [ids[i : i + length + 1] for i in range(0, len(ids) - 1, length)]
+        begins = range(0, len(ids) - 1, length)
+        windows += [ids[i : i + length + 1] for i in begins]
+        owners += [number] * len(begins)
     size = sum(len(text.encode("utf-8", "replace")) for text in texts)
-    return Text(windows, length, size, tokens, unknown, len(texts))
+    return Text(windows, np.array(owners), np.array(lengths), length, size, unknown)
 
 
-def _batches(text: Text, tokens_at_once: int, multiple: int) -> Iterator[list[np.ndarray]]:
-    """Windows of similar length together, at most ``tokens_at_once`` padded tokens (and at least one window) a batch."""
-    batch: list[np.ndarray] = []
-    for window in sorted(text.windows, key=len, reverse=True):
-        width = -(-(len(batch[0]) if batch else len(window)) // multiple) * multiple
+def _batches(text: Text, tokens_at_once: int, multiple: int) -> Iterator[list[int]]:
+    """Numbers of windows of similar length, at most ``tokens_at_once`` padded tokens (and at least one window) a batch."""
+    batch: list[int] = []
+    sizes = [len(window) for window in text.windows]
+    for number in sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True):
+        width = -(-sizes[batch[0] if batch else number] // multiple) * multiple
         if batch and (len(batch) + 1) * width > tokens_at_once:
             yield batch
             batch = []
-        batch.append(window)
+        batch.append(number)
     if batch:
         yield batch
 
@@ -95,20 +108,20 @@ def _pad(batch: Sequence[np.ndarray], multiple: int, rows: int = 1) -> tuple[Ten
 def _forward_step(batches: Iterator[tuple[Tensor, Tensor]], model: nn.Module) -> tuple[Tensor, Callable]:
     tokens, mask = next(batches)
     losses = model(tokens[:, :-1].contiguous(), positions(tokens[:, :-1]), None, labels=tokens[:, 1:].contiguous())
-    return losses, partial(_masked_sum, mask)
+    return losses, partial(_masked_sums, mask)
 
 
-def _masked_sum(mask: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
-    total = (losses.double() * mask).sum()
-    return total.float().clone(), total
+def _masked_sums(mask: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
+    rows = (losses.double() * mask).sum(dim=1)
+    return rows.sum().float(), rows
 
 
 @torch.no_grad()
-def nats(model: nn.Module, text: Text, layout: Layout, tokens_at_once: int = 8192) -> float:
-    """Negative log-likelihood of the whole text, the same number on every rank; works in every layout."""
+def nats(model: nn.Module, text: Text, layout: Layout, tokens_at_once: int = 8192) -> np.ndarray:
+    """Negative log-likelihood of each document, the same numbers on every rank; works in every layout."""
     multiple = layout.tensor if layout.sequence else 1
     data_rank, data_size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
-    total = 0.0
+    totals = np.zeros(text.documents)
     was_training = model.training
     model.eval()
     for number, batch in enumerate(_batches(text, tokens_at_once, multiple)):
@@ -116,22 +129,28 @@ def nats(model: nn.Module, text: Text, layout: Layout, tokens_at_once: int = 819
             continue
         # Stages that are interleaved need as many micro-batches as there are ranks.
         count = layout.pipeline if layout.virtual_pipeline > 1 else 1
-        tokens, mask = (tensor.to(backend.device()).chunk(count) for tensor in _pad(batch, multiple, count))
+        tokens, mask = (
+            tensor.to(backend.device()).chunk(count)
+            for tensor in _pad([text.windows[window] for window in batch], multiple, count)
+        )
         outputs = run(_forward_step, model, partial(zip, tokens, mask), count, mask[0].size(1), mask[0].size(0), forward_only=True)
-        total += sum(float(output) for output in outputs)
+        if outputs:
+            rows = torch.cat(outputs)[: len(batch)]
+            np.add.at(totals, text.owners[batch], rows.cpu().numpy())
     model.train(was_training)
     # Only the last pipeline stage has losses, and all its tensor-parallel ranks have the same ones.
     counts = parallel_state.is_pipeline_last_stage() and parallel_state.get_tensor_model_parallel_rank() == 0
-    return backend.agree([total if counts else 0.0], "sum")[0]
+    return np.array(backend.agree((totals if counts else totals * 0).tolist(), "sum"))
 
 
 def bits_per_byte(model: nn.Module, text: Text, layout: Layout) -> dict[str, Any]:
-    """``{bits_per_byte, nats_per_token, nats_per_document, tokens, bytes, documents, unknown_tokens}``."""
-    total = nats(model, text, layout)
+    """``{bits_per_byte, token_loss, document_loss, tokens, bytes, documents, unknown_tokens}``; losses in nats."""
+    totals = nats(model, text, layout)
+    total, has_tokens = float(totals.sum()), text.lengths > 0
     return {
         "bits_per_byte": total / math.log(2) / text.bytes,
-        "nats_per_token": total / text.tokens,
-        "nats_per_document": total / text.documents,
+        "token_loss": total / text.tokens,
+        "document_loss": float((totals[has_tokens] / text.lengths[has_tokens]).mean()),
         "tokens": text.tokens,
         "bytes": text.bytes,
         "documents": text.documents,

@@ -202,7 +202,7 @@ class _Run:
             step = self.position.step
             final = step == self.steps
             if phase.evaluate_every and (step % phase.evaluate_every == 0 or final):
-                last |= {f"held_out/{name}": self._bits_per_byte(text) for name, text in self.held_out.items()}
+                last |= self._evaluated()
             self.progress(step, self.steps)
             self.metrics.add(step, last, show=self._shown(step))
             stopping, busy = stop.agreed(self.saving is not None and not self.saving.done)
@@ -221,17 +221,17 @@ class _Run:
     def _shown(self, step: int) -> bool:
         return step % self.phase.log_every == 0 or step in (1, self.steps)
 
-    def _bits_per_byte(self, text: evaluate.Text) -> float:
+    def _evaluated(self) -> dict[str, float]:
+        """Bits per byte, loss per token and per document of every held-out text."""
+        kinds = {"held_out": "bits_per_byte", "held_out_loss": "token_loss", "held_out_document_loss": "document_loss"}
         with fp8.without_fp8(self.bare.config):
-            return evaluate.bits_per_byte(self.model, text, self.job.layout)["bits_per_byte"]
+            found = {name: evaluate.bits_per_byte(self.model, text, self.job.layout) for name, text in self.held_out.items()}
+        return {f"{kind}/{name}": found[name][key] for kind, key in kinds.items() for name in found}
 
     def _require_space(self) -> None:
         """Whether the phase's checkpoints will fit on the disk is asked now, not hours later."""
-        phase, done, every = self.phase, self.position.step, self.phase.save_every or self.steps
         there = len(checkpoint.finished(self.job.output))
-        at_once = min(there - done // every + -(-self.steps // every), phase.keep_last + 1)
-        if phase.keep_every:
-            at_once += self.steps // phase.keep_every - done // phase.keep_every
+        at_once = self.phase.checkpoints(self.steps, self.position.step, there)
         size = checkpoint.size(self.bare, self.optimizer)
         checkpoint.require_space(self.job.output, size, max(1, at_once - there))
 

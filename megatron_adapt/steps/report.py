@@ -23,7 +23,8 @@ def run(
     for stage in stages:
         metrics = read(root / stage.step)["metrics"]
         bits = {name: metrics[name]["bits_per_byte"] for name in corpora}
-        measured.append(report.Measured(stage.branch, stage.title, bits))
+        losses = {name: (metrics[name]["token_loss"], metrics[name]["document_loss"]) for name in corpora if "token_loss" in metrics[name]}
+        measured.append(report.Measured(stage.branch, stage.title, bits, losses))
     phases = []
     for name, folder in curves.items():
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -36,7 +37,7 @@ def run(
         (output / "report.md").write_text("\n".join([f"# {recipe.name}", "", "No held-out text to evaluate on.", "", *notes, ""]))
         return {}
     header, rows = report.table(measured, corpora)
-    (output / "report.md").write_text(report.markdown(recipe.name, header, rows, notes))
+    (output / "report.md").write_text(report.markdown(recipe.name, header, rows, [*report.loss_notes(measured), *notes]))
     report.plot(phases, measured, corpora, output / "report.png")
     reporter.log("bits per byte on held-out text")
     widths = [max(len(line[i]) for line in [header, *rows]) for i in range(len(header))]

@@ -107,11 +107,14 @@ def test_a_run_with_held_out_text(tmp_path: Path, capsys: pytest.CaptureFixture[
     stages = [Stage("base", "before", tmp_path, "evaluation/base"), Stage("copy", "phase full", tmp_path, "evaluation/copy-full")]
     for stage, bits in zip(stages, (7.0, 3.5)):
         (tmp_path / stage.step).mkdir(parents=True)
-        (tmp_path / stage.step / "receipt.json").write_text(json.dumps({"metrics": {"german": {"bits_per_byte": bits}}}))
+        metrics = {"german": {"bits_per_byte": bits, "token_loss": bits / 2, "document_loss": bits / 4}}
+        (tmp_path / stage.step / "receipt.json").write_text(json.dumps({"metrics": metrics}))
     result = step.run(loaded, stages, tmp_path, {}, tmp_path / "report", Reporter())
     assert result["table"] == [["stage", "german"], ["before", "7.000"], ["phase full", "3.500"]]
     assert capsys.readouterr().out.splitlines()[1:] == ["stage       german", "before       7.000", "phase full   3.500"]
     assert (tmp_path / "report" / "report.png").exists()
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "| base: before | german | 3.5000 | 1.7500 |\n| copy: phase full | german | 1.7500 | 0.8750 |\n" in text
 
 
 def test_spikes_are_told() -> None:
