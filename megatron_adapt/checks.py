@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Iterator, Sequence
@@ -11,7 +12,8 @@ from megatron_adapt import recipe as recipes, schedule
 from megatron_adapt.analysis import cluster as clusters, estimate
 from megatron_adapt.config import Parallel, Phase, Recipe, TokenizerChoice
 from megatron_adapt.config_types import selected_layers
-from megatron_adapt.errors import ConfigError
+from megatron_adapt.data.sources import HUB, find_files
+from megatron_adapt.errors import ConfigError, DataError
 from megatron_adapt.families import find_family
 from megatron_adapt.families.family import ModelShape
 from megatron_adapt.hf.directory import HFDirectory
@@ -111,6 +113,7 @@ def summary(plan: Plan) -> Iterator[str]:
     recipe = plan.recipe
     for row in estimate.rows(check(plan), recipe.parallel, recipe.precision, _known_tokens(plan)):
         yield f"{row.pop('phase')}: " + ", ".join(f"{key} {value}" for key, value in row.items())
+    yield from _disk(plan)
     yield f"{len(plan.steps)} steps, {recipe.parallel.world_size} ranks, output in {Path(recipe.output)}"
 
 
@@ -119,6 +122,59 @@ def advice(plan: Plan, cluster: str, measured: Path | None) -> Iterator[str]:
     # The layout that the recipe has now is not asked about.
     recipe = plan.recipe.model_copy(update={"parallel": Parallel()})
     yield from clusters.lines(check(replace(plan, recipe=recipe)), recipe.precision, clusters.parse(cluster), measured)
+
+
+def _disk(plan: Plan) -> Iterator[str]:
+    """What a run writes, roughly, and whether the disk has room for the rest of it."""
+    recipe, output = plan.recipe, Path(plan.recipe.output)
+    before, after = shapes(recipe)
+    scratch, vocabulary = recipe.model.from_scratch, recipe.vocabulary
+    phases = [(phase, before, "base", 1) for phase in (scratch.phases if scratch else [])]
+    branches = 1 + len(vocabulary.compare) if vocabulary else 1
+    phases += [(phase, after, "adapted", branches) for phase in recipe.phases]
+    tokens, sizes = _known_tokens(plan), {"checkpoints": 0.0, "corpora": 0.0, "models": 0.0}
+    for phase, shape, branch, times in phases:
+        try:
+            steps = recipes.steps(phase, tokens[branch])
+        except KeyError:
+            steps = None  # epochs of a corpus that is not tokenized yet
+        sizes["checkpoints"] += times * estimate.checkpoints_bytes(shape, phase, phase.precision or recipe.precision, steps)
+    for step in plan.steps:
+        if step.verb == "preprocess":
+            _, kind, name = step.name.split("/")
+            corpus = recipe.data[name]
+            size = (before if kind == "base" else after).vocab_size
+            sizes["corpora"] += estimate.corpus_bytes(_files(corpus.path), size, corpus.held_out)
+        elif step.verb in ("initialize", "swap", "import", "export"):
+            shape = before if step.name.startswith("base/") else after
+            final = step.name == "export" and recipe.export.dtype != "keep"
+            sizes["models"] += shape.num_parameters() * ((4 if recipe.export.dtype == "float32" else 2) if final else _width(recipe))
+    there = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
+    place = next(path for path in (output.absolute(), *output.absolute().parents) if path.exists())
+    total, free = sum(sizes.values()), shutil.disk_usage(place).free
+    parts = ", ".join(f"{name} {size / 1e9:.3g}" for name, size in sizes.items())
+    yield f"disk: ~{total / 1e9:.3g} GB ({parts}), {there / 1e9:.3g} GB of it there, {free / 1e9:.3g} GB free"
+    if (missing := total - there) > free:
+        yield (
+            f"the disk of {place} is too small: {missing / 1e9:.3g} GB more are needed, roughly, and {free / 1e9:.3g} GB are free; "
+            "keep fewer checkpoints (keep_last, keep_every) or choose another output"
+        )
+
+
+def _files(paths: str | Sequence[str]) -> list[Path]:
+    """A corpus's files, as far as they are here: those of the hub are not, and a missing one is told when it is read."""
+    named = [path for path in ([paths] if isinstance(paths, str) else paths) if not path.startswith(HUB)]
+    try:
+        return find_files(named)
+    except DataError:
+        return []
+
+
+def _width(recipe: Recipe) -> int:
+    """Bytes of a weight in files before training."""
+    scratch = recipe.model.from_scratch
+    config = scratch.config if scratch else HFDirectory.open(str(recipe.model.source)).config
+    return 4 if config.get("dtype", config.get("torch_dtype", "float32")) == "float32" else 2
 
 
 def learning_rates(plan: Plan) -> list[tuple[str, list[float]]]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Mapping
+from pathlib import Path
+from typing import Mapping, Sequence
 
 from megatron_adapt import recipe as recipes
 from megatron_adapt.config import Optimizer, Parallel, Phase
 from megatron_adapt.config_phases import LOGITS_OF_A_SLICE, slices_logits
 from megatron_adapt.families.family import ModelShape
 from megatron_adapt.families.rules import EMBEDDING, OUTPUT
+from megatron_adapt.families.selection import trained_parameters
 
 
 def parameters_per_rank(shape: ModelShape, parallel: Parallel) -> int:
@@ -44,10 +46,21 @@ def is_cut(name: str, shape: ModelShape) -> bool:
 
 def state_bytes(optimizer: Optimizer, precision: str, sharers: int = 1) -> float:
     """Bytes per trained parameter of weights, gradients and optimizer; ``sharers``: ranks that share the latter's state."""
-    moments = 0 if optimizer.offload else {"adamw": 2, "adamw8bit": 0.5}.get(optimizer.type, 1)  # of float32, or of bf16 in bf16-true
+    weights_and_gradients = {"fp32": 8, "bf16-true": 4}.get(precision, 6)
+    moments = 0 if optimizer.offload else _moments(optimizer)
+    return weights_and_gradients + _kept_bytes(optimizer, precision, moments) / sharers
+
+
+def _moments(optimizer: Optimizer) -> float:
+    """Moments of a parameter, of float32, or of bf16 in bf16-true."""
+    return {"adamw": 2, "adamw8bit": 0.5}.get(optimizer.type, 1)
+
+
+def _kept_bytes(optimizer: Optimizer, precision: str, moments: float) -> float:
+    """Bytes per trained parameter of moments, and of main weights or compensations where they are kept apart."""
     if precision == "bf16-true":
-        return 4 + (2 * moments + (2 if optimizer.rounding == "kahan" else 0)) / sharers
-    return 8 + 4 * moments / sharers if precision == "fp32" else 6 + (4 + 4 * moments) / sharers
+        return 2 * moments + (2 if optimizer.rounding == "kahan" else 0)
+    return 4 * moments if precision == "fp32" else 4 + 4 * moments
 
 
 def memory_per_rank(shape: ModelShape, parallel: Parallel, phase: Phase, precision: str) -> float:
@@ -94,6 +107,29 @@ def _logits_bytes(shape: ModelShape, parallel: Parallel, phase: Phase) -> float:
     if not slices_logits(phase.logits, positions * rows):
         return 8 * positions * shape.vocab_size / parallel.tensor
     return 12 * min(LOGITS_OF_A_SLICE, positions * rows) + 4 * positions * shape.hidden_size
+
+
+def checkpoint_bytes(shape: ModelShape, phase: Phase, precision: str) -> float:
+    """Bytes of one checkpoint: all weights, and the optimizer's state of those that train."""
+    weights = (4 if precision == "fp32" else 2) * shape.num_parameters()
+    return weights + _kept_bytes(phase.optimizer, precision, _moments(phase.optimizer)) * trained_parameters(shape, phase.train)
+
+
+def checkpoints_bytes(shape: ModelShape, phase: Phase, precision: str, steps: int | None) -> float:
+    """Bytes of all checkpoints of a phase that lie on the disk at one time; ``steps`` None: not known yet, then without those
+    of ``keep_every``."""
+    count = phase.checkpoints(steps) if steps is not None else phase.keep_last + bool(phase.save_every)
+    return count * checkpoint_bytes(shape, phase, precision)
+
+
+BYTES_PER_TOKEN = 4  # of text, until a corpus is tokenized
+UNPACKED = 4  # times the size of a compressed corpus
+
+
+def corpus_bytes(files: Sequence[Path], vocab_size: int, held_out: float) -> float:
+    """Bytes of a tokenized corpus and its held-out text; roughly, from the sizes of its files."""
+    text = sum(file.stat().st_size * (UNPACKED if file.suffix in (".gz", ".zst", ".parquet") else 1) for file in files)
+    return text * (1 - held_out) / BYTES_PER_TOKEN * (2 if vocab_size <= 65536 else 4) + text * held_out
 
 
 def _ramp_up(phase: Phase) -> str:

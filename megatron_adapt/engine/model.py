@@ -23,13 +23,13 @@ from megatron.core.tensor_parallel.layers import (
 from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron_adapt.config import FP8
-from megatron_adapt.config_types import selected_layers
 from megatron_adapt.engine import backend, fp8, vocabulary
 from megatron_adapt.engine.backend import Layout
 from megatron_adapt.engine.chunks import Chunks, chunks
 from megatron_adapt.engine.cross_entropy import LanguageModel
 from megatron_adapt.errors import ConfigError
 from megatron_adapt.families.family import ModelShape
+from megatron_adapt.families.selection import is_selected
 
 DTYPES = {"fp32": torch.float32, "bf16-mixed": torch.bfloat16, "bf16-true": torch.bfloat16}
 DTYPES |= {precision: torch.bfloat16 for precision in FP8}
@@ -193,24 +193,6 @@ def _named_parameters(model: GPTModel) -> Iterator[tuple[str, nn.Parameter]]:
         elif name == HEAD and model.share_embeddings_and_output_weights:
             name = EMBEDDING
         yield name, parameter
-
-
-def is_selected(name: str, pattern: str, num_layers: int, tied: bool) -> bool:
-    """Whether a phase that says ``train: pattern`` trains the parameter of this canonical name."""
-    if pattern == "all":
-        return True
-    if pattern == "embedding":
-        return name == EMBEDDING
-    if pattern == "output":
-        return name == (EMBEDDING if tied else HEAD)
-    if pattern == "norms":
-        return re.search(r"norm[._](weight|bias)$", name) is not None
-    if pattern.startswith("regex:"):
-        return re.search(pattern.removeprefix("regex:"), name) is not None
-    layers = selected_layers(pattern, num_layers)
-    assert layers is not None, f"the recipe let an unknown pattern through: {pattern}"
-    here = re.match(r"decoder\.layers\.(\d+)\.", name)
-    return here is not None and int(here[1]) in layers
 
 
 def freeze(model: GPTModel | Chunks, patterns: Sequence[str]) -> int:

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -74,28 +75,41 @@ def test_help(run: Run) -> None:
 def test_check_prints_the_recipe_and_what_follows(run: Run) -> None:
     result = untouched(run, "check", written(), "phases.full.data.english=null").succeeded()
     assert "weight_decay: 0.1" in result.out  # a default
-    lines = result.out.splitlines()
-    assert lines[-1] == "18 steps, 2 ranks, output in out"
-    assert lines[-2].startswith(
+    *lines, disk, last = result.out.splitlines()
+    assert last == "18 steps, 2 ranks, output in out"
+    size = r"[1-9\d.]+(e-\d+)?"
+    parts = rf"checkpoints {size}, corpora {size}, models {size}"
+    assert re.fullmatch(rf"disk: ~{size} GB \({parts}\), 0 GB of it there, {size} GB free", disk), disk
+    assert lines[-1].startswith(
         "copy/full: parameters 41,120, steps 8, tokens 1,024, batch 4 x 32 = 128 tokens, split 1 data ranks x 2 "
         "micro-batches of 2, memory per rank ~0.00 GB"
-    ), lines[-2]
-    assert [line.split(":")[0] for line in lines[-4:-1]] == ["base/pretrain", "copy/embeddings", "copy/full"]
+    ), lines[-1]
+    assert [line.split(":")[0] for line in lines[-3:]] == ["base/pretrain", "copy/embeddings", "copy/full"]
 
 
 def test_check_knows_epochs_once_the_corpus_is_tokenized(run: Run) -> None:
     recipe = written()
     epochs = ("phases.full.epochs=2", "model.from_scratch.phases.pretrain.epochs=1")
     lines = untouched(run, "check", recipe, *epochs).succeeded().out.splitlines()
-    assert "steps 2 epochs, tokens known after preprocessing" in lines[-2]
-    assert "steps 1 epochs, tokens known after preprocessing" in lines[-4]
+    assert "steps 2 epochs, tokens known after preprocessing" in lines[-3]
+    assert "steps 1 epochs, tokens known after preprocessing" in lines[-5]
     for folder, tokens in (("target/german", 900), ("target/english", 380), ("base/english", 1280)):
         path = Path("out/data") / folder
         path.mkdir(parents=True)
         (path / "receipt.json").write_text(json.dumps({"metrics": {"tokens": tokens}}))
     lines = untouched(run, "check", recipe, *epochs).succeeded().out.splitlines()
-    assert "steps 20, tokens 2,560" in lines[-2]
-    assert "steps 10, tokens 1,280" in lines[-4]
+    assert "steps 20, tokens 2,560" in lines[-3]
+    assert "steps 10, tokens 1,280" in lines[-5]
+
+
+def test_check_tells_that_the_disk_is_too_small(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = shutil.disk_usage(".")
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: found._replace(free=1000))
+    lines = untouched(run, "check", written()).succeeded().out.splitlines()
+    assert re.fullmatch(
+        rf"the disk of {re.escape(os.getcwd())} is too small: [\d.e-]+ GB more are needed, roughly, and 1e-06 GB are free; "
+        r"keep fewer checkpoints \(keep_last, keep_every\) or choose another output", lines[-2]
+    )  # fmt: skip
 
 
 def test_check_draws_the_learning_rates(run: Run) -> None:
@@ -316,7 +330,7 @@ def test_under_torchrun_a_message_names_its_rank(run: Run, monkeypatch: pytest.M
 def test_torchrun_starts_the_ranks_where_there_is_a_gpu(run: Run, monkeypatch: pytest.MonkeyPatch, gpus: int) -> None:
     used: list[Any] = []
 
-    def keep(steps: Any, view: Any, torchrun: Any, is_first_node: bool) -> Outcome:
+    def keep(steps: Any, view: Any, torchrun: Any, first: Any) -> Outcome:
         used.append(torchrun and torchrun(steps[7])[-4:])
         return Outcome()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -73,6 +74,29 @@ def test_logits_in_slices() -> None:
         kept = {name: estimate.memory_per_rank(large, Parallel(tensor=tensor), long.model_copy(update={"logits": name}), "fp32") for name in ("auto", "whole", "sliced")}
         assert kept["auto"] == kept["sliced"]
         assert kept["whole"] - kept["sliced"] == 2 * 8192 * (8 * 128_256 / tensor - 4 * H) - 12 * (1 << 26)
+
+
+def test_checkpoints() -> None:
+    whole = shape()
+    assert estimate.checkpoint_bytes(whole, phase(), "bf16-mixed") == 14 * whole.num_parameters()
+    assert estimate.checkpoint_bytes(whole, phase(train="embedding"), "fp32") == 4 * whole.num_parameters() + 8 * EMBEDDING
+    lion = phase(optimizer={"lr": 1.0, "type": "lionw", "rounding": "kahan"})
+    one = estimate.checkpoint_bytes(whole, lion, "bf16-true")
+    assert one == 6 * whole.num_parameters()
+    for steps, settings, count in (
+        (8, {}, 1), (8, {"save_every": 4}, 2), (8, {"save_every": 2, "keep_last": 2}, 3), (8, {"save_every": 2, "keep_every": 4}, 4),
+        (None, {"save_every": 2, "keep_last": 2}, 3), (None, {}, 1),
+    ):  # fmt: skip
+        changed = lion.model_copy(update=settings)
+        assert estimate.checkpoints_bytes(whole, changed, "bf16-true", steps) == count * one, (steps, settings)
+
+
+def test_corpora(tmp_path: Path) -> None:
+    files = [tmp_path / "a.jsonl", tmp_path / "b.jsonl.zst"]
+    for file in files:
+        file.write_bytes(bytes(1000))
+    assert estimate.corpus_bytes(files, 32_000, 0.0) == 5000 / 4 * 2
+    assert estimate.corpus_bytes(files, 100_000, 0.1) == 4500 / 4 * 4 + 500
 
 
 def test_recomputation_and_a_shared_state() -> None:
