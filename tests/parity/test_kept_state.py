@@ -68,6 +68,19 @@ def test_equals_one_optimizer_over_all(world: World, first, second, name):
     assert set(ages.values()) == {3} and len(ages) == (1 if name == "tied" else 2)
 
 
+def test_a_phase_in_two_parts_is_the_phase(world: World, tmp_path: Path):
+    """Under bf16-mixed main weights go on, not the bf16 ones that are rounded from them."""
+    same = {"precision": "bf16-mixed", "data": {"first": 1.0}, "schedule": {"type": "constant"}, "optimizer": {"lr": 1e-4}}
+    whole = world.train(tmp_path / "whole", steps=4, name="whole", **same)
+    one = world.train(tmp_path / "one", steps=2, name="one", **same)
+    two = world.train(tmp_path / "two", steps=2, name="two", start=one.folder, init_state="keep", **same)
+    assert one.losses + two.losses == whole.losses and one.norms + two.norms == pytest.approx(whole.norms, rel=1e-6)
+    parts, reference = stored(two.folder), stored(whole.folder)
+    assert set(parts) == set(reference)
+    for name in (name for name in reference if ".fp32_param." in name):
+        assert torch.allclose(parts[name], reference[name], rtol=3e-7, atol=1e-9), name  # a rounded weight: 2e-3
+
+
 def test_reset_is_something_else(world: World, first, second, tmp_path: Path):
     anew = world.train(tmp_path, start=first["untied"].folder, **{**SECOND, "init_state": "reset"})
     assert anew.losses[0] == second["untied"].losses[0] and abs(anew.losses[-1] / second["untied"].losses[-1] - 1) > 1e-4
