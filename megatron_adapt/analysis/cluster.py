@@ -135,6 +135,7 @@ def efficiency(measured: Path | None, cluster: Cluster) -> tuple[float, str]:
 
 def layouts(phases: Phases, cluster: Cluster) -> Iterator[Parallel]:
     """Those on all GPUs that model and batches can be divided by; tensor ranks stay within a node."""
+    sharing = all(phase.optimizer.type != "muon" for _, phase, _ in phases)  # which needs whole matrices
     for tensor in _divisors(cluster.gpus):
         for pipeline in _divisors(cluster.world // tensor):
             data = cluster.world // (tensor * pipeline)
@@ -142,7 +143,8 @@ def layouts(phases: Phases, cluster: Cluster) -> Iterator[Parallel]:
                 continue
             if any(phase.batch_size % (phase.micro_batch_size * data) for _, phase, _ in phases):
                 continue
-            yield Parallel(tensor=tensor, pipeline=pipeline, data=data, sequence=tensor > 1, distributed_optimizer=data > 1)
+            distributed = sharing and data > 1
+            yield Parallel(tensor=tensor, pipeline=pipeline, data=data, sequence=tensor > 1, distributed_optimizer=distributed)
 
 
 def _divisors(number: int) -> list[int]:

@@ -74,6 +74,13 @@ def orthogonalized(matrix: Tensor, dtype: torch.dtype) -> Tensor:
     return (x.T if tall else x).to(matrix.dtype)
 
 
+def options(names: Mapping[Tensor, str], config: TransformerConfig) -> dict[str, Any]:
+    """What ``Muon`` is told of a model, by its parameters' canonical names; its products need no more digits than the model's."""
+    found = {parameter: Matrices.of(name, parameter, config) for parameter, name in names.items()}
+    products = torch.bfloat16 if config.params_dtype == torch.bfloat16 else torch.float32
+    return {"matrices": {parameter: within for parameter, within in found.items() if within is not None}, "products": products}
+
+
 class Muon(AdamW):
     """See above.
 

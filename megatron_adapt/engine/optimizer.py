@@ -127,12 +127,8 @@ def _replace(
     more |= {"lr": settings.lr, "weight_decay": settings.weight_decay, "betas": (settings.beta1, settings.beta2)}
     had = {updated: ages.get(names[id(slot.parameter)], 0) for slot, updated in mine}
     if settings.type == "muon":
-        config = chunks(model)[0].config
-        found = {updated: muon.Matrices.of(names[id(slot.parameter)], updated, config) for slot, updated in mine}
-        matrices = {updated: within for updated, within in found.items() if within is not None}
-        # The iteration needs no more digits than the model's own products have.
-        products = torch.bfloat16 if config.params_dtype == torch.bfloat16 else torch.float32
-        more |= {"matrices": matrices, "momentum": settings.momentum, "products": products}
+        more |= muon.options({updated: names[id(slot.parameter)] for slot, updated in mine}, chunks(model)[0].config)
+        more["momentum"] = settings.momentum
     if settings.type == "adamw8bit":
         single.optimizer = eight_bit.build(empty, settings.paged, had, **more)
     else:

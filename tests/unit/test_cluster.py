@@ -55,6 +55,11 @@ def test_small_models_are_not_split() -> None:
         assert found.distributed_optimizer == (found.data > 1)
 
 
+def test_muon_keeps_matrices_whole() -> None:
+    found = list(clusters.layouts(phases("1b", optimizer={"lr": 1e-3, "type": "muon"}), Cluster(1, 8, "h100")))
+    assert max(one.data for one in found) == 8 and not any(one.distributed_optimizer for one in found)
+
+
 def test_a_model_is_split_where_memory_asks_for_it() -> None:
     large = best("70b", "nodes=4,gpus=8,gpu=h100")
     assert large.parallel.tensor * large.parallel.pipeline > 1 and large.memory < 80 * 2**30
