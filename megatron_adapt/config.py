@@ -117,7 +117,7 @@ class Vocabulary(Strict):
         default_factory=list, description="corpora (under data) whose text methods may read; empty: the tokenizer's"
     )
     calibrate: Switch | None = Field(
-        None, description="fit the output matrix to when and how often tokens come in that text; null: default and auto do where it can be"
+        None, description="fit the output matrix to when and how often tokens come in that text; null: default (up to 4 GB of weights) and auto do where it can be"
     )
     probe: Probe = Field(default_factory=Probe, description="of method auto")
     pad_to_multiple: Count = Field(1, description="rows are added up to a multiple of this")

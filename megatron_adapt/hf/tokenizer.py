@@ -291,6 +291,8 @@ def _vocabulary_file(path: Path) -> Path:
         if old
         else ""
     )
+    if not old and (pickled := sorted(path.glob("*.pkl"))):
+        hint = f" {pickled[0].name} is pickled, and reading it would run its code: write its ranks as tokenizer.tiktoken and name that file."
     raise ConfigError(f"{path} holds neither tokenizer.json nor tokenizer.model.{hint}")
 
 

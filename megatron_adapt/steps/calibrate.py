@@ -16,6 +16,7 @@ from megatron_adapt.vocab.calibration import calibrated
 
 WINDOW = 256  # tokens
 WINDOWS = 512
+LARGEST = 4 * 10**9  # bytes of weights up to which no one has to ask for a pass on the CPU
 MAX_BYTES = 20_000_000  # of text that is counted
 
 
@@ -28,6 +29,16 @@ def check(model: Path) -> None:
         raise ConfigError(
             f"{model}: input and output embedding are one matrix (tie_word_embeddings), and calibrating the output would change "
             f"the input: leave calibrate out."
+        )
+
+
+def check_cost(model: Path) -> None:
+    """Raise ``ConfigError`` where the pass takes longer, and more memory, than is done without being asked for."""
+    size = sum(file.stat().st_size for file in model.iterdir() if file.suffix in (".safetensors", ".bin"))
+    if size > LARGEST:
+        raise ConfigError(
+            f"{model}: its weights are {size / 1e9:.1f} GB, and calibrating holds them in float32 and reads {WINDOW * WINDOWS:,} tokens "
+            f"with them on the CPU: ask for it (--calibrate, vocabulary.calibrate: true)."
         )
 
 

@@ -104,6 +104,7 @@ def _default(source: Path, tokenizer: Path, choice: Choice, reporter: Reporter) 
     try:
         if choice.calibrate is None:
             calibrate.check(source)
+            calibrate.check_cost(source)
     except ConfigError as error:
         reporter.log(f"method {WITH_TEXT}, not calibrated: {error}")
         return WITH_TEXT, False

@@ -20,6 +20,10 @@ from megatron_adapt.hf.tokenizer_files import write_json, write_tokenizer
 
 FILE = "derived.json"  # beside a derived tokenizer: how, and the digest of the tokenizer that it was made from
 EXTENDED, PRUNED = "extended", "pruned"
+NOT_EXTENDED = {
+    "Unigram": "its pieces compete by the probabilities of one training, and new pieces have none among them",
+    "WordPiece": "it cuts off the longest piece first, and new pieces would come before old ones wherever they are longer",
+}
 SAMPLE_BYTES = 1_000_000  # of a text, on which a new tokenizer is compared with the old
 
 
@@ -54,7 +58,8 @@ def editable(source: Tokenizer, types: tuple[str, ...], what: str) -> dict[str, 
     kind = model.get("type") or ("BPE" if "merges" in model else None)
     if kind not in types:
         able = " and ".join(types) + (" ones" if len(types) > 1 else " alone")
-        raise ConfigError(f"{source.path}: a {kind} vocabulary cannot be {what}; {able} can.")
+        why = f": {NOT_EXTENDED[kind]}" if what == "extended" and kind in NOT_EXTENDED else ""
+        raise ConfigError(f"{source.path}: a {kind} vocabulary cannot be {what}; {able} can{why}.")
     for setting in ("continuing_subword_prefix", "end_of_word_suffix"):
         if kind == "BPE" and model.get(setting):
             raise ConfigError(f"{source.path}: a BPE vocabulary with {setting} {model[setting]!r} cannot be {what}.")

@@ -166,6 +166,11 @@ def test_the_default_says_what_it_does(tmp_path, monkeypatch):
     assert told[0].startswith("method focus, not calibrated: ") and "are one matrix" in told[0]
     assert default(model, "none", corpus="") == ("subwords", False)
     assert told[0].startswith("method subwords, not calibrated: text in the target language (--corpus")
+    monkeypatch.setattr(calibrate, "LARGEST", 10)
+    assert default(model, "large") == ("focus", False)
+    assert "calibrating holds them in float32 and reads 131,072 tokens" in told[0]
+    assert default(model, "asked", calibrate=True) == ("focus", True)
+    monkeypatch.undo()
     monkeypatch.setattr(calibrate, "_stream", lambda tokenizer, texts: np.zeros(100, dtype=np.int32))
     assert default(model, "short") == ("focus", False)
     assert any(line.startswith("warning: not calibrated: calibrate needs at least 256 tokens") for line in told)

@@ -189,8 +189,12 @@ def test_added_tokens_outside_the_model_keep_their_ids(tmp_path):
 
 def test_what_cannot_be_extended(tmp_path):
     here = world()
-    with pytest.raises(ConfigError, match="wp: a WordPiece vocabulary cannot be extended; BPE alone can"):
+    with pytest.raises(ConfigError, match="wp: a WordPiece vocabulary cannot be extended; BPE alone can: it cuts off the longest piece first"):
         extend(Tokenizer.load(write_tokenizer(tmp_path / "wp", ["[UNK]"], "wordpiece", {})), ["a"], 1, tmp_path / "out")
+    unigram = write_tokenizer(tmp_path / "ug", ["a"], "byte-level", {})
+    edit(unigram, lambda parsed: parsed.update(model={"type": "Unigram", "unk_id": 0, "vocab": [["a", -1.0]]}))
+    with pytest.raises(ConfigError, match="ug: a Unigram vocabulary cannot be extended; BPE alone can: its pieces compete by the probab"):
+        extend(Tokenizer.load(unigram), ["a"], 1, tmp_path / "out")
     with pytest.raises(ConfigError, match=r"tokenizer\.model: a sentencepiece model cannot be extended; convert it"):
         extend(Tokenizer.load(here.folder / "source" / "tokenizer.model"), ["a"], 1, tmp_path / "out")
     marked = write_tokenizer(tmp_path / "marked", ["a"], "byte-level", {})

@@ -261,6 +261,10 @@ def test_messages(tmp_path) -> None:
     write(tmp_path / "r", small(), tokenizer_config={"bos_token": "<bos>"})
     with pytest.raises(ConfigError, match="bos_token '<bos>' of the configuration is not in the vocabulary"):
         Tokenizer.load(tmp_path / "r")
+    (tmp_path / "pickled").mkdir()
+    (tmp_path / "pickled" / "tokenizer.pkl").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"tokenizer.pkl is pickled, and reading it would run its code: write its ranks as tokenizer.tiktoken"):
+        Tokenizer.load(tmp_path / "pickled")
 
 
 def test_lone_surrogate(tmp_path) -> None:
