@@ -21,25 +21,30 @@ MAX_BYTES = 20_000_000  # of text that is counted
 
 
 def check(model: Path) -> None:
-    """Raise ``ConfigError`` where the output matrix is not a matrix of its own, or is not all that makes the logits."""
+    """Raise ``ConfigError`` where there is an :func:`obstacle`."""
+    if found := obstacle(model):
+        raise ConfigError(f"{found}: leave calibrate out.")
+
+
+def obstacle(model: Path) -> str | None:
+    """What speaks against calibrating: the output matrix is not a matrix of its own, or is not all that makes the logits."""
     directory = HFDirectory.open(model)
     if directory.config.get("final_logit_softcapping"):
-        raise ConfigError(f"{model}: final_logit_softcapping bends the logits, which calibrate does not know: leave it out.")
+        return f"{model}: final_logit_softcapping bends the logits, which calibrate does not know"
     if surgery.shape_of(directory).tied:
-        raise ConfigError(
-            f"{model}: input and output embedding are one matrix (tie_word_embeddings), and calibrating the output would change "
-            f"the input: leave calibrate out."
-        )
+        return f"{model}: input and output embedding are one matrix (tie_word_embeddings), and calibrating the output would change the input"
+    return None
 
 
-def check_cost(model: Path) -> None:
-    """Raise ``ConfigError`` where the pass takes longer, and more memory, than is done without being asked for."""
+def costly(model: Path) -> str | None:
+    """What the pass would cost, where that is more time and memory than is taken without being asked for."""
     size = sum(file.stat().st_size for file in model.iterdir() if file.suffix in (".safetensors", ".bin"))
-    if size > LARGEST:
-        raise ConfigError(
-            f"{model}: its weights are {size / 1e9:.1f} GB, and calibrating holds them in float32 and reads {WINDOW * WINDOWS:,} tokens "
-            f"with them on the CPU: ask for it (--calibrate, vocabulary.calibrate: true)."
-        )
+    if size <= LARGEST:
+        return None
+    return (
+        f"{model}: its weights are {size / 1e9:.1f} GB, and calibrating holds them in float32 and reads {WINDOW * WINDOWS:,} tokens "
+        f"with them on the CPU: ask for it (--calibrate, vocabulary.calibrate: true)"
+    )
 
 
 def run(model: Path, texts: Iterable[str], seed: int, reporter: Reporter) -> dict[str, Any]:

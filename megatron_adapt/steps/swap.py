@@ -101,12 +101,8 @@ def _default(source: Path, tokenizer: Path, choice: Choice, reporter: Reporter) 
     if not choice.corpora:
         reporter.log("method subwords, not calibrated: text in the target language (--corpus, vocabulary.corpora) would make it a better one")
         return WITHOUT_TEXT, False
-    try:
-        if choice.calibrate is None:
-            calibrate.check(source)
-            calibrate.check_cost(source)
-    except ConfigError as error:
-        reporter.log(f"method {WITH_TEXT}, not calibrated: {error}")
+    if choice.calibrate is None and (why := calibrate.obstacle(source) or calibrate.costly(source)):
+        reporter.log(f"method {WITH_TEXT}, not calibrated: {why}")
         return WITH_TEXT, False
     calibrating = choice.calibrate is not False
     reporter.log(f"method {WITH_TEXT}, {'calibrated' if calibrating else 'not calibrated'}")

@@ -242,9 +242,10 @@ class _Work:
         indptr = self.map.indptr
         groups = np.cumsum(indptr[rows + 1] - indptr[rows]) // max(1, CHUNK_VALUES // self.source.shape[1])
         for chosen in np.split(rows, np.flatnonzero(np.diff(groups)) + 1) if len(rows) else ():
-            spans = [np.arange(indptr[row], indptr[row + 1]) for row in chosen]
-            entries = np.concatenate(spans)
-            offsets = torch.from_numpy(np.cumsum([0, *map(len, spans[:-1])]))
+            counts = indptr[chosen + 1] - indptr[chosen]
+            starts = np.cumsum(counts) - counts
+            entries = np.arange(counts.sum()) + np.repeat(indptr[chosen] - starts, counts)
+            offsets = torch.from_numpy(starts)
             weights = torch.from_numpy(self.map.weights[entries])
             if self.source.dtype == torch.float32 and self.map.norm == "none":  # nothing to convert or to measure
                 local = torch.from_numpy(self.map.source_ids[entries])
