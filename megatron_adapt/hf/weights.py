@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -147,6 +148,10 @@ class _PickleFile:
             self._map()
             self.infos = {name: (tuple(t.shape), str(t.dtype).split(".")[1]) for name, t in self._tensors.items()}
         except Exception as error:  # torch raises many kinds for a broken, outdated or unsafe file
+            if named := re.search(r"GLOBAL ([\w.]+)", str(error)):  # where torch goes on about how to let it run
+                raise CheckpointError(
+                    f"{path} is refused: reading it would run {named[1]}, which makes no tensor. Use a safetensors file of this model."
+                ) from None
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(
                 f"{path} cannot be read ({path.stat().st_size} bytes): {reason} Convert it to safetensors."

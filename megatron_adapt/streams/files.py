@@ -29,17 +29,16 @@ def write(
     Args:
         progress: called with (tensors done, tensors in all).
     Returns:
-        how many were kept, and the names of written tensors that hold a NaN or infinite value.
+        how many were kept, and the names of tensors that hold a NaN or infinite value.
     Raises:
         OSError: writing failed (disk full, ...); of the file nothing is left.
     """
     total = sum(isinstance(piece, str) for pieces in files.values() for piece in pieces)
     done, kept, broken = 0, 0, []
     for path, pieces in files.items():
-        if path.is_file() and holds(path, pieces, source):
-            kept += 1
-        else:
-            broken += _write(path, pieces, source, lambda count: progress(done + count, total))
+        found = held(path, pieces, source) if path.is_file() else None
+        kept += found is not None
+        broken += _write(path, pieces, source, lambda count: progress(done + count, total)) if found is None else found
         done += sum(isinstance(piece, str) for piece in pieces)
         progress(done, total)
     return kept, broken
@@ -55,17 +54,27 @@ def write_small(path: Path, content: bytes) -> None:
     os.replace(partial, path)
 
 
-def holds(path: Path, pieces: Sequence[Piece], source: Source) -> bool:
-    """Whether a file consists of these bytes and tensors, bit for bit; reads a band of each at a time."""
+def held(path: Path, pieces: Sequence[Piece], source: Source) -> list[str] | None:
+    """Of a file that consists of these bytes and tensors, bit for bit, those with a NaN or infinite value; None: it does not.
+
+    Reads a band of each at a time.
+    """
     if path.stat().st_size != length(pieces, source):
-        return False
+        return None
+    broken: list[str] = []
     with open(path, "rb", buffering=0) as file:
-        for _, part in _content(pieces, source):
+        for name, part in _content(pieces, source):
             found = np.empty_like(part)
             fill(file, found)
             if not np.array_equal(part, found):
-                return False
-    return True
+                return None
+            if _is_broken(name, part, source) and name not in broken:
+                broken.append(name)
+    return broken
+
+
+def _is_broken(name: str, part: np.ndarray, source: Source) -> bool:
+    return bool(name) and not is_finite(part, source.info(name)[1])
 
 
 def length(pieces: Sequence[Piece], source: Source) -> int:
@@ -98,7 +107,7 @@ def _write(path: Path, pieces: Sequence[Piece], source: Source, progress: Callab
             waiting = 0
             for name, part in _content(pieces, source):
                 waiting += _put(file, part)
-                if name and name not in broken and not is_finite(part, source.info(name)[1]):
+                if name not in broken and _is_broken(name, part, source):
                     broken.append(name)
                 if name and name not in seen[-1:]:
                     seen.append(name)

@@ -45,7 +45,7 @@ def write(
     The table is written last: without it the directory is no checkpoint.
 
     Returns:
-        ``{files, kept}``, and the names of written tensors with a NaN or infinite value.
+        ``{files, kept}``, and the names of tensors with a NaN or infinite value.
     Raises:
         CheckpointError: writing failed (disk full, ...); what was written stays, to be continued or removed.
     """
