@@ -50,10 +50,25 @@ SIZES = {
 }
 
 
-def write_model(folder: Path, sizes: dict[str, Any], dtype: str = "float32") -> Path:
-    """A Hugging Face directory with random weights and the tokenizer of numbers."""
+def write_model(folder: Path, sizes: dict[str, Any], dtype: str = "float32", tokenizer: Path | None = None) -> Path:
+    """A Hugging Face directory with random weights and the tokenizer of numbers, or a given directory's."""
     folder.mkdir(parents=True)
     vocabulary = sizes["vocab_size"]
+    if tokenizer is None:
+        write_tokenizer(folder, vocabulary)
+    else:
+        for file in tokenizer.iterdir():
+            (folder / file.name).write_bytes(file.read_bytes())
+    given = {key: value for key, value in sizes.items() if key != "vocab_size"} | {"dtype": dtype}
+    config = FAMILY.complete_config(given, vocabulary, bos=0, eos=1)
+    (folder / "config.json").write_text(json.dumps(config, indent=1))
+    with WeightWriter(folder) as writer:
+        for name, tensor in initial_tensors(FAMILY, FAMILY.read_config(config), SEED, dtype):
+            writer.add(name, tensor)
+    return folder
+
+
+def write_tokenizer(folder: Path, vocabulary: int) -> None:
     words = SPECIAL + [str(number) for number in range(vocabulary - len(SPECIAL))]
     tokenizer = {
         "version": "1.0",
@@ -72,13 +87,6 @@ def write_model(folder: Path, sizes: dict[str, Any], dtype: str = "float32") -> 
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     names = dict(zip(("bos_token", "eos_token", "unk_token"), SPECIAL))
     (folder / "tokenizer_config.json").write_text(json.dumps(names | {"tokenizer_class": "PreTrainedTokenizerFast"}))
-    given = {key: value for key, value in sizes.items() if key != "vocab_size"} | {"dtype": dtype}
-    config = FAMILY.complete_config(given, vocabulary, bos=0, eos=1)
-    (folder / "config.json").write_text(json.dumps(config, indent=1))
-    with WeightWriter(folder) as writer:
-        for name, tensor in initial_tensors(FAMILY, FAMILY.read_config(config), SEED, dtype):
-            writer.add(name, tensor)
-    return folder
 
 
 def write_corpus(folder: Path, hf: Path, tokens: int) -> Path:
@@ -149,13 +157,16 @@ class TransformersLoop:
     for weights and optimizer state in bfloat16, which is cheaper and loses small updates.
     """
 
-    def __init__(self, hf: Path, settings: Optimizer, precision: str = "fp32", fused: bool | None = None) -> None:
+    def __init__(
+        self, hf: Path | torch.nn.Module, settings: Optimizer, precision: str = "fp32", fused: bool | None = None
+    ) -> None:
         from transformers import AutoModelForCausalLM
 
         self.settings = settings
         self.autocast = precision == "bf16"
         dtype = torch.bfloat16 if precision == "pure-bf16" else torch.float32
-        self.model = AutoModelForCausalLM.from_pretrained(hf, dtype=dtype).to(backend.device()).train()
+        model = hf.to(dtype) if isinstance(hf, torch.nn.Module) else AutoModelForCausalLM.from_pretrained(hf, dtype=dtype)
+        self.model = model.to(backend.device()).train()
         matrices = [p for p in self.model.parameters() if p.dim() > 1]
         vectors = [p for p in self.model.parameters() if p.dim() == 1]
         groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]

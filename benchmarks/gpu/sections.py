@@ -262,6 +262,8 @@ def parity_bf16(tiny: bool, scratch: Path) -> dict:
         use(spec)
         ours = evaluate.logits(setup.model("bf16-mixed"), setup.tokens())
         found[f"{spec}_rms_error"] = (ours - exact).square().mean().sqrt().item()
+        found[f"{spec}_largest_difference"] = (ours - exact).abs().max().item()
+        found[f"{spec}_cosine"] = torch.nn.functional.cosine_similarity(ours.flatten(), exact.flatten(), dim=0).item()
         found[f"{spec}_top1_agreement"] = (ours.argmax(-1) == exact.argmax(-1)).float().mean().item()
         assert found[f"{spec}_rms_error"] <= 1.5 * theirs, f"{spec} layers are less exact than transformers: {found}"
     return found

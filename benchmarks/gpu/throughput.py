@@ -102,7 +102,7 @@ def engine(tiny: bool, scratch: Path, spec: str) -> dict:
     except Enough:
         losses = [line["loss"] for line in metrics.read_lines(output / "metrics.jsonl")]
     seconds = [after - before for before, after in zip(moments, moments[1:])]
-    return report(tiny, hf, seconds, losses)
+    return {"precision": "bf16", **report(tiny, hf, seconds, losses)}
 
 
 def transformers(tiny: bool, scratch: Path, precision: str) -> dict:
