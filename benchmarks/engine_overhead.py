@@ -147,16 +147,15 @@ def timed_parts() -> Iterator[dict[str, float]]:
 
         return call
 
-    steps, old = loop.get_forward_backward_func, {name: getattr(loop.optimizers, name) for name in ("clip", "update")}
-    loop.get_forward_backward_func = lambda: timed(PARTS[0], steps())
-    for name, function in old.items():
-        setattr(loop.optimizers, name, timed(PARTS[1], function))
+    timed_ones = [(loop, "run", PARTS[0]), (loop.optimizers, "clip", PARTS[1]), (loop.optimizers, "update", PARTS[1])]
+    old = [getattr(module, name) for module, name, _ in timed_ones]
+    for (module, name, part), function in zip(timed_ones, old):
+        setattr(module, name, timed(part, function))
     try:
         yield used
     finally:
-        loop.get_forward_backward_func = steps
-        for name, function in old.items():
-            setattr(loop.optimizers, name, function)
+        for (module, name, _), function in zip(timed_ones, old):
+            setattr(module, name, function)
 
 
 def run_engine(job) -> None:
