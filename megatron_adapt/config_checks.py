@@ -13,7 +13,7 @@ from typing import Annotated, Any, get_origin
 from pydantic import TypeAdapter, ValidationError
 
 from megatron_adapt.config import (
-    AUTO, CALIBRATED, DEFAULT, FP8, Corpus, Evaluation, FromScratch, Model, Optimizer, Parallel, Phase, Probe, RampUp, Recipe,
+    AUTO, BF16_ALONE, CALIBRATED, DEFAULT, FP8, Corpus, Evaluation, FromScratch, Model, Optimizer, Parallel, Phase, Probe, RampUp, Recipe,
     Schedule, Strict, TokenizerChoice, TokenizerTraining, Vocabulary, kinds, model_of, step_into,
 )
 from megatron_adapt.config_types import did_you_mean
@@ -184,7 +184,7 @@ def _phase(phase: Phase, path: tuple[str | int, ...], parallel: Any, precision: 
             if positions % (32 * parts):
                 why = f"{phase.micro_batch_size} x sequence_length {phase.sequence_length} positions are no multiple of {32 * parts}"
                 yield (*path, "micro_batch_size"), f"{why}, which precision {phase.precision or precision!r} needs"
-    if (phase.precision or precision) not in ("fp8-delayed", INVALID):
+    if (phase.precision or precision) not in ("fp8-delayed", "fp8-delayed-true", INVALID):
         for key in ("amax_history", "amax_choice"):
             if getattr(phase, key) not in (INVALID, Phase.model_fields[key].default):
                 why = f"belongs to precision 'fp8-delayed', not to {phase.precision or precision!r}; remove it"
@@ -237,12 +237,19 @@ def _optimizer(optimizer: Optimizer, precision: Any) -> Iterator[tuple[str, str]
         yield "paged", f"belongs to 'adamw8bit', not to {optimizer.type!r}; remove it"
     if optimizer.type not in (INVALID, "adamw") and optimizer.offload is True:
         yield "offload", f"belongs to 'adamw', not to {optimizer.type!r}; remove it"
-    elif optimizer.offload is True and precision == "bf16-true":
-        yield "offload", "updates float32 weights, which 'bf16-true' does without; use 'bf16-mixed'"
-    if optimizer.type == "adamw8bit" and precision == "bf16-true":
-        yield "type", "adamw8bit rounds bf16 weights to the nearest, which loses most updates; use 'adamw', or precision 'bf16-mixed'"
-    if precision in ("fp32", "bf16-mixed", *FP8) and optimizer.rounding not in (INVALID, default["rounding"].default):
-        yield "rounding", f"weights are rounded under precision 'bf16-true' only, not under {precision!r}; remove it"
+    elif optimizer.offload is True and precision in BF16_ALONE:
+        yield "offload", f"updates float32 weights, which {precision!r} does without; use {_mixed(precision)!r}"
+    if optimizer.type == "adamw8bit" and precision in BF16_ALONE:
+        why = "adamw8bit rounds bf16 weights to the nearest, which loses most updates"
+        yield "type", f"{why}; use 'adamw', or precision {_mixed(precision)!r}"
+    if precision not in (*BF16_ALONE, INVALID) and optimizer.rounding not in (INVALID, default["rounding"].default):
+        low = "'bf16-true' and 'fp8-...-true'"
+        yield "rounding", f"weights are rounded under precisions {low} only, not under {precision!r}; remove it"
+
+
+def _mixed(precision: str) -> str:
+    """The same with float32 main weights."""
+    return "bf16-mixed" if precision == "bf16-true" else precision.removesuffix("-true")
 
 
 # Keys of a schedule that mean something for some types only.

@@ -8,11 +8,17 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from megatron_adapt.config_types import Count, Integer, Name, NotNegative, Number, Parts, Positive, Share, Switch, Text
 
-# bf16-mixed: float32 main weights and moments; bf16-true: weights, gradients and moments in bf16; fp8-...: bf16-mixed whose
-# matrix products are in fp8, scaled by tensor (current, or delayed: by what tensors were in the steps before), by block, or as MXFP8.
-FP8 = ("fp8-current", "fp8-delayed", "fp8-blockwise", "fp8-mx")
+# bf16-mixed: float32 main weights and moments; bf16-true: weights, gradients and moments in bf16; fp8-...: bf16-mixed, or with
+# -true bf16-true, whose matrix products are in fp8, scaled by tensor (current, or delayed: by what tensors were in the steps
+# before), by block, or as MXFP8.
+FP8_TRUE = ("fp8-current-true", "fp8-delayed-true", "fp8-blockwise-true", "fp8-mx-true")
+FP8 = ("fp8-current", "fp8-delayed", "fp8-blockwise", "fp8-mx", *FP8_TRUE)
+BF16_ALONE = ("bf16-true", *FP8_TRUE)  # no float32 copies of weights, gradients and moments
 Precision = Annotated[
-    Literal["fp32", "bf16-mixed", "bf16-true", "fp8-current", "fp8-delayed", "fp8-blockwise", "fp8-mx"],
+    Literal[
+        "fp32", "bf16-mixed", "bf16-true", "fp8-current", "fp8-delayed", "fp8-blockwise", "fp8-mx",
+        "fp8-current-true", "fp8-delayed-true", "fp8-blockwise-true", "fp8-mx-true",
+    ],  # fmt: skip
     BeforeValidator(lambda value: "bf16-mixed" if value == "bf16" else value),
 ]
 

@@ -29,7 +29,7 @@ from typing import Any, Iterator, Sequence
 
 from megatron_adapt import recipe as recipes
 from megatron_adapt.analysis import estimate
-from megatron_adapt.config import FP8, Parallel, Phase
+from megatron_adapt.config import BF16_ALONE, FP8, Parallel, Phase
 from megatron_adapt.config_phases import slices_logits
 from megatron_adapt.errors import ConfigError
 from megatron_adapt.families.family import ModelShape
@@ -181,7 +181,7 @@ def step_seconds(
     micro_batches = recipes.accumulation(phase, parallel)
     computing = (micro_batches + pipeline - 1) * (compute + among + handed)
     parameters = estimate.parameters_per_rank(shape, parallel)
-    gradient = 2 if precision == "bf16-true" else 4
+    gradient = 2 if precision in BF16_ALONE else 4
     moved = (gradient + width) / 2 if parallel.distributed_optimizer else gradient
     summing = moving(ring(data) * moved * parameters, tensor, data)
     sharers = data if parallel.distributed_optimizer else 1

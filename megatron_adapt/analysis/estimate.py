@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Mapping, Sequence
 
 from megatron_adapt import recipe as recipes
-from megatron_adapt.config import Optimizer, Parallel, Phase
+from megatron_adapt.config import BF16_ALONE, FP8, Optimizer, Parallel, Phase
 from megatron_adapt.config_phases import LOGITS_OF_A_SLICE, slices_logits
 from megatron_adapt.families.family import ModelShape
 from megatron_adapt.families.rules import EMBEDDING, OUTPUT
@@ -46,19 +46,19 @@ def is_cut(name: str, shape: ModelShape) -> bool:
 
 def state_bytes(optimizer: Optimizer, precision: str, sharers: int = 1) -> float:
     """Bytes per trained parameter of weights, gradients and optimizer; ``sharers``: ranks that share the latter's state."""
-    weights_and_gradients = {"fp32": 8, "bf16-true": 4}.get(precision, 6)
+    weights_and_gradients = 8 if precision == "fp32" else 4 if precision in BF16_ALONE else 6
     moments = 0 if optimizer.offload else _moments(optimizer)
     return weights_and_gradients + _kept_bytes(optimizer, precision, moments) / sharers
 
 
 def _moments(optimizer: Optimizer) -> float:
-    """Moments of a parameter, of float32, or of bf16 in bf16-true."""
+    """Moments of a parameter, of float32, or of bf16 in bf16-true and fp8-...-true."""
     return {"adamw": 2, "adamw8bit": 0.5}.get(optimizer.type, 1)
 
 
 def _kept_bytes(optimizer: Optimizer, precision: str, moments: float) -> float:
     """Bytes per trained parameter of moments, and of main weights or compensations where they are kept apart."""
-    if precision == "bf16-true":
+    if precision in BF16_ALONE:
         return 2 * moments + (2 if optimizer.rounding == "kahan" else 0)
     return 4 * moments if precision == "fp32" else 4 + 4 * moments
 
@@ -67,8 +67,9 @@ def memory_per_rank(shape: ModelShape, parallel: Parallel, phase: Phase, precisi
     """Bytes, roughly, with every parameter training.
 
     Weights, gradients and AdamW's state: 16 bytes a parameter in fp32, 18 in bf16-mixed (2 + 4 + main weight 4 + moments
-    8), 8 in bf16-true (2 each; Kahan's compensation 2 more); LionW and, inside layers, Muon have one moment less, those of adamw8bit take a byte, offloaded ones none, the distributed optimizer shares
-    moments and main weights. The logits twice in fp32; in slices those of one, three times, and the gradient of the hidden states.
+    8), 8 in bf16-true (2 each; Kahan's compensation 2 more); LionW and, inside layers, Muon have one moment less, those of
+    adamw8bit take a byte, offloaded ones none, the distributed optimizer shares moments and main weights. Layers' matrices in
+    fp8, as they are and transposed, 2 bytes more; under ``full`` recomputation those of one layer at a time. The logits twice in fp32; in slices those of one, three times, and the gradient of the hidden states.
 
     Activations: 34 bytes per position, layer and hidden unit in bf16 without the score matrix (Korthikanti et al. 2022,
     eq. 2 and 4), divided by the tensor ranks only under sequence parallelism save for the 24 inside the layers.
@@ -78,7 +79,10 @@ def memory_per_rank(shape: ModelShape, parallel: Parallel, phase: Phase, precisi
     state = parameters_per_rank(shape, parallel) * state_bytes(phase.optimizer, precision, sharers)
     if phase.optimizer.type == "muon":  # rows of the vocabulary are AdamW's
         matrices = 1 if shape.tied or parallel.pipeline > 1 else 2
-        state += matrices * shape.vocab_size * shape.hidden_size / parallel.tensor * (2 if precision == "bf16-true" else 4)
+        state += matrices * shape.vocab_size * shape.hidden_size / parallel.tensor * (2 if precision in BF16_ALONE else 4)
+    if precision in FP8 and phase.recompute != "full":
+        sizes = (size for name, size in shape.parameter_shapes().items() if name.startswith("decoder.layers."))
+        state += 2 * sum(math.prod(size) for size in sizes if len(size) == 2) / (parallel.tensor * parallel.pipeline)
     positions = phase.sequence_length * phase.micro_batch_size
     around = parallel.tensor if parallel.sequence else 1
     whole, mlp = 10 / around + 24 / parallel.tensor, 16 / parallel.tensor

@@ -14,7 +14,8 @@ from megatron_adapt.engine import backend
 from megatron_adapt.errors import ConfigError
 from megatron_adapt.families.family import ModelShape
 
-# Fields of Megatron's TransformerConfig by precision. "hybrid" has the wider range of e5m2 for gradients.
+# Fields of Megatron's TransformerConfig by precision, without "-true": weights stay in bf16 (no ``fp8_param``), and Transformer
+# Engine makes fp8 copies of them as it goes, with float32 main weights or without. "hybrid" has the wider range of e5m2 for gradients.
 FP8_FIELDS: dict[str, dict[str, Any]] = {
     "fp8-current": {"fp8": "hybrid", "fp8_recipe": "tensorwise"},
     "fp8-delayed": {"fp8": "hybrid", "fp8_recipe": "delayed"},
@@ -31,17 +32,19 @@ FP8_SINCE = {
 
 def precision_fields(precision: str, shape: ModelShape) -> dict[str, Any]:
     """What fp8 adds to Megatron's TransformerConfig; ``ConfigError`` where it cannot be computed."""
-    if precision not in FP8_FIELDS:
+    kind = precision.removesuffix("-true")
+    if kind not in FP8_FIELDS:
         return {}
-    since, named = FP8_SINCE[precision]
+    since, named = FP8_SINCE[kind]
     reasons = [] if backend.uses_transformer_engine(shape) else backend.torch_layers_because(shape) or ["backend: torch is chosen"]
     if backend.has_gpu() and backend.capability() < since:
         reasons.append(f"{backend.name()} has no such arithmetic, which came with {named}")
     if reasons:
         raise ConfigError(
-            f"precision: {precision} needs a GPU and Transformer Engine's layers: {'; '.join(reasons)}. Choose bf16-mixed."
+            f"precision: {precision} needs a GPU and Transformer Engine's layers: {'; '.join(reasons)}. "
+            f"Choose bf16-{'mixed' if kind == precision else 'true'}."
         )
-    return FP8_FIELDS[precision]
+    return FP8_FIELDS[kind]
 
 
 def set_history(config: TransformerConfig, length: int, choice: str) -> None:

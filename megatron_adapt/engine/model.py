@@ -22,7 +22,7 @@ from megatron.core.tensor_parallel.layers import (
 )
 from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron_adapt.config import FP8
+from megatron_adapt.config import BF16_ALONE, FP8
 from megatron_adapt.engine import backend, fp8, vocabulary
 from megatron_adapt.engine.backend import Layout
 from megatron_adapt.engine.chunks import Chunks, chunks
@@ -50,7 +50,11 @@ POSITIONS = {"rope": "rope", "learned": "learned_absolute", "alibi": "none"}  # 
 RECOMPUTE: dict[str, dict[str, Any]] = {
     "none": {},
     "selective": {"recompute_granularity": "selective", "recompute_modules": ["mlp"]},
-    "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
+    # Nor are weights in fp8, 2 bytes each, kept from one micro-batch to the next: memory is what is short.
+    "full": {
+        "recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1,
+        "disable_parameter_transpose_cache": True,
+    },  # fmt: skip
 }
 
 
@@ -219,15 +223,20 @@ def freeze(model: GPTModel | Chunks, patterns: Sequence[str]) -> int:
 
 def wrap(model: GPTModel | Chunks, precision: str, distributed_optimizer: bool = False) -> DistributedDataParallel | Chunks:
     """Megatron's data-parallel wrapper, around its half-precision one where needed; gradients are summed in fp32, except
-    under ``bf16-true``. ``distributed_optimizer``: each data-parallel rank gets the sum of its part only."""
+    under ``bf16-true`` and ``fp8-...-true``. ``distributed_optimizer``: each data-parallel rank gets the sum of its part only."""
     if isinstance(model, Chunks):
         return Chunks(wrap(chunk, precision, distributed_optimizer) for chunk in model)
     config = model.config
+    for part in model.modules():
+        if hasattr(part, "fuse_wgrad_accumulation"):
+            # Layers of Transformer Engine add weight gradients to the wrapper's sums themselves, in the matrix product. Megatron's
+            # setting for that, ``gradient_accumulation_fusion``, would also ask the output layer, which needs Apex for it.
+            part.fuse_wgrad_accumulation = True
     module = Float16Module(config, model) if config.bf16 else model
     return DistributedDataParallel(
         config,
         DistributedDataParallelConfig(
-            grad_reduce_in_fp32=precision != "bf16-true", use_distributed_optimizer=distributed_optimizer
+            grad_reduce_in_fp32=precision not in BF16_ALONE, use_distributed_optimizer=distributed_optimizer
         ),
         module,
     )

@@ -2,8 +2,8 @@
 
     fp32         float32 weights, gradients and moments
     bf16-mixed   bf16 weights, float32 gradients, main weights and moments (Megatron's Float16Optimizer)
-    fp8-...      the same with matrix products in fp8 (Transformer Engine)
     bf16-true    weights, gradients and moments in bf16, updated by `updates` with a choice of rounding
+    fp8-...      bf16-mixed, or with -true bf16-true, with matrix products in fp8 (Transformer Engine)
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from megatron.core.optimizer import optimizer as megatron_optimizer
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 from megatron.core.tensor_parallel import param_is_not_tensor_parallel_duplicate
 from megatron.core.transformer.module import param_is_not_shared
-from megatron_adapt.config import FP8, Optimizer
+from megatron_adapt.config import BF16_ALONE, Optimizer
 from megatron_adapt.engine import backend, eight_bit, muon, offload, optimizer_state, updates
 from megatron_adapt.engine.chunks import Chunks, chunks
 from megatron_adapt.engine.model import named_parameters
@@ -47,7 +47,7 @@ def build(
         seed: of stochastic rounding.
         ages: by canonical name, updates that a parameter has had in phases before, where its state is kept.
     """
-    low = precision == "bf16-true"
+    low = precision in BF16_ALONE
     config = OptimizerConfig(
         optimizer="adam",
         lr=settings.lr,
@@ -57,7 +57,7 @@ def build(
         adam_beta2=settings.beta2,
         adam_eps=settings.eps,
         clip_grad=0.0 if low else settings.clip_grad,  # Megatron clips float32 gradients only
-        bf16=precision == "bf16-mixed" or precision in FP8,
+        bf16=precision != "fp32" and not low,
         params_dtype=model.config.params_dtype,
         use_distributed_optimizer=chunks(model)[0].ddp_config.use_distributed_optimizer,
     )

@@ -8,10 +8,10 @@ import pytest
 import torch
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear
 from megatron.core.transformer.transformer_config import TransformerConfig
-from worlds import LAYOUTS, World, hf_model, on_ranks
+from worlds import LAYOUTS, World, assert_identical, hf_model, on_ranks, stored
 
 from megatron_adapt.config import FP8
-from megatron_adapt.engine import backend, checkpoint, fp8
+from megatron_adapt.engine import backend, checkpoint, fp8, model as models
 from megatron_adapt.errors import ConfigError
 from megatron_adapt.families import find_family
 from megatron_adapt.hf.directory import HFDirectory
@@ -25,7 +25,8 @@ def shape(world: World):
 
 @pytest.mark.parametrize("precision", FP8)
 def test_refused_by_name_without_a_gpu(world: World, precision):
-    with pytest.raises(ConfigError, match=rf"precision: {precision} needs a GPU and Transformer Engine's layers: .+ Choose bf16-mixed"):
+    of = "true" if precision.endswith("-true") else "mixed"
+    with pytest.raises(ConfigError, match=rf"precision: {precision} needs a GPU and Transformer Engine's layers: .+ Choose bf16-{of}"):
         on_ranks(1, lambda: hf_model(world.model("untied"), precision=precision))
 
 
@@ -36,8 +37,9 @@ def test_megatron_is_told(monkeypatch, shape, precision):
     monkeypatch.setattr(backend, "capability", lambda: (10, 0))
     fields = fp8.precision_fields(precision, shape)
     config = TransformerConfig(num_layers=2, hidden_size=32, num_attention_heads=4, bf16=True, **fields)
-    assert config.fp8 == ("hybrid" if precision in ("fp8-current", "fp8-delayed") else "e4m3")
-    assert fp8.has_history(config) is (precision == "fp8-delayed")
+    assert config.fp8 == ("hybrid" if "current" in precision or "delayed" in precision else "e4m3")
+    assert fp8.has_history(config) is ("delayed" in precision)
+    assert not config.fp8_param  # weights stay in bf16
     fp8.set_history(config, 16, "most-recent")
     assert (config.fp8_amax_history_len, config.fp8_amax_compute_algo) == (16, "most_recent")
     with fp8.without_fp8(config):
@@ -45,7 +47,7 @@ def test_megatron_is_told(monkeypatch, shape, precision):
     assert config.fp8 == fields["fp8"]
 
 
-@pytest.mark.parametrize("precision, capability, named", [("fp8-current", (8, 0), "Ada"), ("fp8-mx", (9, 0), "Blackwell")])
+@pytest.mark.parametrize("precision, capability, named", [("fp8-current", (8, 0), "Ada"), ("fp8-mx-true", (9, 0), "Blackwell")])
 def test_refused_on_a_gpu_that_is_too_old(monkeypatch, shape, precision, capability, named):
     monkeypatch.setattr(backend, "has_gpu", lambda: True)
     monkeypatch.setattr(backend, "uses_transformer_engine", lambda shape: True)
@@ -53,6 +55,21 @@ def test_refused_on_a_gpu_that_is_too_old(monkeypatch, shape, precision, capabil
     monkeypatch.setattr(backend, "name", lambda: "Old GPU")
     with pytest.raises(ConfigError, match=f"precision: {precision} .*Old GPU has no such arithmetic, which came with {named}"):
         fp8.precision_fields(precision, shape)
+
+
+def test_fp8_copies_are_not_kept_where_layers_are_recomputed(monkeypatch, shape):
+    monkeypatch.setattr(backend, "has_gpu", lambda: False)
+    kept = {name: models.transformer_config(shape, backend.Layout(), "bf16-true", name) for name in models.RECOMPUTE}
+    assert [config.disable_parameter_transpose_cache for config in kept.values()] == [False, False, True]
+
+
+def test_with_true_everything_but_products_is_as_in_bf16_true(world: World, tmp_path: Path, monkeypatch):
+    """Where fp8's own settings are left out, which only Transformer Engine can follow, the two are one, to the bit."""
+    options = {"steps": 3, "start": "tied"}
+    reference = world.train(tmp_path / "bf16", precision="bf16-true", **options)
+    monkeypatch.setattr(fp8, "precision_fields", lambda precision, shape: {})
+    assert_identical(world.train(tmp_path / "fp8", precision="fp8-current-true", **options), reference)
+    assert {tensor.dtype for tensor in stored(tmp_path / "fp8").values()} == {torch.bfloat16}
 
 
 def test_other_precisions_add_nothing(shape):

@@ -129,10 +129,12 @@ def test_selected_layers():
     ("{lr: 1e-4}", "{lr: 1e99}", "26: phases[1].optimizer.lr: expected a number (such as 0.1, 1e-4 or 500M), "
      "got the number 1e+99, which is too large"),
     ("name: german\n", "name: german\nprecision: bf16mixed\n",
-     "2: precision: expected 'fp32', 'bf16-mixed', 'bf16-true', 'fp8-current', 'fp8-delayed', 'fp8-blockwise' or 'fp8-mx', got 'bf16mixed'. "
+     "2: precision: expected 'fp32', 'bf16-mixed', 'bf16-true', 'fp8-current', 'fp8-delayed', 'fp8-blockwise', "
+     "'fp8-mx', 'fp8-current-true', 'fp8-delayed-true', 'fp8-blockwise-true' or 'fp8-mx-true', got 'bf16mixed'. "
      "Did you mean 'bf16-mixed'?"),
     ("name: german\n", "name: german\nprecision: 16\n",
-     "2: precision: expected 'fp32', 'bf16-mixed', 'bf16-true', 'fp8-current', 'fp8-delayed', 'fp8-blockwise' or 'fp8-mx', got the number 16"),
+     "2: precision: expected 'fp32', 'bf16-mixed', 'bf16-true', 'fp8-current', 'fp8-delayed', 'fp8-blockwise', "
+     "'fp8-mx', 'fp8-current-true', 'fp8-delayed-true', 'fp8-blockwise-true' or 'fp8-mx-true', got the number 16"),
     ("name: german\n", "name: german\nparallel: {sequence: yes}\n",
      "2: parallel.sequence: expected true or false, got 'yes'"),
     ("[en-1.txt, en-2.txt]", "{a: b}", "9: data.english.path: expected text or a list of texts, got a mapping"),
@@ -255,6 +257,14 @@ def test_missing_mappings_are_told_once_each(tmp_path):
      "26: phases[1].optimizer.offload: belongs to 'adamw', not to 'lionw'; remove it"),
     ([("{lr: 1e-4}", "{lr: 1e-4, offload: true}\n    precision: bf16-true")],
      "26: phases[1].optimizer.offload: updates float32 weights, which 'bf16-true' does without; use 'bf16-mixed'"),
+    ([("{lr: 1e-4}", "{lr: 1e-4, offload: true}\n    precision: fp8-mx-true")],
+     "26: phases[1].optimizer.offload: updates float32 weights, which 'fp8-mx-true' does without; use 'fp8-mx'"),
+    ([("{lr: 1e-4}", "{lr: 1e-4, type: adamw8bit}\n    precision: fp8-current-true")],
+     "26: phases[1].optimizer.type: adamw8bit rounds bf16 weights to the nearest, which loses most updates; use 'adamw', or precision "
+     "'fp8-current'"),
+    ([("{lr: 1e-4}", "{lr: 1e-4, rounding: kahan}\n    precision: fp8-delayed")],
+     "26: phases[1].optimizer.rounding: weights are rounded under precisions 'bf16-true' and 'fp8-...-true' only, not under "
+     "'fp8-delayed'; remove it"),
     ([("{lr: 1e-4}", "{lr: 1e-4, type: lionw, momentum: 0.9}")],
      "26: phases[1].optimizer.momentum: belongs to 'muon', not to 'lionw'; remove it"),
     ([("name: german\n", "name: german\nparallel: {distributed_optimizer: true, data: 2}\n"), ("{lr: 1e-4}", "{lr: 1e-4, type: muon}")],
@@ -263,9 +273,9 @@ def test_missing_mappings_are_told_once_each(tmp_path):
     ([("    steps: 100\n", "    steps: 100\n    amax_choice: most-recent\n")],
      "24: phases[1].amax_choice: belongs to precision 'fp8-delayed', not to 'bf16-mixed'; remove it"),
     ([("{lr: 1e-4}", "{lr: 1e-4, rounding: kahan}")],
-     "26: phases[1].optimizer.rounding: weights are rounded under precision 'bf16-true' only, not under 'bf16-mixed'; remove it"),
+     "26: phases[1].optimizer.rounding: weights are rounded under precisions 'bf16-true' and 'fp8-...-true' only, not under 'bf16-mixed'; remove it"),
     ([("{lr: 1e-4}", "{lr: 1e-4, rounding: kahan}\n    precision: fp32"), ("name: german\n", "name: german\nprecision: bf16-true\n")],
-     "27: phases[1].optimizer.rounding: weights are rounded under precision 'bf16-true' only, not under 'fp32'; remove it"),
+     "27: phases[1].optimizer.rounding: weights are rounded under precisions 'bf16-true' and 'fp8-...-true' only, not under 'fp32'; remove it"),
     ([("    steps: 100\n", "    steps: 100\n    restart_positions: false\n")],
      "24: phases[1].restart_positions: belongs to packing 'documents', not to 'chunks'; remove it"),
     ([("batch_size: 8", "batch_size: 8\n    ramp_up: {start: 2, by: 4, over: 10}")],

@@ -118,6 +118,20 @@ def test_recomputation_and_a_shared_state() -> None:
     assert [estimate.state_bytes(low, "bf16-true", sharers) for sharers in (1, 4)] == [10, 4 + 6 / 4]
 
 
+def test_fp8_keeps_copies_of_the_layers_matrices() -> None:
+    whole, matrices = shape(), shape().num_layers * SPLIT
+
+    def more(precision: str, without: str, recompute: str, **parallel: int) -> float:
+        settings, layout = phase(recompute=recompute, batch_size=8), Parallel(**parallel)
+        return estimate.memory_per_rank(whole, layout, settings, precision) - estimate.memory_per_rank(whole, layout, settings, without)
+
+    for low in ("fp8-current-true", "fp8-delayed-true", "fp8-blockwise-true", "fp8-mx-true"):
+        assert more(low, "bf16-true", "none") == more(low.removesuffix("-true"), "bf16-mixed", "none") == 2 * matrices
+        assert more(low, "bf16-true", "selective", tensor=2, pipeline=2) == 2 * matrices / 4
+        assert more(low, "bf16-true", "full") == 0
+        assert estimate.state_bytes(Optimizer(lr=1e-3), low) == 8
+
+
 def test_what_saves_memory() -> None:
     layouts = [{}, {"tensor": 2}, {"tensor": 2, "sequence": True}, {"tensor": 2, "sequence": True, "pipeline": 2}]
     sizes = [estimate.memory_per_rank(shape(), Parallel(**layout), phase(), "bf16-mixed") for layout in layouts]
