@@ -58,7 +58,7 @@ def ours(source: Path, tokenizer: Path, prefix: Path, workers: int) -> None:
     from megatron_adapt.data.preprocess import preprocess
     from megatron_adapt.hf.tokenizer import Tokenizer
 
-    preprocess(source, Tokenizer.load(tokenizer), prefix, append_eod=True, workers=workers)
+    preprocess(source, Tokenizer.load(tokenizer, deferred=True), prefix, append_eod=True, workers=workers)
 
 
 def megatron(source: Path, tokenizer: Path, prefix: Path, workers: int) -> None:

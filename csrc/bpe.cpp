@@ -7,8 +7,9 @@
 #include <queue>
 #include <stdexcept>
 #include <tuple>
-#include <unordered_map>
 #include <utility>
+
+#include "utf8.h"
 
 namespace megatron_adapt {
 
@@ -18,30 +19,14 @@ constexpr std::uint32_t kNone = std::numeric_limits<std::uint32_t>::max();
 constexpr char kSpace[] = "\xE2\x96\x81";  // U+2581
 constexpr std::size_t kShort = 64;         // symbols up to which looking at all of them beats a heap
 
+constexpr std::uint32_t kRankMask = (std::uint32_t{1} << 21) - 1;
+
+std::uint64_t key_of(std::uint32_t left, std::uint32_t right) { return std::uint64_t{left} << 21 | right; }
+
 std::uint64_t mix(std::uint64_t x) {
   x ^= x >> 32;
   x *= 0x9E3779B97F4A7C15;
   return x ^ x >> 29;
-}
-
-bool is_tail(unsigned char c) { return (c & 0xC0) == 0x80; }
-
-// Bytes of the UTF-8 character at the begin of a text.
-std::size_t width(std::string_view text) {
-  const unsigned char first = static_cast<unsigned char>(text[0]);
-  const std::size_t expected = first < 0xC0 ? 1 : first < 0xE0 ? 2 : first < 0xF0 ? 3 : 4;
-  return std::min(expected, text.size());
-}
-
-std::uint32_t code_point(std::string_view character) {
-  const auto tail = [character](std::size_t i) { return static_cast<unsigned char>(character[i]) & 0x3Fu; };
-  const std::uint32_t first = static_cast<unsigned char>(character[0]);
-  switch (character.size()) {
-    case 1: return first;
-    case 2: return (first & 0x1F) << 6 | tail(1);
-    case 3: return (first & 0xF) << 12 | tail(1) << 6 | tail(2);
-    default: return (first & 7) << 18 | tail(1) << 12 | tail(2) << 6 | tail(3);
-  }
 }
 
 // What the cuts know of a token's first or last character.
@@ -51,27 +36,33 @@ unsigned char class_of(std::string_view character) {
   return c < 128 ? c : 128;
 }
 
+// The byte that a token <0x00> to <0xFF> stands for, -1 of others.
+int byte_of(std::string_view token) {
+  if (token.size() != 6 || token.substr(0, 3) != "<0x" || token[5] != '>') return -1;
+  const auto digit = [](char c) { return c >= '0' && c <= '9' ? c - '0' : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1; };
+  const int high = digit(token[3]), low = digit(token[4]);
+  return high < 0 || low < 0 ? -1 : 16 * high + low;
+}
+
 bool is_space_at(const char* p, const char* end) { return end - p >= 3 && std::memcmp(p, kSpace, 3) == 0; }
 
 }  // namespace
 
-BpeEncoder::BpeEncoder(const std::vector<std::string>& tokens, const std::vector<Merge>& merges, Prefix prefix)
+BpeEncoder::BpeEncoder(const std::vector<std::string_view>& tokens, const std::vector<Merge>& merges, Prefix prefix)
     : prefix_(prefix) {
-  std::unordered_map<std::string_view, std::uint32_t> by_spelling;
+  bytes_.fill(kNone);
   for (std::uint32_t id = 0; id < tokens.size(); ++id) {
-    const std::string& token = tokens[id];
-    if (token.size() == 6 && token[0] == '<') by_spelling[token] = id;
-    if (token.empty() || token.size() > 4 || width(token) != token.size()) continue;
+    const std::string_view token = tokens[id];
+    if (const int byte = byte_of(token); byte >= 0) bytes_[static_cast<std::size_t>(byte)] = id;
+    if (token.empty() || token.size() > 4 || character_width(token) != token.size()) continue;
     const std::uint32_t point = code_point(token);
     if (point >= characters_.size()) characters_.resize(point + 1, kNone);
     characters_[point] = id;
   }
-  for (unsigned byte = 0; byte < 256; ++byte) {
+  if (const auto missing = std::find(bytes_.begin(), bytes_.end(), kNone); missing != bytes_.end()) {
     char spelling[8];
-    std::snprintf(spelling, sizeof spelling, "<0x%02X>", byte);
-    const auto found = by_spelling.find(std::string_view(spelling, 6));
-    if (found == by_spelling.end()) throw std::invalid_argument(std::string("no token ") + spelling);
-    bytes_[byte] = found->second;
+    std::snprintf(spelling, sizeof spelling, "<0x%02X>", static_cast<unsigned>(missing - bytes_.begin()) & 0xFF);
+    throw std::invalid_argument(std::string("no token ") + spelling);
   }
   const std::uint32_t space = code_point(std::string_view(kSpace, 3));
   if (space >= characters_.size() || characters_[space] == kNone) throw std::invalid_argument("no token U+2581");
@@ -79,7 +70,9 @@ BpeEncoder::BpeEncoder(const std::vector<std::string>& tokens, const std::vector
 
   std::size_t capacity = 16;
   while (capacity < 2 * merges.size()) capacity *= 2;
-  pairs_ = WideArray<Pair>(capacity);
+  if ((tokens.size() >> kIdBits) != 0 || (merges.size() + 1) >> kIdBits != 0) throw std::invalid_argument("it is too large");
+  pairs_ = WideArray<std::uint64_t>(capacity);
+  results_.assign(1, kNone);
   present_.assign(capacity / 16, 0);
   for (std::uint32_t rank = 0; rank < merges.size(); ++rank) {
     const Merge& merge = merges[rank];
@@ -87,33 +80,28 @@ BpeEncoder::BpeEncoder(const std::vector<std::string>& tokens, const std::vector
         tokens[merge.left].empty() || tokens[merge.right].empty()) {
       throw std::invalid_argument("a merge of tokens that do not exist");
     }
-    for (const std::uint32_t id : {merge.left, merge.right}) {
-      const auto byte = by_spelling.find(tokens[id]);
-      if (byte != by_spelling.end() && std::find(bytes_.begin(), bytes_.end(), id) != bytes_.end()) {
-        throw std::invalid_argument("bytes are merged");
-      }
-    }
-    const std::uint64_t key = std::uint64_t{merge.left} << 32 | merge.right, hashed = mix(key);
+    if (byte_of(tokens[merge.left]) >= 0 || byte_of(tokens[merge.right]) >= 0) throw std::invalid_argument("bytes are merged");
+    const std::uint64_t key = key_of(merge.left, merge.right), hashed = mix(key);
     present_[hashed >> 6 & (present_.size() - 1)] |= std::uint64_t{1} << (hashed & 63);
     std::size_t at = hashed & (capacity - 1);
-    for (; pairs_[at].rank != 0; at = (at + 1) & (capacity - 1)) {
-      if (pairs_[at].key == key) throw std::invalid_argument("a merge is there twice");
+    for (; pairs_[at] != 0; at = (at + 1) & (capacity - 1)) {
+      if (pairs_[at] >> kIdBits == key) throw std::invalid_argument("a merge is there twice");
     }
-    pairs_[at] = Pair{key, rank + 1, merge.result};
+    pairs_[at] = key << kIdBits | (rank + 1);
+    results_.push_back(merge.result);
   }
   learn_cuts(tokens, merges);
 }
 
-void BpeEncoder::learn_cuts(const std::vector<std::string>& tokens, const std::vector<Merge>& merges) {
+void BpeEncoder::learn_cuts(const std::vector<std::string_view>& tokens, const std::vector<Merge>& merges) {
   constexpr std::uint64_t kAll = ~std::uint64_t{0};
   for (auto& row : cut_) row.fill(kAll);
   cut_[128][2] = cut_[128][3] = 0;  // inside characters, and between them
   for (const Merge& merge : merges) {
-    const std::string& left = tokens[merge.left];
-    const std::string_view right = tokens[merge.right];
+    const std::string_view left = tokens[merge.left], right = tokens[merge.right];
     std::size_t last = left.size() - 1;
     while (last > 0 && is_tail(static_cast<unsigned char>(left[last]))) --last;
-    const unsigned char a = class_of(std::string_view(left).substr(last)), b = class_of(right.substr(0, width(right)));
+    const unsigned char a = class_of(left.substr(last)), b = class_of(right.substr(0, character_width(right)));
     if (b < 128) {
       cut_[a][b / 64] &= ~(std::uint64_t{1} << b % 64);
     } else {
@@ -122,12 +110,13 @@ void BpeEncoder::learn_cuts(const std::vector<std::string>& tokens, const std::v
   }
 }
 
-const BpeEncoder::Pair* BpeEncoder::find(std::uint32_t left, std::uint32_t right) const {
-  const std::uint64_t key = std::uint64_t{left} << 32 | right, hashed = mix(key);
-  if ((present_[hashed >> 6 & (present_.size() - 1)] >> (hashed & 63) & 1) == 0) return nullptr;
+// 0 where the two are never merged.
+std::uint32_t BpeEncoder::rank(std::uint32_t left, std::uint32_t right) const {
+  const std::uint64_t key = key_of(left, right), hashed = mix(key);
+  if ((present_[hashed >> 6 & (present_.size() - 1)] >> (hashed & 63) & 1) == 0) return 0;
   for (std::size_t at = hashed & (pairs_.size() - 1);; at = (at + 1) & (pairs_.size() - 1)) {
-    if (pairs_[at].rank == 0) return nullptr;
-    if (pairs_[at].key == key) return &pairs_[at];
+    if (pairs_[at] == 0) return 0;
+    if (pairs_[at] >> kIdBits == key) return static_cast<std::uint32_t>(pairs_[at]) & kRankMask;
   }
 }
 
@@ -186,11 +175,11 @@ void BpeEncoder::add(const char* begin, const char* end, const char* readable, s
     return;
   }
   if (readable - begin >= static_cast<std::ptrdiff_t>(PieceCache::kLongest)) {
-    waiting_[waiting_count_++] = cache_.key(begin, size);
+    cache_.expect(begin, size, waiting_[waiting_count_++]);
   } else {
     std::array<char, PieceCache::kLongest> padded{};
     std::memcpy(padded.data(), begin, size);
-    waiting_[waiting_count_] = cache_.key(padded.data(), size);
+    cache_.expect(padded.data(), size, waiting_[waiting_count_]);
     waiting_[waiting_count_++].piece = begin;
   }
   if (waiting_count_ == waiting_.size()) flush(out);
@@ -200,7 +189,7 @@ void BpeEncoder::flush(std::vector<std::uint32_t>& out) {
   std::array<std::uint32_t, std::tuple_size_v<decltype(waiting_)> * PieceCache::kLongest> found;
   std::size_t size = 0;
   for (std::size_t i = 0; i < waiting_count_; ++i) {
-    const PieceCache::Key& key = waiting_[i];
+    const PieceKey& key = waiting_[i];
     std::uint32_t count = 0;
     const std::uint32_t* ids = cache_.find(key, count);
     if (ids == nullptr) {
@@ -226,7 +215,7 @@ void BpeEncoder::merge(std::string_view piece) {
 void BpeEncoder::symbols(std::string_view piece) {
   ids_.clear();
   while (!piece.empty()) {
-    const std::string_view character = piece.substr(0, width(piece));
+    const std::string_view character = piece.substr(0, character_width(piece));
     const std::uint32_t point = code_point(character);
     if (point < characters_.size() && characters_[point] != kNone) {
       ids_.push_back(characters_[point]);
@@ -240,13 +229,13 @@ void BpeEncoder::symbols(std::string_view piece) {
 // Again and again the merge of the lowest rank, the leftmost of several.
 void BpeEncoder::merge_short() {
   const std::size_t count = ids_.size();
-  std::array<std::uint32_t, kShort> ranks, results;  // of the pair that begins here
+  std::array<std::uint32_t, kShort> ranks;  // of the pair that begins here, less one
   std::array<std::uint8_t, kShort + 1> next, previous;
   std::uint32_t* const ids = ids_.data();
-  const auto look = [&](std::size_t at) {
-    const Pair* const pair = next[at] < count ? find(ids[at], ids[next[at]]) : nullptr;
-    ranks[at] = pair == nullptr ? kNone : pair->rank;
-    if (pair != nullptr) results[at] = pair->result;
+  const auto look = [&](std::size_t at) __attribute__((always_inline)) {
+    const std::uint32_t found = next[at] < count ? rank(ids[at], ids[next[at]]) : 0;
+    ranks[at] = found - 1;  // kNone where there is none
+    __builtin_prefetch(&results_[found]);
   };
   for (std::size_t i = 0; i < count; ++i) {
     next[i] = static_cast<std::uint8_t>(i + 1), previous[i] = static_cast<std::uint8_t>(i - 1);
@@ -261,7 +250,7 @@ void BpeEncoder::merge_short() {
     }
     if (lowest == kNone) break;
     const std::size_t gone = next[at];
-    ids[at] = results[at];
+    ids[at] = results_[lowest + 1];
     ids[gone] = ranks[gone] = kNone;
     next[at] = next[gone];
     previous[next[gone]] = static_cast<std::uint8_t>(at);
@@ -283,7 +272,7 @@ void BpeEncoder::merge_long() {
   const auto push = [&](std::uint32_t at) {
     if (next[at] >= count) return;
     const std::uint32_t left = ids_[at], right = ids_[next[at]];
-    if (const Pair* const pair = find(left, right)) heap.push({pair->rank, at, left, right});
+    if (const std::uint32_t found = rank(left, right)) heap.push({found, at, left, right});
   };
   for (std::uint32_t i = 0; i < count; ++i) next[i] = i + 1, previous[i] = i - 1;  // of the first: kNone
   for (std::uint32_t i = 0; i + 1 < count; ++i) push(i);
@@ -293,7 +282,7 @@ void BpeEncoder::merge_long() {
     // Merged since then: the left id has changed, or is gone (kNone), or what is right of it is another.
     if (ids_[best.at] != best.left || next[best.at] >= count || ids_[next[best.at]] != best.right) continue;
     const std::uint32_t gone = next[best.at];
-    ids_[best.at] = find(best.left, best.right)->result;
+    ids_[best.at] = results_[best.rank];
     ids_[gone] = kNone;
     next[best.at] = next[gone];
     if (next[gone] < count) previous[next[gone]] = best.at;

@@ -30,7 +30,7 @@ class BpeEncoder {
 
   // `tokens`: spelling by id, empty where there is none. `merges` by rank. The tokens <0x00> to <0xFF> must exist, take no
   // part in merges, and U+2581 must be a token: std::invalid_argument otherwise.
-  BpeEncoder(const std::vector<std::string>& tokens, const std::vector<Merge>& merges, Prefix prefix);
+  BpeEncoder(const std::vector<std::string_view>& tokens, const std::vector<Merge>& merges, Prefix prefix);
 
   // Appends the ids of texts (UTF-8) that lie back to back from offsets[0] to offsets[texts], and to `starts` where those
   // of each begin. One thread at a time; others wait.
@@ -40,14 +40,11 @@ class BpeEncoder {
  private:
   static constexpr std::size_t kClasses = 129;  // ASCII (space stands for U+2581), everything else
 
-  struct Pair {
-    std::uint64_t key;           // of the two ids
-    std::uint32_t rank, result;  // rank 0: free, else counted from 1
-  };
+  static constexpr unsigned kIdBits = 21;  // of ids and of ranks: a pair and its rank are one word
 
   void encode(std::string_view text, std::vector<std::uint32_t>& out);
-  const Pair* find(std::uint32_t left, std::uint32_t right) const;
-  void learn_cuts(const std::vector<std::string>& tokens, const std::vector<Merge>& merges);
+  std::uint32_t rank(std::uint32_t left, std::uint32_t right) const;
+  void learn_cuts(const std::vector<std::string_view>& tokens, const std::vector<Merge>& merges);
   const char* next_cut(const char* begin, const char* p, const char* end, unsigned char before) const;
   // `readable`: up to here there are bytes that may be read.
   void add(const char* begin, const char* end, const char* readable, std::vector<std::uint32_t>& out);
@@ -58,13 +55,14 @@ class BpeEncoder {
   void merge_long();
 
   Prefix prefix_;
-  WideArray<Pair> pairs_;  // open addressing
+  WideArray<std::uint64_t> pairs_;      // left, right and rank, 0 where free; open addressing
+  std::vector<std::uint32_t> results_;  // by rank, which counts from 1; 0 is no pair
   std::vector<std::uint64_t> present_;  // bits at some of the hashes of the pairs: most of what is asked for is no pair
   std::array<std::uint32_t, 256> bytes_;
   std::vector<std::uint32_t> characters_;  // ids by code point, kNone where there is none; the space has that of U+2581
   std::array<std::array<std::uint64_t, 4>, kClasses> cut_;  // bit sets
   PieceCache cache_;
-  std::array<PieceCache::Key, 32> waiting_;  // pieces on their way from memory
+  std::array<PieceKey, 32> waiting_;  // pieces on their way from memory
   std::size_t waiting_count_ = 0;
   std::string head_;
   std::vector<std::uint32_t> ids_;

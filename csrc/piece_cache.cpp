@@ -1,63 +1,36 @@
 #include "piece_cache.h"
 
 #include <algorithm>
-#include <cstring>
 #include <utility>
 
 namespace megatron_adapt {
 
 namespace {
 
-constexpr std::size_t kFirstSets = std::size_t{1} << 12;  // 512 KB
-constexpr std::size_t kSets = std::size_t{1} << 19;       // 64 MB
+constexpr std::size_t kFirstSets = std::size_t{1} << 12;
+constexpr std::size_t kMostSets = std::size_t{1} << 19;  // 32 MB of short pieces, and as much of half as many long ones
 constexpr std::size_t kGrowth = 8;
-constexpr std::size_t kMostIds = std::size_t{4} << 20;  // of pieces with more than seven, 16 MB
-
-// Behind 32 ones as many zeros: what is read from `32 - n` on keeps n bytes.
-constexpr std::array<unsigned char, 64> keep_mask() {
-  std::array<unsigned char, 64> mask{};
-  for (std::size_t i = 0; i < 32; ++i) mask[i] = 0xFF;
-  return mask;
-}
-constexpr std::array<unsigned char, 64> kKeep = keep_mask();
-
-std::uint64_t fold(std::uint64_t a, std::uint64_t b) {
-  __extension__ using Wide = unsigned __int128;
-  const Wide product = static_cast<Wide>(a) * b;
-  return static_cast<std::uint64_t>(product) ^ static_cast<std::uint64_t>(product >> 64);
-}
+constexpr std::size_t kMostIds = std::size_t{2} << 20;  // of pieces with more than fit into an entry, 8 MB in each table
 
 }  // namespace
 
-PieceCache::PieceCache() { clear(kFirstSets); }
+template <std::size_t kWords, std::size_t kIds>
+PieceTable<kWords, kIds>::PieceTable(std::size_t most_sets) : most_sets_(most_sets) {
+  clear(std::min(kFirstSets, most_sets));
+}
 
-void PieceCache::clear(std::size_t sets) {
+template <std::size_t kWords, std::size_t kIds>
+void PieceTable<kWords, kIds>::clear(std::size_t sets) {
   entries_ = WideArray<Entry>(2 * sets);
   sets_ = sets, used_ = 0;
   ids_.clear();
 }
 
-std::uint64_t PieceCache::hash(const std::array<std::uint64_t, 4>& words, std::uint32_t size) {
-  return fold(words[0] ^ 0x9E3779B97F4A7C15 ^ size, words[1] ^ 0xC2B2AE3D27D4EB4F) ^
-         fold(words[2] ^ 0xD6E8FEB86659FD93, words[3] ^ 0xA0761D6478BD642F);
-}
-
-PieceCache::Key PieceCache::key(const char* piece, std::size_t size) const {
-  Key key;
-  std::array<std::uint64_t, 4> keep;
-  std::memcpy(key.words.data(), piece, kLongest);
-  std::memcpy(keep.data(), kKeep.data() + kLongest - size, kLongest);
-  for (std::size_t i = 0; i < 4; ++i) key.words[i] &= keep[i];
-  key.piece = piece, key.size = static_cast<std::uint32_t>(size);
-  key.hash = hash(key.words, key.size);
-  __builtin_prefetch(&entries_[2 * (key.hash & (sets_ - 1))]);
-  return key;
-}
-
-const std::uint32_t* PieceCache::find(const Key& key, std::uint32_t& count) {
+template <std::size_t kWords, std::size_t kIds>
+const std::uint32_t* PieceTable<kWords, kIds>::find(const PieceKey& key, std::uint32_t& count) {
   const auto is = [&key](const Entry& entry) {
     std::uint64_t differs = key.size ^ entry.size;
-    for (std::size_t i = 0; i < 4; ++i) differs |= key.words[i] ^ entry.words[i];
+    for (std::size_t i = 0; i < kWords; ++i) differs |= key.words[i] ^ entry.words[i];
     return differs == 0;
   };
   Entry* const set = &entries_[2 * (key.hash & (sets_ - 1))];
@@ -66,19 +39,20 @@ const std::uint32_t* PieceCache::find(const Key& key, std::uint32_t& count) {
     std::swap(set[0], set[1]);
   }
   count = set->count;
-  return count <= set->ids.size() ? set->ids.data() : &ids_[set->ids[0]];
+  return count <= kIds ? set->ids.data() : &ids_[set->ids[0]];
 }
 
-void PieceCache::insert(const Key& key, const std::uint32_t* ids, std::uint32_t count) {
-  if (ids_.size() + count > kMostIds) clear(sets_);
-  if (2 * used_ >= 3 * sets_ && sets_ < kSets) grow();
+template <std::size_t kWords, std::size_t kIds>
+void PieceTable<kWords, kIds>::insert(const PieceKey& key, const std::uint32_t* ids, std::uint32_t count) {
+  if (count > kIds && ids_.size() + count > kMostIds) clear(sets_);
+  if (2 * used_ >= 3 * sets_ && sets_ < most_sets_) grow();
   Entry* const set = &entries_[2 * (key.hash & (sets_ - 1))];
   Entry& entry = set[set[0].size != 0];
   used_ += entry.size == 0;
-  entry.words = key.words;
+  std::copy_n(key.words.begin(), kWords, entry.words.begin());
   entry.size = static_cast<std::uint8_t>(key.size);
   entry.count = static_cast<std::uint8_t>(count);
-  if (count <= entry.ids.size()) {
+  if (count <= kIds) {
     std::copy(ids, ids + count, entry.ids.begin());
   } else {
     entry.ids[0] = static_cast<std::uint32_t>(ids_.size());
@@ -86,17 +60,29 @@ void PieceCache::insert(const Key& key, const std::uint32_t* ids, std::uint32_t 
   }
 }
 
-void PieceCache::grow() {
+template <std::size_t kWords, std::size_t kIds>
+void PieceTable<kWords, kIds>::grow() {
   const WideArray<Entry> old = std::move(entries_);
-  sets_ = std::min(sets_ * kGrowth, kSets);
+  sets_ = std::min(sets_ * kGrowth, most_sets_);
   entries_ = WideArray<Entry>(2 * sets_);
   used_ = 0;
+  PieceKey key{};
   for (std::size_t i = 0; i < old.size(); ++i) {
     if (old[i].size == 0) continue;
-    Entry* const set = &entries_[2 * (hash(old[i].words, old[i].size) & (sets_ - 1))];
+    std::copy_n(old[i].words.begin(), kWords, key.words.begin());
+    key.size = old[i].size;
+    expect(key);
+    Entry* const set = &entries_[2 * (key.hash & (sets_ - 1))];
     set[set[0].size != 0] = old[i];
     ++used_;
   }
 }
+
+template class PieceTable<2, 3>;
+template class PieceTable<4, 7>;
+
+const std::array<unsigned char, 64> PieceCache::kKeep = PieceCache::keep_mask();
+
+PieceCache::PieceCache() : short_(kMostSets), long_(kMostSets / 2) {}
 
 }  // namespace megatron_adapt

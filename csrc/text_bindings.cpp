@@ -4,13 +4,15 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <optional>
 #include <stdexcept>
-#include <unordered_map>
 #include <utility>
 
 #include "bpe.h"
 #include "documents.h"
 #include "sequences.h"
+#include "tokenizer_json.h"
 
 namespace py = pybind11;
 
@@ -58,53 +60,14 @@ void check_offsets(const Offsets& offsets, std::int64_t limit, const char* name)
 
 using Bytes = py::array_t<std::uint8_t, py::array::c_style>;
 
-std::string_view utf8(py::handle text) {
-  Py_ssize_t size = 0;
-  const char* const data = PyUnicode_AsUTF8AndSize(text.ptr(), &size);
-  if (data == nullptr) throw py::error_already_set();
-  return {data, static_cast<std::size_t>(size)};
-}
-
-// Of ["a", "b"] or "a b".
-std::pair<std::string_view, std::string_view> halves(py::handle merge) {
-  if (py::isinstance<py::str>(merge)) {
-    const std::string_view both = utf8(merge);
-    const std::size_t space = both.find(' ');
-    if (space == both.npos || both.find(' ', space + 1) != both.npos) throw py::value_error("a merge is not of two tokens");
-    return {both.substr(0, space), both.substr(space + 1)};
-  }
-  const py::sequence pair = py::reinterpret_borrow<py::sequence>(merge);
-  if (pair.size() != 2) throw py::value_error("a merge is not of two tokens");
-  return {utf8(py::object(pair[0])), utf8(py::object(pair[1]))};  // the list keeps them
-}
-
-std::unique_ptr<BpeEncoder> make_bpe(const py::dict& vocabulary, const py::list& merges, bool prefix, bool unless_space) {
-  std::vector<std::string> tokens;
-  std::unordered_map<std::string_view, std::uint32_t> ids;
-  ids.reserve(vocabulary.size());
-  for (const auto& [spelling, number] : vocabulary) {
-    const std::uint32_t id = number.cast<std::uint32_t>();
-    if (id >= tokens.size()) tokens.resize(id + 1);
-    tokens[id] = utf8(spelling);
-    ids[utf8(spelling)] = id;
-  }
-  const auto find = [&ids](std::string_view spelling) {
-    const auto found = ids.find(spelling);
-    if (found == ids.end()) throw py::value_error("a merge has a token that the vocabulary lacks");
-    return found->second;
-  };
-  std::vector<Merge> list;
-  list.reserve(merges.size());
-  std::string result;
-  for (const py::handle merge : merges) {
-    const auto [left, right] = halves(merge);
-    result.assign(left).append(right);
-    list.push_back(Merge{find(left), find(right), find(result)});
-  }
+std::unique_ptr<BpeEncoder> make_bpe(const TokenizerJson& json, bool prefix, bool unless_space) {
   using Prefix = BpeEncoder::Prefix;
   const Prefix kind = !prefix ? Prefix::none : unless_space ? Prefix::unless_space : Prefix::always;
-  return std::make_unique<BpeEncoder>(tokens, list, kind);
+  return std::make_unique<BpeEncoder>(json.tokens(), json.numbered_merges(), kind);
 }
+
+// Python's strings: surrogates cannot come, since JSON with lone ones is refused.
+py::str string(std::string_view text) { return py::str(text.data(), text.size()); }
 
 py::tuple encode_texts(BpeEncoder& encoder, const Bytes& text, const Offsets& offsets) {
   check_offsets(offsets, text.size(), "offsets");
@@ -197,9 +160,24 @@ void bind_text(py::module_& module) {
       .def("take", &take, "(text uint8, offsets int64 [documents + 1], line of each document from 0 int64); starts afresh.")
       .def_property_readonly("lines", &DocumentScanner::lines)
       .def("__len__", &DocumentScanner::count);
+  py::class_<TokenizerJson>(module, "TokenizerJson", "Vocabulary and merges of a tokenizer.json; see csrc/tokenizer_json.h.")
+      .def(py::init([](const py::bytes& text) { return std::make_unique<TokenizerJson>(static_cast<std::string>(text)); }),
+           py::arg("text"))
+      .def("find", [](const TokenizerJson& json, std::string_view token) {
+             const std::uint32_t id = json.find(token);
+             return id == TokenizerJson::kNone ? std::nullopt : std::optional(id);
+           }, py::arg("token"), "Id of a token of the vocabulary, None of others.")
+      .def("__len__", [](const TokenizerJson& json) { return json.tokens().size(); }, "Highest id + 1.")
+      .def_property_readonly("count", [](const TokenizerJson& json) {
+             return std::count_if(json.tokens().begin(), json.tokens().end(), [](auto token) { return token.data() != nullptr; });
+           }, "Tokens: as many as ids where these have no holes.")
+      .def_property_readonly("rest", [](const TokenizerJson& json) { return string(json.rest()); })
+      .def_property_readonly("vocabulary", [](const TokenizerJson& json) { return string(json.vocabulary()); })
+      .def_property_readonly("merges", [](const TokenizerJson& json) { return string(json.merges()); })
+      .def_property_readonly("canonical_vocabulary", [](const TokenizerJson& json) { return py::bytes(json.canonical_vocabulary()); })
+      .def_property_readonly("canonical_merges", [](const TokenizerJson& json) { return py::bytes(json.canonical_merges()); });
   py::class_<BpeEncoder>(module, "BpeEncoder", "Byte pair encoding that cuts nothing before merging; see csrc/bpe.h.")
-      .def(py::init(&make_bpe), py::arg("vocabulary"), py::arg("merges"), py::kw_only(), py::arg("prefix"),
-           py::arg("unless_space"))
+      .def(py::init(&make_bpe), py::arg("json"), py::kw_only(), py::arg("prefix"), py::arg("unless_space"))
       .def("encode", &encode_texts, py::arg("text"), py::arg("offsets"),
            "ids uint32 of all texts and where each begins int64 [texts + 1], for UTF-8 uint8 and offsets [texts + 1].");
   module.def("sequences", &sequences, py::arg("ids"), py::arg("id_offsets"), py::arg("text_offsets"), py::arg("first_text"),

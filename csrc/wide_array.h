@@ -19,13 +19,15 @@ class WideArray {
 
  public:
   WideArray() = default;
-  explicit WideArray(std::size_t size) : size_(size), mapped_(size * sizeof(T) + kPage) {
+  explicit WideArray(std::size_t size) : size_(size) {
+    const std::size_t bytes = (size * sizeof(T) + kPage - 1) / kPage * kPage;  // the last page is a large one, too
+    mapped_ = bytes + kPage;
     memory_ = ::mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory_ == MAP_FAILED) throw std::bad_alloc();
     const std::uintptr_t begin = (reinterpret_cast<std::uintptr_t>(memory_) + kPage - 1) / kPage * kPage;
     data_ = reinterpret_cast<T*>(begin);
 #ifdef MADV_HUGEPAGE
-    static_cast<void>(::madvise(data_, size * sizeof(T), MADV_HUGEPAGE));  // where it is refused, small pages do
+    static_cast<void>(::madvise(data_, bytes, MADV_HUGEPAGE));  // where it is refused, small pages do
 #endif
   }
   WideArray(WideArray&& other) noexcept { swap(other); }

@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
             )
         from megatron_adapt.hf.tokenizer import Tokenizer
 
-        tokenizer = Tokenizer.load(tokenizer_file(arguments.tokenizer_model, arguments.tokenizer_type))
+        tokenizer = Tokenizer.load(tokenizer_file(arguments.tokenizer_model, arguments.tokenizer_type), deferred=True)
         with shown:
             results = preprocess_keys(
                 arguments.input,

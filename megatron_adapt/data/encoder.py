@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from random import Random
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -40,6 +42,15 @@ class Sequences(NamedTuple):
     counts: dict[str, int]
 
 
+class Sample(NamedTuple):
+    """Some texts and what the fast encoder makes of them: text [bytes] uint8 and offsets [texts + 1], ids [tokens] and theirs."""
+
+    text: np.ndarray
+    offsets: np.ndarray
+    ids: np.ndarray
+    id_offsets: np.ndarray
+
+
 class Encoder:
     """Flat texts to flat ids, and these to sequences with BOS and EOD.
 
@@ -67,17 +78,9 @@ class Encoder:
         self.parallel = False
         self.samples = 0.0
 
-    def encode(self, text: np.ndarray, offsets: np.ndarray, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """ids [tokens] and their offsets [texts + 1], for text [bytes] uint8 and offsets [texts + 1].
-
-        Raises:
-            Difference: a document of the sample has other ids by the other library.
-        """
-        if self.fast is None:
-            return self.reference(text, offsets)
-        ids, id_offsets = self.fast.encode(text, offsets, self.parallel)
-        self._compare(text, offsets, ids, id_offsets, random)
-        return ids, id_offsets
+    def encode(self, text: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """ids [tokens] and their offsets [texts + 1], for text [bytes] uint8 and offsets [texts + 1]."""
+        return self.reference(text, offsets) if self.fast is None else self.fast.encode(text, offsets, self.parallel)
 
     def reference(self, text: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The same by the library that defines the ids."""
@@ -113,36 +116,38 @@ class Encoder:
         except ValueError as error:
             raise DataError(f"the tokenizer {self.tokenizer.path}: {error}") from error
 
-    def check(self) -> None:
-        """Compare both libraries on odd strings, special tokens among them.
-
-        Raises:
-            Difference: they differ.
-        """
-        if self.fast is None:
-            return
-        added = [token["content"] for token in (self.tokenizer.backend_json or {}).get("added_tokens") or []][:64]
-        texts = [text.encode() for text in (*_ODD, *added, *(f"a{token}b {token} c" for token in added))]
-        text, offsets = np.frombuffer(b"".join(texts), np.uint8), np.cumsum([0, *map(len, texts)], dtype=np.int64)
-        ids, id_offsets = self.fast.encode(text, offsets, False)
-        self._compare_all(text, offsets, ids, id_offsets)
-
-    def _compare(
-        self, text: np.ndarray, offsets: np.ndarray, ids: np.ndarray, id_offsets: np.ndarray, random: np.random.Generator
-    ) -> None:
-        wanted = int(self.samples * len(text) + random.random())
+    def sample(
+        self, text: np.ndarray, offsets: np.ndarray, ids: np.ndarray, id_offsets: np.ndarray, chance: Random
+    ) -> Iterator[Sample]:
+        """Some of the texts that :meth:`encode` was given, to be compared: long ones as an excerpt."""
+        wanted = 0 if self.fast is None else int(self.samples * len(text) + chance.random())
         if not wanted or len(offsets) < 2:
             return
-        chosen = np.sort(random.choice(len(offsets) - 1, size=min(wanted, len(offsets) - 1), replace=False))
-        short = [int(number) for number in chosen if offsets[number + 1] - offsets[number] <= _EXCERPT]
+        chosen = sorted(chance.sample(range(len(offsets) - 1), min(wanted, len(offsets) - 1)))
+        short = [number for number in chosen if offsets[number + 1] - offsets[number] <= _EXCERPT]
         if short:
-            self._compare_all(*_subset(text, offsets, short), *_subset(ids, id_offsets, short))
-        for number in set(chosen.tolist()) - set(short):
+            yield Sample(*_subset(text, offsets, short), *_subset(ids, id_offsets, short))
+        for number in set(chosen) - set(short):
             piece = text[offsets[number] : offsets[number] + _EXCERPT].tobytes().decode("utf-8", "ignore").encode()
-            excerpt, ends = np.frombuffer(piece, np.uint8), np.array([0, len(piece)])
-            self._compare_all(excerpt, ends, *self.fast.encode(excerpt, ends, False))  # type: ignore[union-attr]
+            yield self._encoded([piece])
 
-    def _compare_all(self, text: np.ndarray, offsets: np.ndarray, ids: np.ndarray, id_offsets: np.ndarray) -> None:
+    def odd(self) -> Sample:
+        """Strings that libraries are likely to differ on, special tokens among them."""
+        definition = self.tokenizer.definition
+        added = [token["content"] for token in (definition.head if definition else {}).get("added_tokens") or []][:64]
+        return self._encoded([text.encode() for text in (*_ODD, *added, *(f"a{token}b {token} c" for token in added))])
+
+    def _encoded(self, texts: list[bytes]) -> Sample:
+        text, offsets = np.frombuffer(b"".join(texts), np.uint8), np.cumsum([0, *map(len, texts)], dtype=np.int64)
+        return Sample(text, offsets, *self.fast.encode(text, offsets, False))  # type: ignore[union-attr]
+
+    def compare(self, sample: Sample) -> None:
+        """With the ids of the library that defines them.
+
+        Raises:
+            Difference: some are others.
+        """
+        text, offsets, ids, id_offsets = sample
         expected, starts = self.reference(text, offsets)
         if np.array_equal(starts, id_offsets) and np.array_equal(expected, ids):
             return
@@ -171,7 +176,6 @@ def choose(
     Raises:
         ConfigError: the backend is unknown or cannot read this tokenizer.
         DataError: no BOS or EOD to append.
-        Difference: the two libraries differ on odd strings, and ``backend`` is not "auto".
     """
     plain = Encoder(tokenizer, append_bos, append_eod, parse_special_tokens, None)
     if backend is not None and backend not in BACKENDS:
@@ -187,12 +191,6 @@ def choose(
         return plain
     encoder = Encoder(tokenizer, append_bos, append_eod, parse_special_tokens, fast)
     encoder.samples = max(_SAMPLES / max(corpus_bytes, 1), 1 / _SAMPLE_BYTES)
-    try:
-        encoder.check()
-    except Difference:
-        if backend != "auto":
-            raise
-        return plain
     return encoder
 
 

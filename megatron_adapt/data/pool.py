@@ -27,10 +27,10 @@ class Pool:
     """Worker processes by number.
 
     Args:
-        make: called in each process with what it is to call for reports.
+        make: called in each process with what it is to call with names and values meanwhile.
     """
 
-    def __init__(self, size: int, make: Callable[[Callable[[Any], None]], Worker]) -> None:
+    def __init__(self, size: int, make: Callable[[Callable[[str, Any], None]], Worker]) -> None:
         context = multiprocessing.get_context("fork")
         self._connections: list[Connection] = []
         self._processes: list[Any] = []
@@ -48,8 +48,8 @@ class Pool:
             self._connections[number].send((method, *arguments))
 
     def receive(self) -> Iterator[tuple[int, str, Any]]:
-        """(worker, the method that it was asked for, what that returned), as soon as there is any; or (worker, "report",
-        a report), or (worker, "bad", the BadInput that a method raised).
+        """(worker, the method that it was asked for, what that returned), as soon as there is any; (worker, a name, a
+        value) that it sent meanwhile; or (worker, "bad", the BadInput that a method raised).
 
         Raises:
             AdaptError: what a method raised. WorkerFailed: anything else that it raised. DataError: a worker was killed.
@@ -105,7 +105,7 @@ def _serve(connection: Connection, others: list[Connection], parent: int, make: 
         other.close()
     gc.freeze()  # what is inherited stays: walking over it would cost time, and copies of shared pages
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process per core is all there is to share
-    worker = make(lambda report: connection.send(("report", report)))
+    worker = make(lambda name, value: connection.send((name, value)))
     with contextlib.suppress(EOFError, BrokenPipeError):
         while True:
             method, *arguments = connection.recv()

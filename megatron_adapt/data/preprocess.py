@@ -2,8 +2,9 @@
 
 Tasks of 1 to 16 MiB (``ranges.py``) go to workers (``worker.py``), each finished one is kept in PREFIX.parts
 (``parts.py``) and lies at its final place in what becomes PREFIX.bin: there is nothing to merge, and a killed run
-continues. Memory: about 300 MB for this process and 200 MB for each worker, and what documents above 16 MiB need: a few
-times their size, but a hundred times where only the tokenizers library can encode them. A .gz or .zst file is one task.
+continues. Memory: about 300 MB for this process, 200 MB for each worker and for one more that compares samples, and what
+documents above 16 MiB need: a few times their size, but a hundred times where only the tokenizers library can encode
+them. A .gz or .zst file is one task.
 """
 
 from __future__ import annotations
@@ -212,11 +213,11 @@ class _Run:
                 for document in read_documents(held_out_files, options.text_key, options.on_error, self.on_skip):
                     if document.text:
                         kept.write(document.text)
-            make = lambda report: Worker(job, parts, report)  # noqa: E731
+            make = lambda send: Worker(job, parts, send)  # noqa: E731
             self._number(job, make, workers)
             tracker = Tracker(parts, self.tasks, self.on_skip)
             stack.callback(tracker.close)
-            encoding = Encoding(self.tasks, make, progress, tracker.encoded)
+            encoding = Encoding(self.tasks, make, progress, tracker.encoded, compares=encoder.fast is not None)
             try:
                 encoding.here() if workers <= 1 else encoding.forked(workers)
             except BadInput as error:

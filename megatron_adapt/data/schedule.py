@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -9,13 +10,13 @@ from megatron_adapt.data.documents import Task
 from megatron_adapt.data.pool import Pool
 from megatron_adapt.data.worker import BadInput, Worker
 
-Make = Callable[[Callable[[dict[str, int]], None]], Worker]
+Make = Callable[[Callable[[str, Any], None]], Worker]
 
 
 def count(tasks: Sequence[Task], make: Make, workers: int, enough: int | None) -> Iterator[int]:
     """Non-empty documents of each task in order; not necessarily of all tasks once there are ``enough``."""
     if workers == 1:
-        worker = make(lambda report: None)
+        worker = make(lambda name, value: None)
         for task in tasks:
             yield worker.count(task)["documents"]
         return
@@ -48,6 +49,7 @@ class Encoding:
     Args:
         on_report: receives increments, see :class:`Worker`.
         on_encoded: receives the header of each task, in order of the tasks.
+        compares: samples are compared, before anything that they were taken from is in its place.
     """
 
     def __init__(
@@ -56,8 +58,9 @@ class Encoding:
         make: Make,
         on_report: Callable[[dict[str, int]], None],
         on_encoded: Callable[[dict[str, Any]], None],
+        compares: bool,
     ) -> None:
-        self.tasks, self.make = tasks, make
+        self.tasks, self.make, self.compares = tasks, make, compares
         self.on_report, self.on_encoded = on_report, on_encoded
         self.offset = 0
 
@@ -67,32 +70,53 @@ class Encoding:
         Raises:
             BadInput: the first bad line, unless these are skipped.
         """
-        worker = self.make(self.on_report)
+        worker: Worker
+
+        def receive(name: str, value: Any) -> None:
+            self.on_report(value) if name == "report" else worker.compare(*value)
+
+        worker = self.make(receive)
+        if self.compares:
+            worker.compare(None, None)
         for task in self.tasks:
             header = worker.encode(task)
             worker.place(task.number, self._advance(header))
 
     def forked(self, workers: int) -> None:
-        """In processes of their own; the same result, and the same first error."""
+        """In processes of their own, and samples in one more: loading the library that defines the ids takes as long as
+        encoding tens of megabytes. The same result, and the same first error."""
         owners: dict[int, int] = {}
         headers: dict[int, dict[str, Any]] = {}
+        samples: deque[tuple[int | None, Any]] = deque([(None, None)] if self.compares else ())  # the first is at work
         failure: BadInput | None = None
         order = [task.number for task in self.tasks]
         remaining, encoded, placed = iter(self.tasks), 0, 0
-        with Pool(workers, self.make) as pool:
+        with Pool(workers + self.compares, self.make) as pool:
 
             def start(worker: int) -> None:
                 if failure is None and (task := next(remaining, None)) is not None:
                     owners[task.number] = worker
                     pool.ask(worker, "encode", task)
 
+            def compare() -> None:
+                if samples:
+                    pool.ask(workers, "compare", *samples[0])
+
             for worker in range(workers):
                 start(worker)
+            compare()
             while placed < len(order):
                 idle = []
                 for worker, name, value in pool.receive():
                     if name == "report":
                         self.on_report(value)
+                    elif name == "sample":
+                        samples.append(value)
+                        if len(samples) == 1:
+                            compare()
+                    elif name == "compare":
+                        samples.popleft()
+                        compare()
                     elif name == "place":
                         placed += 1
                     elif name == "bad":
@@ -101,7 +125,9 @@ class Encoding:
                     else:
                         headers[value["number"]] = value
                         idle.append(worker)
-                while encoded < len(order) and order[encoded] in headers:
+                # What a sample waits for has no place yet: a part that is finished is a part that was compared.
+                waiting = {number for number, _ in samples}
+                while encoded < len(order) and order[encoded] in headers and not waiting & {None, order[encoded]}:
                     header = headers.pop(order[encoded])
                     pool.ask(owners.pop(order[encoded]), "place", order[encoded], self._advance(header))
                     encoded += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from megatron_adapt.data.documents import Bad, Batch, Task
-from megatron_adapt.data.encoder import Encoder
+from megatron_adapt.data.encoder import Encoder, Sample
 from megatron_adapt.data.held_out import held_out_between, writing
 from megatron_adapt.data.parts import Parts, digest_of
 from megatron_adapt.data.readers import read
@@ -50,11 +51,26 @@ class Job:
 
 
 class Worker:
-    """Does tasks; ``report`` receives {"read", "bytes", "documents", "tokens"} after each batch, as increments."""
+    """Does tasks.
 
-    def __init__(self, job: Job, parts: Parts, report: Callable[[dict[str, int]], None]) -> None:
-        self.job, self.parts, self.report = job, parts, report
+    Args:
+        send: receives "report", {"read", "bytes", "documents", "tokens"} after each batch, as increments; and "sample", the
+            number of a task and a Sample of it that :meth:`compare` must accept before :meth:`place` is called.
+    """
+
+    def __init__(self, job: Job, parts: Parts, send: Callable[[str, Any], None]) -> None:
+        self.job, self.parts, self.send = job, parts, send
         self.waiting: dict[int, _Waiting] = {}
+
+    def compare(self, number: int | None, sample: Sample | None) -> int | None:
+        """Of a task; None, None: odd strings. Returns the number.
+
+        Raises:
+            Difference: the fast encoder gives other ids than the library that defines them.
+        """
+        encoder = self.job.encoder
+        encoder.compare(encoder.odd() if sample is None else sample)
+        return number
 
     def count(self, task: Task) -> dict[str, Any]:
         """Number of non-empty documents."""
@@ -69,7 +85,7 @@ class Worker:
         """
         done = self.parts.finished(task.number)
         if done is not None and not (done["skipped"] and self.job.on_error == "stop"):
-            self.report({"read": task.size, **{key: done[key] for key in ("bytes", "documents", "tokens")}})
+            self.send("report", {"read": task.size, **{key: done[key] for key in ("bytes", "documents", "tokens")}})
             return done
         with writing(self.parts.folder):
             waiting = self.waiting[task.number] = _Waiting(self.parts, task.number)
@@ -80,7 +96,7 @@ class Worker:
             raise
 
     def _encode(self, task: Task, waiting: _Waiting) -> dict[str, Any]:
-        random = np.random.default_rng([self.job.seed, task.number])
+        chance = random.Random(f"{self.job.seed} {task.number}")  # not NumPy's: its import takes as long as a task
         total: Counter[str] = Counter(dict.fromkeys(_COUNTS, 0))
         seen = 0
         for batch in read(task, self.job.text_key):
@@ -97,13 +113,15 @@ class Worker:
             first_text = None
             if self.job.split is not None:
                 text, offsets, first_text = _split(self.job.split, text, offsets)
-            ids, id_offsets = self.job.encoder.encode(text, offsets, random)
+            ids, id_offsets = self.job.encoder.encode(text, offsets)
+            for sample in self.job.encoder.sample(text, offsets, ids, id_offsets, chance):
+                self.send("sample", (task.number, sample))
             sequences = self.job.encoder.build(ids, id_offsets, offsets, first_text)
             with writing(self.parts.folder):
                 waiting.add(sequences.ids, sequences.sizes, sequences.texts if self.job.split else None)
                 self._spill()
             total.update(sequences.counts, tokens=len(sequences.ids), sequences=len(sequences.sizes))
-            self.report({
+            self.send("report", {
                 "read": batch.size, "bytes": sequences.counts["bytes"], "documents": sequences.counts["documents"],
                 "tokens": len(sequences.ids),
             })  # fmt: skip

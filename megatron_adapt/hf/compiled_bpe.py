@@ -31,15 +31,17 @@ class CompiledBPE:
     def __init__(self, tokenizer: Tokenizer, parse_special_tokens: bool = False) -> None:
         from megatron_adapt import _C
 
-        parsed = tokenizer.backend_json
-        if parsed is None:
+        definition = tokenizer.definition
+        if definition is None:
             raise Unsupported("it is not a tokenizer.json")
         if parse_special_tokens:
             raise Unsupported("it does not look for special tokens in text")
-        prefix, unless_space = _prefix(parsed)
-        model = _model(parsed)
+        prefix, unless_space = _prefix(definition.head)
+        if definition.compiled is None:
+            raise Unsupported("it is no byte pair encoding")
+        _check_model(definition.head["model"])
         try:
-            self._backend = _C.BpeEncoder(model["vocab"], model["merges"], prefix=prefix, unless_space=unless_space)
+            self._backend = _C.BpeEncoder(definition.compiled, prefix=prefix, unless_space=unless_space)
         except ValueError as error:
             raise Unsupported(str(error)) from None
 
@@ -63,13 +65,11 @@ def _prefix(parsed: dict[str, Any]) -> tuple[bool, bool]:
     raise Unsupported("it normalizes or cuts text otherwise than by writing spaces as U+2581")
 
 
-def _model(parsed: dict[str, Any]) -> dict[str, Any]:
-    model = parsed.get("model") or {}
-    if model.get("type", "BPE") != "BPE" or not isinstance(model.get("vocab"), dict) or not model.get("merges"):
+def _check_model(model: dict[str, Any]) -> None:
+    if model.get("type", "BPE") != "BPE":
         raise Unsupported("it is no byte pair encoding")
     if not model.get("byte_fallback"):
         raise Unsupported("it has no tokens for single bytes")
     for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges"):
         if model.get(key):
             raise Unsupported(f"it has {key}")
-    return model

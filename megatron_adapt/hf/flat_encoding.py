@@ -6,8 +6,7 @@ tokenizers, not all. Whoever uses it compares a sample with :meth:`Tokenizer.enc
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -32,18 +31,19 @@ class Gigatoken:
     name = "gigatoken"
 
     def __init__(self, tokenizer: Tokenizer, parse_special_tokens: bool = False) -> None:
-        parsed = tokenizer.backend_json
-        if parsed is None:
+        definition = tokenizer.definition
+        if definition is None:
             raise Unsupported("it is not a tokenizer.json")
+        changes: dict[str, Any] = {"truncation": None, "padding": None}
         if not parse_special_tokens:
-            kept = [token for token in parsed.get("added_tokens") or [] if not token.get("special")]
-            parsed = {**parsed, "added_tokens": kept, "post_processor": None}
+            kept = [token for token in definition.head.get("added_tokens") or [] if not token.get("special")]
+            changes |= {"added_tokens": kept, "post_processor": None}
         try:
             import gigatoken
         except ImportError as error:
             raise Unsupported(f"gigatoken is not installed ({error})") from None
         try:
-            self._backend = gigatoken.Tokenizer.from_json(json.dumps({**parsed, "truncation": None, "padding": None}))
+            self._backend = gigatoken.Tokenizer.from_json(definition.with_head(**changes))
         except Exception as error:  # it raises several kinds for what it does not know
             raise Unsupported(" ".join(str(error).split())) from None
 

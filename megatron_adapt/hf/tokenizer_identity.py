@@ -21,11 +21,21 @@ IRRELEVANT = {"trim_offsets", "dropout", "str_rep"}
 
 def canonical_json(parsed: dict) -> dict:
     """The id-determining part of a parsed ``tokenizer.json``: model, normalizer, pre-tokenizer, added tokens."""
-    model = dict(parsed.get("model") or {})
-    vocabulary = model.pop("vocab", {})
-    merges = model.pop("merges", None) or []
+    model = parsed.get("model") or {}
+    vocabulary, merges = model.get("vocab", {}), model.get("merges") or []
     if isinstance(vocabulary, dict):
         vocabulary = sorted(zip(vocabulary.values(), vocabulary), key=itemgetter(0))
+    merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
+    return {**canonical_rest(parsed, bool(merges)), "vocab": vocabulary, "merges": merges}
+
+
+def canonical_rest(parsed: dict, is_bpe: bool) -> dict:
+    """The same without vocabulary and merges.
+
+    Args:
+        is_bpe: there are merges; older files do not say that their model is byte pair encoding.
+    """
+    model = {key: value for key, value in (parsed.get("model") or {}).items() if key not in ("vocab", "merges")}
     added = []
     for token in sorted(parsed.get("added_tokens") or [], key=lambda token: token["id"]):
         # Special tokens are never looked for in raw text, so how they would be matched does not matter.
@@ -36,9 +46,7 @@ def canonical_json(parsed: dict) -> dict:
         )
         added.append([token["id"], token["content"], *flags])
     return {
-        "model": _component({"type": "BPE", **model} if merges else model),
-        "vocab": vocabulary,
-        "merges": [merge.split(" ") if isinstance(merge, str) else merge for merge in merges],
+        "model": _component({"type": "BPE", **model} if is_bpe else model),
         "normalizer": _component(parsed.get("normalizer")),
         "pre_tokenizer": _component(parsed.get("pre_tokenizer")),
         "added_tokens": added,

@@ -17,6 +17,7 @@ from megatron_adapt.errors import ConfigError
 from megatron_adapt.hf.compiled_bpe import CompiledBPE
 from megatron_adapt.hf.flat_encoding import Unsupported
 from megatron_adapt.hf.tokenizer import Tokenizer
+from megatron_adapt.hf.tokenizer_definition import Definition
 
 REAL = ["tokenizers/mistral-7b-v0.1", "tokenizers/de-32k", "tokenizers/ar-32k", "models/stories260K"]
 PIECES = [
@@ -128,6 +129,10 @@ def change(parsed: dict, path: str, value: object) -> dict:
     return changed
 
 
+def definition(parsed: dict) -> Definition:
+    return Definition(Path("tokenizer.json"), json.dumps(parsed).encode())
+
+
 PLAIN = {"id": 2, "content": "<0x00>", **dict.fromkeys(("special", "single_word", "lstrip", "rstrip", "normalized"), False)}
 
 
@@ -152,8 +157,8 @@ PLAIN = {"id": 2, "content": "<0x00>", **dict.fromkeys(("special", "single_word"
 def test_what_is_refused(tmp_path, path, value, message):
     tokenizer = Tokenizer.load(write(tmp_path, [("a", "b")], **STYLES["prepend"]))
     CompiledBPE(tokenizer)
-    tokenizer.backend_json = change(tokenizer.backend_json, "normalizer", None) if path == "pre_tokenizer" else tokenizer.backend_json
-    tokenizer.backend_json = change(tokenizer.backend_json, path, value)
+    parsed = change(tokenizer.backend_json, "normalizer", None) if path == "pre_tokenizer" else tokenizer.backend_json
+    tokenizer.definition = definition(change(parsed, path, value))
     with pytest.raises(Unsupported, match=message):
         CompiledBPE(tokenizer)
     with pytest.raises(ConfigError, match=f"compiled cannot be used with the tokenizer {tmp_path}: {message}"):
@@ -163,7 +168,9 @@ def test_what_is_refused(tmp_path, path, value, message):
 def test_vocabularies_that_are_refused(tmp_path):
     def without(token: str) -> Tokenizer:
         tokenizer = Tokenizer.load(write(tmp_path, [("a", "b")], **STYLES["prepend"]))
-        tokenizer.backend_json["model"]["vocab"].pop(token)
+        parsed = copy.deepcopy(tokenizer.backend_json)
+        parsed["model"]["vocab"].pop(token)
+        tokenizer.definition = definition(parsed)
         return tokenizer
 
     with pytest.raises(Unsupported, match="no token <0x41>"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import time
+from random import Random
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from megatron_adapt.data.command import main
 from megatron_adapt.data.encoder import Difference, choose
 from megatron_adapt.data.preprocess import preprocess
 from megatron_adapt.errors import ConfigError
+from megatron_adapt.hf.compiled_bpe import CompiledBPE
 from megatron_adapt.hf.flat_encoding import Gigatoken
 from megatron_adapt.hf.tokenizer import Tokenizer
 
@@ -52,9 +55,33 @@ def test_a_difference_stops_the_run_or_falls_back(tmp_path, monkeypatch):
     assert stats["tokenizer_backend"] == "tokenizers"
     assert documents(tmp_path / "c")[7] == [*tokenizer.encode(["number 7"])[0], 50256]
     monkeypatch.setattr(Gigatoken, "encode", lambda self, text, offsets, parallel: (np.zeros(0, np.uint32), offsets * 0))
-    with pytest.raises(Difference, match="give different ids for ' '"):
-        choose(tokenizer, None, 1 << 30, False, False, False)
-    assert choose(tokenizer, "auto", 1 << 30, False, False, False).backend == "tokenizers"
+    with pytest.raises(Difference, match="give different ids for ' '"):  # before any document: odd strings
+        preprocess(source, tokenizer, tmp_path / "c")
+    assert preprocess(source, tokenizer, tmp_path / "c", tokenizer_backend="auto")["tokenizer_backend"] == "tokenizers"
+
+
+def test_what_differs_is_never_kept(tmp_path, monkeypatch):
+    """A part is finished only after its sample was compared: a run that goes on after a kill would keep wrong ids."""
+    tokenizer = Tokenizer.load(assets("tokenizers", "de-32k"), deferred=True)
+    source = corpus(tmp_path, *(f"Satz {number}" for number in range(400)))
+    honest, compare = CompiledBPE.encode, encoder.Encoder.compare
+
+    def wrong(self, text, offsets, parallel):
+        ids, starts = honest(self, text, offsets, parallel)
+        return (ids + 1 if b"Satz 150" in text.tobytes() else ids), starts
+
+    def late(self, sample):
+        time.sleep(0.05)  # the workers are done before
+        compare(self, sample)
+
+    monkeypatch.setattr(CompiledBPE, "encode", wrong)
+    monkeypatch.setattr(encoder.Encoder, "compare", late)
+    monkeypatch.setattr(encoder, "_SMALL_CORPUS", 1)
+    monkeypatch.setattr(encoder, "_SAMPLE_BYTES", 1)
+    with pytest.raises(Difference, match="compiled and tokenizers give different ids for 'Satz 1"):
+        preprocess(source, tokenizer, tmp_path / "c", chunk_bytes=1024, workers=2)
+    parts = sorted(path.name for path in (tmp_path / "c.parts").glob("*[0-9].json")) if (tmp_path / "c.parts").exists() else []
+    assert len(parts) < 8  # of some 12: none from the wrong one on
 
 
 def test_what_gigatoken_does_not_support(tmp_path):
@@ -72,8 +99,14 @@ def test_long_documents_are_compared_by_an_excerpt(name):
     text = "Ein längerer Text, مرحبا بالعالم. " * 1000
     data = np.frombuffer((text + "kurz").encode(), np.uint8)
     offsets = np.array([0, len(text.encode()), len(data)])
-    ids, starts = found.encode(data, offsets, np.random.default_rng(0))
+    ids, starts = found.encode(data, offsets)
     assert np.array_equal(ids[starts[1] :], found.tokenizer.encode(["kurz"])[0])
+    short, excerpt = found.sample(data, offsets, ids, starts, Random(0))
+    assert short.text.tobytes() == b"kurz" and 16_000 < len(excerpt.text) <= 16_384 and len(excerpt.offsets) == 2
+    for sample in (short, excerpt, found.odd()):
+        found.compare(sample)
+    with pytest.raises(Difference, match="give different ids for 'kurz'"):
+        found.compare(short._replace(ids=short.ids + 1))
 
 
 def test_a_bar_on_a_terminal(tmp_path, monkeypatch, capsys):

@@ -29,7 +29,7 @@ class ByteTokenizer:
     vocab_size, bos_id, eos_id, unk_id, pad_id = 300, BOS, EOS, UNK, None
     digest = "b" * 64
     path = Path("byte-tokenizer")
-    library, backend_json = "tokenizers", None
+    library, definition = "tokenizers", None
 
     def __init__(self, **changes: object) -> None:
         self.__dict__.update(changes)

@@ -8,13 +8,18 @@ import pickle
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from harness import assets
+from hypothesis import given, settings, strategies as st
 
+from megatron_adapt import _C
 from megatron_adapt.errors import ConfigError, DataError
 from megatron_adapt.hf.tokenizer import Tokenizer
+from megatron_adapt.hf.tokenizer_definition import Definition, digest_of
+from megatron_adapt.hf.tokenizer_identity import canonical_json
 
 REAL = [
     "tokenizers/gpt2", "tokenizers/mistral-7b-v0.1", "tokenizers/de-32k", "tokenizers/ar-32k",
@@ -230,6 +235,71 @@ def test_digest_survives_the_rewriting_by_the_library(tmp_path) -> None:
         rewritten = tmp_path / f"{number}.json"
         RustTokenizer.from_file(str(assets(name, "tokenizer.json"))).save(str(rewritten))
         assert Tokenizer.load(rewritten).digest == Tokenizer.load(assets(name)).digest
+
+
+ALL = ["gpt2", "mistral-7b-v0.1", "de-32k", "ar-32k", "de-bpe-50k"]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_deferred_is_the_same_without_the_library(name: str) -> None:
+    eager, deferred = Tokenizer.load(assets("tokenizers", name)), Tokenizer.load(assets("tokenizers", name), deferred=True)
+    assert deferred.definition.compiled is not None and "_library" not in vars(deferred)
+    for key in ("vocab_size", "bos_id", "eos_id", "unk_id", "pad_id", "digest", "library", "files"):
+        assert getattr(deferred, key) == getattr(eager, key)
+    assert "_library" not in vars(deferred)
+    assert deferred.digest == digest_of(canonical_json(deferred.definition.parsed))
+    assert deferred.encode(["Größe"])[0].tolist() == eager.encode(["Größe"])[0].tolist() and deferred.tokens() == eager.tokens()
+    assert json.loads(deferred.definition.with_head(truncation=None)) == {**deferred.definition.parsed, "truncation": None}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.text(alphabet=st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from('"\\\n\t\x7f/ ')), max_size=5), unique=True),
+    st.booleans(), st.integers(0, 3),
+)  # fmt: skip
+def test_definition_of_any_tokens(tokens: list[str], ascii: bool, indent: int) -> None:
+    """Whatever spellings, however they are written: the digest is that of what Python reads."""
+    vocabulary = {token: number for number, token in enumerate(["a", "b", "ab", *(t for t in tokens if t not in ("a", "b", "ab"))])}
+    merges = [["a", "b"], *([token, "b"] for token in tokens)]
+    parsed = {"added_tokens": [], "model": {"type": "BPE", "vocab": vocabulary, "merges": merges}, "normalizer": None}
+    definition = Definition(Path("t.json"), json.dumps(parsed, ensure_ascii=ascii, indent=indent or None).encode())
+    assert definition.compiled is not None and definition.digest == digest_of(canonical_json(parsed))
+    assert json.loads(definition.with_head(normalizer={"type": "NFC"})) == {**parsed, "normalizer": {"type": "NFC"}}
+    assert all(definition.compiled.find(token) == number for token, number in vocabulary.items())
+    assert definition.compiled.find("nothing") is None and len(definition.compiled) == definition.compiled.count == len(vocabulary)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"model": {"vocab": {"a": 0, "a": 1, "b": 2}, "merges": ["a b"]}}', '{"model": {"vocab": {"a": 0, "b": 0}, "merges": ["a b"]}}',
+        '{"model": {"vocab": {"a": -1}, "merges": ["a b"]}}', '{"model": {"vocab": {"a": 1.0}, "merges": ["a b"]}}',
+        '{"model": {"vocab": {"a": 99999999999}, "merges": ["a b"]}}', '{"model": {"vocab": {"a": 0}, "merges": ["a b c"]}}',
+        '{"model": {"vocab": {"a": 0}, "merges": [["a", "b", "c"]]}}', '{"model": {"vocab": {"a": 0}, "merges": []}}',
+        '{"model": {"vocab": {"\\ud800": 0}, "merges": ["a b"]}}', '{"model": {"vocab": {"a": 0}, "merges": ["a b"]}, "x": NaN}',
+        '{"model": {"vocab": {"a": 0}, "merges": ["a b"]}} x', '{"model": {"vocab": {"a": 01}, "merges": ["a b"]}}',
+        '{"model": {"vocab": {"a": 0}, "vocab": {"b": 0}, "merges": ["a b"]}}', '{"model": {}, "model": {"vocab": {"a": 0}, "merges": ["a b"]}}',
+        '{"model": {"vocab": [["a", 0]], "merges": ["a b"]}}', '{"model": {"vocab": {"a": 0}}}', '{"model": [], "a": {}}', "[1]", "", '{"model": {"vocab',
+    ],
+)  # fmt: skip
+def test_what_is_left_to_python(text: str) -> None:
+    with pytest.raises(ValueError, match="."):
+        _C.TokenizerJson(text.encode())
+    with pytest.raises(ValueError, match="."):
+        _C.TokenizerJson(b'{"model": {"vocab": {"\xff": 0}, "merges": ["a b"]}}')
+
+
+def test_numbers_that_only_the_library_knows(tmp_path) -> None:
+    content = small()
+    write(tmp_path, content)
+    assert Definition(tmp_path / "tokenizer.json", (tmp_path / "tokenizer.json").read_bytes()).ids is not None
+    content["added_tokens"].append({**content["added_tokens"][0], "content": "<new>", "id": 77})
+    tokenizer = Tokenizer.load(write(tmp_path, content), deferred=True)
+    assert tokenizer.definition.ids is None and tokenizer.vocab_size == len(tokenizer.tokens()) == len(content["model"]["vocab"]) + 1
+    (tmp_path / "tokenizer.json").write_text(json.dumps({**small(), "decoder": {"type": "nonsense"}}))
+    deferred = Tokenizer.load(tmp_path, deferred=True)
+    with pytest.raises(DataError, match="is not a tokenizer that the tokenizers library can read"):
+        deferred.encode(["ab"])
 
 
 def test_messages(tmp_path) -> None:
