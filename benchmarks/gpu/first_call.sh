@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that needs an NVIDIA GPU, in one go and without thinking: bash benchmarks/gpu/first_call.sh [OUTPUT_FOLDER [--part NAME]]
+# Everything that needs an NVIDIA GPU, in one go and without thinking: bash benchmarks/gpu/first_call.sh [OUTPUT_FOLDER [OPTIONS]]
 # Needs torch, Transformer Engine, megatron-core, transformers and this project's other requirements; no network.
 set -euo pipefail
 cd "$(dirname "$0")/../.."

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Callable
 
 import torch
-from sections import Setup, specs, use
+from sections import Setup, largest, same_weights, specs, use
 
-from megatron_adapt.engine import backend, updates
+from megatron_adapt.engine import backend, cross_entropy as engine_cross_entropy, updates
+from megatron_adapt.engine.backend import Layout
 from megatron_adapt.engine.losses import positions
 from megatron_adapt.engine.model import named_parameters
 from megatron_adapt.engine.updates import AdamW
@@ -25,12 +26,7 @@ def fused_update(tiny: bool, scratch: Path) -> dict:
     """The kernel against the torch path, then the time of both for one large parameter."""
     if tiny and importlib.util.find_spec("triton") is None:
         return {"kernel": "not run: no triton"}
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    environment |= {"TRITON_INTERPRET": "1"} if tiny else {}
-    checks = [sys.executable, str(ROOT / "tests" / "unit" / "fused_update_checks.py"), "cpu" if tiny else "cuda"]
-    done = subprocess.run(checks, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr[-2000:]
-    found: dict[str, object] = {"checks": done.stdout.split()}
+    found: dict[str, object] = {"checks": checked("fused_update_checks.py", tiny)}
     if tiny:
         return found
     count = 1 << 28
@@ -45,6 +41,16 @@ def fused_update(tiny: bool, scratch: Path) -> dict:
     return found
 
 
+def checked(file: str, tiny: bool) -> list[str]:
+    """Names of the checks of a kernel, in a process of its own: tests/unit has the same for Triton's interpreter."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    environment |= {"TRITON_INTERPRET": "1"} if tiny else {}
+    command = [sys.executable, str(ROOT / "tests" / "unit" / file), "cpu" if tiny else "cuda"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout.split()
+
+
 def timed(step: Callable[[], object], count: int) -> float:
     step()
     backend.synchronize()
@@ -56,14 +62,19 @@ def timed(step: Callable[[], object], count: int) -> float:
 
 
 def cross_entropy(tiny: bool, scratch: Path) -> dict:
-    """Loss from slices against whole logits: numbers in fp32 and bf16, time and memory at a large vocabulary."""
+    """The softmax's kernels; loss from slices against whole logits in fp32 and bf16; time and memory at a large vocabulary of Megatron's
+    loss and of slices, by kernels and by torch's operations."""
     import linear_cross_entropy
 
-    found = {}
+    found: dict[str, object] = {} if importlib.util.find_spec("triton") is None else {"checks": checked("fused_softmax_checks.py", tiny)}
     for dtype, allowed in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
         found |= linear_cross_entropy.differences(dtype, allowed)
     sizes = (512, 64, 4096) if tiny else (8192, 4096, 128_256)
-    return found | linear_cross_entropy.measure(*sizes, dtype=torch.bfloat16, repeats=2 if tiny else 10)
+    found |= linear_cross_entropy.measure(*sizes, dtype=torch.bfloat16, repeats=2 if tiny else 10)
+    engine_cross_entropy.is_fused = lambda logits: False
+    other = linear_cross_entropy.measure(*sizes, dtype=torch.bfloat16, repeats=2 if tiny else 10, ways=("sliced",))
+    found |= {f"{name}_by_torch": value for name, value in other.items()}
+    return found | {"kernels_times_faster": other["sliced_ms"] / found["sliced_ms"]}
 
 
 def gradients(tiny: bool, scratch: Path) -> dict:
@@ -95,3 +106,13 @@ def gradients(tiny: bool, scratch: Path) -> dict:
             found[f"{spec} {name}"] = torch.nn.functional.cosine_similarity(a, b, dim=0).item()
     assert min(found.values()) > 0.99, found
     return found
+
+
+def shared_update(tiny: bool, scratch: Path) -> dict:
+    """bf16-true through the distributed optimizer, which updates parts of the bf16 weights: the bits of the plain one."""
+    setup = Setup(tiny, scratch, 6 if tiny else 20)
+    use("plain")
+    whole = setup.train("bf16-true", "whole")
+    parts = setup.train("bf16-true", "parts", layout=Layout(distributed_optimizer=True))
+    assert parts == whole and same_weights(setup, "whole", "parts"), f"losses differ by {largest(parts, whole):.1e}"
+    return {"kernel": updates.is_fused(torch.empty(0, device=backend.device())), "last_loss": whole[-1]}

@@ -12,6 +12,7 @@ import platform
 import shutil
 import signal
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -90,13 +91,13 @@ class Setup:
         self.corpus = workload.write_corpus(self.folder, self.hf, length * batch * (steps + 2))
         backend.start(Layout(), workload.SEED)
 
-    def train(self, precision: str, name: str, log=lambda line: None) -> list[float]:
+    def train(self, precision: str, name: str, log=lambda line: None, layout: Layout = Layout()) -> list[float]:
         """Losses of the engine's loop, from the same weights every time; continues a run that was stopped."""
         output, start = self.folder / name, self.folder / f"{name}_start"
         if not start.exists():
             workload.import_model(start, self.hf, precision)
-        backend.start(Layout(), workload.SEED)
-        loop.train(workload.job(self.phase, precision, start, output, self.corpus), log=log)
+        backend.start(layout, workload.SEED)
+        loop.train(replace(workload.job(self.phase, precision, start, output, self.corpus), layout=layout), log=log)
         return [line["loss"] for line in metrics.read_lines(output / "metrics.jsonl")]
 
     def peer(self, precision: str) -> list[float]:

@@ -1,23 +1,28 @@
 """The throughput table of first_call.py: real shapes with random weights, each row a process, its peers in the same process.
 
 A step is what the engine's loop does in one: forward and backward passes of its micro-batches, clipping, the update; without
-reading data or writing metrics. Token ids follow Zipf's law. What a GPU's memory cannot hold has fewer layers, and says so.
+reading data or writing metrics. Token ids are those of text (``token_ids``). What a GPU's memory cannot hold has fewer layers,
+and says so.
 """
 
 from __future__ import annotations
 
 import gc
 import itertools
+import math
 import statistics
 import time
+from pathlib import Path
 from typing import Any, Callable, Iterator
 
+import token_ids
 import torch
 import workload
 from megatron.core.distributed import finalize_model_grads
 
 from megatron_adapt.analysis import estimate
 from megatron_adapt.config import Parallel, Phase
+from megatron_adapt.config_phases import BF16_ALONE
 from megatron_adapt.engine import backend, chunks, fp8, losses, model as models, optimizer as optimizers
 from megatron_adapt.engine.backend import Layout
 from megatron_adapt.engine.batches import Batch
@@ -36,12 +41,6 @@ SHAPES = {
 def family_config(sizes: dict[str, Any], length: int) -> dict[str, Any]:
     given = {key: value for key, value in sizes.items() if key != "vocab_size"}
     return FAMILY.complete_config({**given, "max_position_embeddings": max(length, 4096)}, sizes["vocab_size"], bos=0, eos=1)
-
-
-def zipf(shape: tuple[int, ...], vocabulary: int, seed: int = 0) -> torch.Tensor:
-    """Ids whose n-th has about 1 / n of the first one's frequency."""
-    uniform = torch.rand(shape, generator=torch.Generator().manual_seed(seed))
-    return (vocabulary**uniform).long().clamp_(1, vocabulary) - 1
 
 
 class Engine:
@@ -98,15 +97,16 @@ def held() -> int:
     return torch.cuda.memory_allocated() if backend.has_gpu() else 0
 
 
-def chunked(phase: Phase, vocabulary: int) -> Batch:
-    count = phase.batch_size // phase.micro_batch_size
-    tokens = zipf((count, phase.micro_batch_size, phase.sequence_length + 1), vocabulary)
-    return Batch(tokens, torch.zeros(tokens.shape[:2], dtype=torch.int64))
+def chunked(phase: Phase, text: Path) -> Batch:
+    """Text of ``token_ids.corpus``, cut into samples."""
+    shape = (phase.batch_size // phase.micro_batch_size, phase.micro_batch_size, phase.sequence_length + 1)
+    tokens = token_ids.read(text, math.prod(shape)).view(shape)
+    return Batch(tokens, torch.zeros(shape[:2], dtype=torch.int64))
 
 
-def packed(phase: Phase, vocabulary: int, lengths: Iterator[int]) -> Batch:
+def packed(phase: Phase, text: Path, lengths: Iterator[int]) -> Batch:
     """Documents of these lengths laid one after the other, cut where a sample ends."""
-    batch = chunked(phase, vocabulary)
+    batch = chunked(phase, text)
     batch.weights = torch.ones(*batch.tokens.shape[:2], phase.sequence_length)
     batch.lengths = []
     for weights in batch.weights:
@@ -153,14 +153,14 @@ def fitted(sizes: dict[str, Any], phase: Phase, precision: str) -> dict[str, Any
     return {**sizes, "num_hidden_layers": layers}
 
 
-def measure(name: str, tiny: bool, phase: Phase, precision: str, spec: str, batch: Batch | None = None) -> dict[str, Any]:
+def measure(name: str, tiny: bool, text: Path, phase: Phase, precision: str, spec: str, batch: Batch | None = None) -> dict[str, Any]:
     """One contestant: its speed, memory, and what ``check`` would have said of it."""
     from throughput import matmul_peak
 
     whole = SHAPES["tiny" if tiny else name]
     sizes = fitted(whole, phase, precision)
     engine = Engine(sizes, phase, precision, spec)
-    batch = batch or chunked(phase, sizes["vocab_size"])
+    batch = batch or chunked(phase, text)
     seconds, found = median_seconds(lambda: engine.step(batch), tiny)
     shape, length = engine.shape, phase.sequence_length
     tokens = batch.tokens[..., 1:].numel()
@@ -178,7 +178,7 @@ def measure(name: str, tiny: bool, phase: Phase, precision: str, spec: str, batc
         "state_bytes_per_parameter": state / parameters, "parameters": parameters, "recompute": phase.recompute,
         "layers": sizes["num_hidden_layers"], "of_layers": whole["num_hidden_layers"],
         "tokens_per_second_at_full_depth": tflops * 1e12 / estimate.flops_per_token(full, length),
-        "first_loss": found[0], "last_loss": found[-1],
+        "first_loss": found[0], "last_loss": found[-1], "ids": token_ids.described(text),
     }  # fmt: skip
 
 
@@ -193,82 +193,90 @@ def roomy() -> bool:
 # ---------------------------------------------------------------------------------------------------------------- rows
 
 
-def llama_8b(tiny: bool, scratch: object, spec: str, precision: str) -> dict:
-    """Full parameters at 8,192 tokens; bf16-true is to take at most 10 bytes a parameter."""
-    phase = phase_of(tiny, 8192, 2, 1, recompute="none" if roomy() and precision == "bf16-true" else "full")
-    found = measure("llama-8b", tiny, phase, precision, spec)
-    if precision == "bf16-true":
+def llama_8b(tiny: bool, scratch: Path, spec: str, precision: str) -> dict:
+    """Full parameters at 8,192 tokens; with bf16 alone they are to take at most 10 bytes each."""
+    phase = phase_of(tiny, 8192, 2, 1, recompute="none" if roomy() and precision in BF16_ALONE else "full")
+    found = measure("llama-8b", tiny, text(tiny, scratch, "llama-8b"), phase, precision, spec)
+    if precision in BF16_ALONE:
         assert found["state_bytes_per_parameter"] <= 10, found
     return found
 
 
-def llama_1b_packed(tiny: bool, scratch: object, spec: str) -> dict:
-    """Packed documents against plain transformers, compiled, on the same ids without keeping documents apart."""
-    phase = phase_of(tiny, 4096, 8, 2, packing="documents")
-    sizes = SHAPES["tiny" if tiny else "llama-1b"]
-    batch = packed(phase, sizes["vocab_size"], document_lengths(400, 1.0, phase.sequence_length))
-    ours = measure("llama-1b", tiny, phase, "bf16-mixed", spec, batch)
-    return ours | compared(tiny, sizes, phase, batch, ours["tokens_per_second"])
+def documents(tiny: bool, scratch: Path) -> tuple[Phase, Path, Batch]:
+    """What ``llama_1b_packed`` and its peer train on."""
+    phase, ids = phase_of(tiny, 4096, 8, 2, packing="documents"), text(tiny, scratch, "llama-1b")
+    return phase, ids, packed(phase, ids, document_lengths(400, 1.0, phase.sequence_length))
 
 
-def compared(tiny: bool, sizes: dict[str, Any], phase: Phase, batch: Batch, ours: float) -> dict[str, Any]:
+def llama_1b_packed(tiny: bool, scratch: Path, spec: str) -> dict:
+    """Packed documents, kept apart."""
+    phase, ids, batch = documents(tiny, scratch)
+    return measure("llama-1b", tiny, ids, phase, "bf16-mixed", spec, batch)
+
+
+def llama_1b_transformers(tiny: bool, scratch: Path) -> dict:
+    """Its peer: plain transformers, eager and compiled, on the same ids without keeping documents apart."""
     from importlib.util import find_spec
 
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = family_config(sizes, phase.sequence_length)
+    phase, _, batch = documents(tiny, scratch)
+    backend.start(Layout(), workload.SEED)
+    config = family_config(SHAPES["tiny" if tiny else "llama-1b"], phase.sequence_length)
     attention = "flash_attention_2" if find_spec("flash_attn") and backend.has_gpu() else "sdpa"
     found: dict[str, Any] = {"peer_attention": attention}
     for name in ("eager", "compiled"):
-        if name == "compiled" and tiny:
-            break
         forget()
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), attn_implementation=attention)
         peer = workload.TransformersLoop(model, phase.optimizer, "bf16", fused=True)
         if name == "compiled":
-            peer.model.compile()
+            # What is compiled has to be one graph for all: CPU's compiler takes minutes, and proves nothing here.
+            peer.model.compile(backend="eager" if tiny else "inductor")
         seconds, _ = median_seconds(lambda: peer.step(batch.tokens), tiny)
-        found[f"transformers_{name}_tokens_per_second"] = batch.tokens[..., 1:].numel() / seconds
-        found[f"times_transformers_{name}"] = ours * seconds / batch.tokens[..., 1:].numel()
-        found[f"transformers_{name}_memory_gb"] = backend.peak_memory() / 1e9
+        found[f"{name}_tokens_per_second"] = batch.tokens[..., 1:].numel() / seconds
+        found[f"{name}_memory_gb"] = backend.peak_memory() / 1e9
         del model, peer
     return found
 
 
-def mistral_7b(tiny: bool, scratch: object, spec: str) -> dict:
+def text(tiny: bool, scratch: Path, name: str) -> Path:
+    return token_ids.corpus(SHAPES[name]["vocab_size"], scratch, tiny)
+
+
+def mistral_7b(tiny: bool, scratch: Path, spec: str) -> dict:
     """bf16-true against bf16-mixed, with as many layers as the latter allows."""
     phase = phase_of(tiny, 4096, 4, 2, recompute="full")
     sizes = SHAPES["tiny" if tiny else "mistral-7b"]
     SHAPES["fitted"] = fitted(sizes, phase, "bf16-mixed")
-    found = {name: measure("fitted", tiny, phase, name, spec) for name in ("bf16-mixed", "bf16-true")}
+    ids = text(tiny, scratch, "mistral-7b")
+    found = {name: measure("fitted", tiny, ids, phase, name, spec) for name in ("bf16-mixed", "bf16-true")}
     ratio = found["bf16-true"]["tokens_per_second"] / found["bf16-mixed"]["tokens_per_second"]
     return found["bf16-true"] | {"of_layers": sizes["num_hidden_layers"], "times_bf16_mixed": ratio, "bf16_mixed": found["bf16-mixed"]}
 
 
-def embedding_only(tiny: bool, scratch: object, spec: str) -> dict:
+def embedding_only(tiny: bool, scratch: Path, spec: str) -> dict:
     """A phase that trains embedding and output alone against one that trains everything."""
     found = {}
     for name, train in (("full", "all"), ("embedding", ["embedding", "output"])):
         phase = phase_of(tiny, 4096, 4, 2, recompute="full", train=train)
-        found[name] = measure("mistral-7b", tiny, phase, "bf16-true", spec)
+        found[name] = measure("mistral-7b", tiny, text(tiny, scratch, "mistral-7b"), phase, "bf16-true", spec)
     ratio = found["embedding"]["tokens_per_second"] / found["full"]["tokens_per_second"]
     # The model's FLOPs are those of full training: shares of a peak mean nothing for a phase that leaves gradients out.
     kept = ("tokens_per_second", "step_seconds", "memory_gb")
     return {"times_full": ratio} | {f"{name}_{key}": found[name][key] for name in found for key in kept}
 
 
-def packed_chat(tiny: bool, scratch: object, spec: str) -> dict:
+def packed_chat(tiny: bool, scratch: Path, spec: str) -> dict:
     """Conversations packed without seeing one another, against batches padded to their longest."""
-    phase = phase_of(tiny, 4096, 8, 4, packing="documents")
-    sizes = SHAPES["tiny" if tiny else "llama-1b"]
+    phase, ids = phase_of(tiny, 4096, 8, 4, packing="documents"), text(tiny, scratch, "llama-1b")
     most = phase.sequence_length
     draws = list(itertools.islice(document_lengths(most / 16, 0.9, most), 32))
-    pack = packed(phase, sizes["vocab_size"], document_lengths(most / 16, 0.9, most))
-    rows = measure("llama-1b", tiny, phase, "bf16-mixed", spec, pack)
+    pack = packed(phase, ids, document_lengths(most / 16, 0.9, most))
+    rows = measure("llama-1b", tiny, ids, phase, "bf16-mixed", spec, pack)
     useful = rows["tokens_per_second"] * float(pack.weights.mean())
     width, padded_phase = max(draws), phase_of(tiny, 4096, 8, 4)
-    padded = chunked(padded_phase.model_copy(update={"sequence_length": width, "batch_size": len(draws)}), sizes["vocab_size"])
-    plain = measure("llama-1b", tiny, padded_phase, "bf16-mixed", spec, padded)
+    padded = chunked(padded_phase.model_copy(update={"sequence_length": width, "batch_size": len(draws)}), ids)
+    plain = measure("llama-1b", tiny, ids, padded_phase, "bf16-mixed", spec, padded)
     share = (sum(draws) - len(draws)) / (len(draws) * width)
     padded_useful = plain["tokens_per_second"] * share
     return {
@@ -277,12 +285,12 @@ def packed_chat(tiny: bool, scratch: object, spec: str) -> dict:
     }  # fmt: skip
 
 
-def profile(tiny: bool, scratch: object, spec: str) -> dict:
+def profile(tiny: bool, scratch: Path, spec: str, precision: str) -> dict:
     """Where the time of a step of an 8B shape goes: the kernels of two steps, by torch's profiler."""
     phase = phase_of(tiny, 8192, 2, 1)
     sizes = {**SHAPES["tiny" if tiny else "llama-8b"], "num_hidden_layers": 4}
-    engine = Engine(sizes, phase, "bf16-true", spec)
-    batch = chunked(phase, sizes["vocab_size"])
+    engine = Engine(sizes, phase, precision, spec)
+    batch = chunked(phase, text(tiny, scratch, "llama-8b"))
     for _ in range(3):
         engine.step(batch)
     activities = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA] * backend.has_gpu()

@@ -11,6 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import token_ids
 import torch
 import workload
 
@@ -73,13 +74,13 @@ def prepare(tiny: bool, scratch: Path) -> tuple[Path, Path, Phase]:
     model, length, batch, micro_batch = sizes(tiny)
     phase = workload.phase(WARM_UP + STEPS + 1, length, batch, micro_batch)
     shared = scratch / "speed"
+    text = token_ids.corpus(model["vocab_size"], scratch, tiny)
     if not shared.exists():
         partial = Path(tempfile.mkdtemp(dir=scratch))
-        workload.write_model(partial / "hf", model, "bfloat16")
-        workload.write_corpus(partial, partial / "hf", length * batch * (phase.steps + 1))
+        workload.write_model(partial / "hf", model, "bfloat16", tokenizer=text / "tokenizer")
         partial.rename(shared)
     backend.start(Layout(), workload.SEED)
-    return shared / "hf", shared / "corpus", phase
+    return shared / "hf", text / "corpus", phase
 
 
 def engine(tiny: bool, scratch: Path, spec: str) -> dict:

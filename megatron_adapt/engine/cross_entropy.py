@@ -3,7 +3,8 @@
 Of n positions and V rows of the vocabulary it takes up 4 n V bytes in float32, and the gradient as much again: 8 GB for 8,192
 positions of Llama 3. Here each slice of logits is computed, used and dropped, once for the loss and once more for the
 gradient: a quarter of a pass through the output matrix more, in exchange for all of that memory. Slices of rows rather than
-of positions, because then each row of the weight's gradient is one sum over all positions, as without slices.
+of positions, because then each row of the weight's gradient is one sum over all positions, as without slices. On GPUs the kernels
+of ``fused_softmax`` take the place of a dozen passes over a slice, and of Megatron's loss from whole logits.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from megatron.core.tensor_parallel.mappings import (
 )
 from megatron_adapt.config_phases import LOGITS_OF_A_SLICE, slices_logits
 from megatron_adapt.engine import vocabulary
+from megatron_adapt.engine.updates import is_fused
 
 
 class LanguageModel(GPTModel):
@@ -54,8 +56,8 @@ class LanguageModel(GPTModel):
         return losses.view(labels.size(1), labels.size(0)).t().contiguous()
 
     def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
-        """``[b, s]`` and this rank's part of ``[s, b, V]`` -> ``[b, s]``; Megatron's knows equal shares and no z-loss."""
-        if not self.z_loss and self.vocab_size % self.config.tensor_model_parallel_size == 0:
+        """``[b, s]`` and this rank's part of ``[s, b, V]`` -> ``[b, s]``; Megatron's knows equal shares, no z-loss and no kernel."""
+        if not self.z_loss and self.vocab_size % self.config.tensor_model_parallel_size == 0 and not is_fused(logits):
             return super().compute_language_model_loss(labels, logits)
         first = vocabulary.mine(self.vocab_size).start
         return CrossEntropy.apply(logits, labels.t(), first, self.z_loss).t().contiguous()
@@ -71,29 +73,20 @@ class CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor, first: int, z: float) -> Tensor:
-        group = parallel_state.get_tensor_model_parallel_group()
-        wide = logits.float()
-        top = wide.amax(dim=-1)
-        dist.all_reduce(top, op=dist.ReduceOp.MAX, group=group)
-        total = torch.exp(wide - top[..., None]).sum(dim=-1)
-        dist.all_reduce(total, group=group)
-        log_total = total.log() + top
-        local = labels - first
-        mine = (local >= 0) & (local < logits.size(-1))
-        local = local.where(mine, 0)
-        chosen = wide.gather(-1, local[..., None])[..., 0] * mine
-        dist.all_reduce(chosen, group=group)
-        ctx.save_for_backward(logits, log_total, local, mine)
+        rows, places = logits.flatten(0, 1).contiguous(), (labels - first).flatten()
+        sums = _nothing_yet(rows)
+        _add_statistics(rows if is_fused(rows) else rows.to(sums[0].dtype, copy=True), places, *sums, None)
+        log_total, chosen = _over_ranks(*sums)
+        ctx.save_for_backward(rows, places, log_total)
         ctx.z = z
-        return log_total - chosen
+        return (log_total - chosen).view(labels.shape)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        logits, log_total, local, mine = ctx.saved_tensors
-        result = torch.exp(logits.float() - log_total[..., None])
-        result *= (gradient * (1 + 2 * ctx.z * log_total))[..., None]
-        result.scatter_add_(-1, local[..., None], -(gradient * mine)[..., None])
-        return result.to(logits.dtype), None, None, None
+        rows, places, log_total = ctx.saved_tensors
+        shape, gradient = gradient.shape, gradient.flatten()
+        found = _gradient(rows.clone(), places, log_total, gradient * (1 + 2 * ctx.z * log_total), gradient, None)
+        return found.view(*shape, -1), None, None, None
 
 
 class LinearCrossEntropy(torch.autograd.Function):
@@ -112,23 +105,11 @@ class LinearCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, first: int, softcap: float | None, z: float
     ) -> Tensor:
-        group = parallel_state.get_tensor_model_parallel_group()
         places = labels - first
-        top = torch.full(places.shape, -torch.inf, device=hidden.device, dtype=_wide(hidden))
-        total, chosen = torch.zeros_like(top), torch.zeros_like(top)
+        sums = _nothing_yet(hidden)
         for begin, rows in _slices(weight, len(hidden)):
-            logits = _capped(torch.mm(hidden, rows.t()).to(top.dtype), softcap)
-            place, mine = _within(places, begin, len(rows))
-            chosen += logits.gather(1, place[:, None])[:, 0].where(mine, 0)
-            before, top = top, torch.maximum(top, logits.amax(dim=1))
-            total *= torch.exp(before - top)
-            total += logits.sub_(top[:, None]).exp_().sum(dim=1)
-        own = top.clone()
-        dist.all_reduce(top, op=dist.ReduceOp.MAX, group=group)
-        total *= torch.exp(own - top)
-        dist.all_reduce(total, group=group)
-        dist.all_reduce(chosen, group=group)
-        log_total = total.log() + top
+            _add_statistics(torch.mm(hidden, rows.t()), places - begin, *sums, softcap)
+        log_total, chosen = _over_ranks(*sums)
         ctx.save_for_backward(hidden, weight, places, log_total)
         ctx.softcap, ctx.z, ctx.sum = softcap, z, getattr(weight, "main_grad", None)
         return log_total - chosen
@@ -139,14 +120,9 @@ class LinearCrossEntropy(torch.autograd.Function):
         for_hidden, for_weight = ctx.needs_input_grad[:2]
         hidden_sum = torch.zeros_like(hidden, dtype=_wide(hidden)) if for_hidden else None
         weight_gradient = torch.empty_like(weight) if for_weight and ctx.sum is None else None
-        factor = (gradient * (1 + 2 * ctx.z * log_total))[:, None]
+        factor = gradient * (1 + 2 * ctx.z * log_total)
         for begin, rows in _slices(weight, len(hidden)):
-            logits = _capped(torch.mm(hidden, rows.t()).to(log_total.dtype), ctx.softcap)
-            slope = None if ctx.softcap is None else 1 - (logits / ctx.softcap).square_()
-            part = logits.sub_(log_total[:, None]).exp_().mul_(factor)
-            place, mine = _within(places, begin, len(rows))
-            part.scatter_add_(1, place[:, None], -gradient.where(mine, 0)[:, None])
-            part = (part if slope is None else part.mul_(slope)).to(hidden.dtype)
+            part = _gradient(torch.mm(hidden, rows.t()), places - begin, log_total, factor, gradient, ctx.softcap)
             if hidden_sum is not None:
                 hidden_sum += _product(part, rows)
             if not for_weight:
@@ -166,11 +142,58 @@ def _slices(weight: Tensor, positions: int) -> Iterator[tuple[int, Tensor]]:
         yield begin, weight[begin : begin + size].detach()
 
 
-def _within(places: Tensor, begin: int, size: int) -> tuple[Tensor, Tensor]:
+Sums = tuple[Tensor, Tensor, Tensor]  # of each position's logits: the largest, sum of exp(logit - largest), the label's
+
+
+def _nothing_yet(rows: Tensor) -> Sums:
+    top = torch.full(rows.shape[:1], -torch.inf, device=rows.device, dtype=_wide(rows))
+    return top, torch.zeros_like(top), torch.zeros_like(top)
+
+
+def _add_statistics(logits: Tensor, places: Tensor, top: Tensor, total: Tensor, chosen: Tensor, softcap: float | None) -> None:
+    """Take a slice's logits ``[n, c]``, which are used up, into the sums; ``places``: columns of the labels, perhaps not here."""
+    if is_fused(logits):
+        from megatron_adapt.engine import fused_softmax
+
+        return fused_softmax.add_statistics(logits, places, top, total, chosen, softcap)
+    logits = _capped(logits.to(top.dtype), softcap)
+    place, mine = _within(places, logits.size(1))
+    chosen += logits.gather(1, place[:, None])[:, 0].where(mine, 0)
+    before = top.clone()
+    torch.maximum(before, logits.amax(dim=1), out=top)
+    total *= torch.exp(before - top)
+    total += logits.sub_(top[:, None]).exp_().sum(dim=1)
+
+
+def _over_ranks(top: Tensor, total: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """(log Z, the label's logit) from the sums of each tensor-parallel rank's rows."""
+    group = parallel_state.get_tensor_model_parallel_group()
+    own = top.clone()
+    dist.all_reduce(top, op=dist.ReduceOp.MAX, group=group)
+    total *= torch.exp(own - top)
+    dist.all_reduce(total, group=group)
+    dist.all_reduce(chosen, group=group)
+    return total.log() + top, chosen
+
+
+def _gradient(logits: Tensor, places: Tensor, log_total: Tensor, factor: Tensor, slope: Tensor, softcap: float | None) -> Tensor:
+    """Of the logits ``[n, c]``, which are used up, in their dtype: ``factor`` times the softmax less ``slope`` at the label."""
+    if is_fused(logits):
+        from megatron_adapt.engine import fused_softmax
+
+        return fused_softmax.gradient(logits, places, log_total, factor, slope, softcap)
+    wide = _capped(logits.to(log_total.dtype), softcap)
+    inner = None if softcap is None else 1 - (wide / softcap).square_()
+    found = wide.sub_(log_total[:, None]).exp_().mul_(factor[:, None])
+    place, mine = _within(places, logits.size(1))
+    found.scatter_add_(1, place[:, None], -slope.where(mine, 0)[:, None])
+    return (found if inner is None else found.mul_(inner)).to(logits.dtype)
+
+
+def _within(places: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """(column of each label in the slice, whether it is there; 0 where it is not)."""
-    inside = places - begin
-    mine = (inside >= 0) & (inside < size)
-    return inside.where(mine, 0), mine
+    mine = (places >= 0) & (places < size)
+    return places.where(mine, 0), mine
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

@@ -136,7 +136,26 @@ def optimizer(device: str) -> None:
     assert (once.float() - trained("stochastic").float()).abs().max() < 0.05
 
 
+def optimizer_of_parts(device: str) -> None:
+    """``updates.AdamW`` on two parts of a parameter, as the distributed optimizer gives them to two ranks: the bits of the whole."""
+    updates.is_fused = lambda parameter: True
+    start = example(2, device)[0]
+
+    def trained(*ranges: slice) -> Tensor:
+        pieces = {torch.nn.Parameter(start[part].clone()): part for part in ranges}
+        options = {key: GROUP[key] for key in ("lr", "weight_decay", "betas", "eps")}
+        names, parts = {piece: "w" for piece in pieces}, {piece: (part.start, COUNT) for piece, part in pieces.items()}
+        ours = AdamW(list(pieces), rounding="stochastic", seed=5, names=names, parts=parts, **options)
+        for number in range(3):
+            for piece, part in pieces.items():
+                piece.grad = example(2, device, number)[1][part]
+            ours.step()
+        return torch.cat([piece.detach() for piece in pieces])
+
+    assert torch.equal(trained(slice(0, 1100), slice(1100, COUNT)), trained(slice(0, COUNT)))
+
+
 if __name__ == "__main__":
-    for check in (nearest, kahan, stochastic, parts, optimizer):
+    for check in (nearest, kahan, stochastic, parts, optimizer, optimizer_of_parts):
         check(sys.argv[1])
         print(check.__name__, flush=True)
