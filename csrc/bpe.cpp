@@ -48,9 +48,43 @@ bool is_space_at(const char* p, const char* end) { return end - p >= 3 && std::m
 
 }  // namespace
 
-BpeEncoder::BpeEncoder(const std::vector<std::string_view>& tokens, const std::vector<Merge>& merges, Prefix prefix)
+BpeEncoder::BpeEncoder(const std::vector<std::string_view>& tokens, const std::vector<Merge>& merges, Prefix prefix, bool words)
     : prefix_(prefix) {
   bytes_.fill(kNone);
+  if (words) {
+    words_.emplace();
+    learn_bytes(tokens);
+  } else {
+    learn_characters(tokens);
+  }
+  std::size_t capacity = 16;
+  while (capacity < 2 * merges.size()) capacity *= 2;
+  if ((tokens.size() >> kIdBits) != 0 || (merges.size() + 1) >> kIdBits != 0) throw std::invalid_argument("it is too large");
+  pairs_ = WideArray<std::uint64_t>(capacity);
+  results_.assign(1, kNone);
+  present_.assign(capacity / 16, 0);
+  for (std::uint32_t rank = 0; rank < merges.size(); ++rank) {
+    const Merge& merge = merges[rank];
+    if (merge.left >= tokens.size() || merge.right >= tokens.size() || merge.result >= tokens.size() ||
+        tokens[merge.left].empty() || tokens[merge.right].empty()) {
+      throw std::invalid_argument("a merge of tokens that do not exist");
+    }
+    if (!words && (byte_of(tokens[merge.left]) >= 0 || byte_of(tokens[merge.right]) >= 0)) {
+      throw std::invalid_argument("bytes are merged");
+    }
+    const std::uint64_t key = key_of(merge.left, merge.right), hashed = mix(key);
+    present_[hashed >> 6 & (present_.size() - 1)] |= std::uint64_t{1} << (hashed & 63);
+    std::size_t at = hashed & (capacity - 1);
+    for (; pairs_[at] != 0; at = (at + 1) & (capacity - 1)) {
+      if (pairs_[at] >> kIdBits == key) throw std::invalid_argument("a merge is there twice");
+    }
+    pairs_[at] = key << kIdBits | (rank + 1);
+    results_.push_back(merge.result);
+  }
+  if (!words) learn_cuts(tokens, merges);
+}
+
+void BpeEncoder::learn_characters(const std::vector<std::string_view>& tokens) {
   for (std::uint32_t id = 0; id < tokens.size(); ++id) {
     const std::string_view token = tokens[id];
     if (const int byte = byte_of(token); byte >= 0) bytes_[static_cast<std::size_t>(byte)] = id;
@@ -67,30 +101,21 @@ BpeEncoder::BpeEncoder(const std::vector<std::string_view>& tokens, const std::v
   const std::uint32_t space = code_point(std::string_view(kSpace, 3));
   if (space >= characters_.size() || characters_[space] == kNone) throw std::invalid_argument("no token U+2581");
   characters_[' '] = characters_[space];
+}
 
-  std::size_t capacity = 16;
-  while (capacity < 2 * merges.size()) capacity *= 2;
-  if ((tokens.size() >> kIdBits) != 0 || (merges.size() + 1) >> kIdBits != 0) throw std::invalid_argument("it is too large");
-  pairs_ = WideArray<std::uint64_t>(capacity);
-  results_.assign(1, kNone);
-  present_.assign(capacity / 16, 0);
-  for (std::uint32_t rank = 0; rank < merges.size(); ++rank) {
-    const Merge& merge = merges[rank];
-    if (merge.left >= tokens.size() || merge.right >= tokens.size() || merge.result >= tokens.size() ||
-        tokens[merge.left].empty() || tokens[merge.right].empty()) {
-      throw std::invalid_argument("a merge of tokens that do not exist");
-    }
-    if (byte_of(tokens[merge.left]) >= 0 || byte_of(tokens[merge.right]) >= 0) throw std::invalid_argument("bytes are merged");
-    const std::uint64_t key = key_of(merge.left, merge.right), hashed = mix(key);
-    present_[hashed >> 6 & (present_.size() - 1)] |= std::uint64_t{1} << (hashed & 63);
-    std::size_t at = hashed & (capacity - 1);
-    for (; pairs_[at] != 0; at = (at + 1) & (capacity - 1)) {
-      if (pairs_[at] >> kIdBits == key) throw std::invalid_argument("a merge is there twice");
-    }
-    pairs_[at] = key << kIdBits | (rank + 1);
-    results_.push_back(merge.result);
+void BpeEncoder::learn_bytes(const std::vector<std::string_view>& tokens) {
+  std::array<int, 512> byte_by_point;  // printable characters stand for themselves, the other bytes for 256, 257, ...
+  byte_by_point.fill(-1);
+  for (int byte = 0, other = 256; byte < 256; ++byte) {
+    const bool is_printable = (byte >= '!' && byte <= '~') || (byte >= 0xA1 && byte <= 0xAC) || byte >= 0xAE;
+    byte_by_point[static_cast<std::size_t>(is_printable ? byte : other++)] = byte;
   }
-  learn_cuts(tokens, merges);
+  for (std::uint32_t id = 0; id < tokens.size(); ++id) {
+    if (tokens[id].empty() || character_width(tokens[id]) != tokens[id].size()) continue;
+    const std::uint32_t point = code_point(tokens[id]);
+    if (point < byte_by_point.size() && byte_by_point[point] >= 0) bytes_[static_cast<std::size_t>(byte_by_point[point])] = id;
+  }
+  if (std::find(bytes_.begin(), bytes_.end(), kNone) != bytes_.end()) throw std::invalid_argument("no token for some byte");
 }
 
 void BpeEncoder::learn_cuts(const std::vector<std::string_view>& tokens, const std::vector<Merge>& merges) {
@@ -148,6 +173,23 @@ void BpeEncoder::encode(const char* text, const std::int64_t* offsets, std::size
 
 void BpeEncoder::encode(std::string_view text, std::vector<std::uint32_t>& out) {
   if (text.empty()) return;
+  words_ ? encode_words(text, out) : encode_cut(text, out);
+  flush(out);
+}
+
+void BpeEncoder::encode_words(std::string_view text, std::vector<std::uint32_t>& out) {
+  if (prefix_ == Prefix::always || (prefix_ == Prefix::unless_space && text[0] != ' ')) {
+    text = head_.assign(1, ' ').append(text);
+  }
+  const char* const end = text.data() + text.size();
+  for (const char* p = text.data(); p < end;) {
+    const char* const stop = words_->next(p, end);
+    add(p, stop, end, out);
+    p = stop;
+  }
+}
+
+void BpeEncoder::encode_cut(std::string_view text, std::vector<std::uint32_t>& out) {
   const char* const begin = text.data();
   const char* const end = begin + text.size();
   const char* p = begin;
@@ -163,7 +205,6 @@ void BpeEncoder::encode(std::string_view text, std::vector<std::uint32_t>& out) 
     add(p, stop, end, out);
     p = stop;
   }
-  flush(out);
 }
 
 void BpeEncoder::add(const char* begin, const char* end, const char* readable, std::vector<std::uint32_t>& out) {
@@ -186,19 +227,21 @@ void BpeEncoder::add(const char* begin, const char* end, const char* readable, s
 }
 
 void BpeEncoder::flush(std::vector<std::uint32_t>& out) {
-  std::array<std::uint32_t, std::tuple_size_v<decltype(waiting_)> * PieceCache::kLongest> found;
+  constexpr std::size_t kFew = 4;  // ids that can be read wherever a cached piece has them, and are copied without counting
+  std::array<std::uint32_t, std::tuple_size_v<decltype(waiting_)> * PieceCache::kLongest + kFew> found;
   std::size_t size = 0;
   for (std::size_t i = 0; i < waiting_count_; ++i) {
     const PieceKey& key = waiting_[i];
     std::uint32_t count = 0;
-    const std::uint32_t* ids = cache_.find(key, count);
-    if (ids == nullptr) {
+    if (const std::uint32_t* const ids = cache_.find(key, count)) {
+      std::memcpy(&found[size], ids, kFew * sizeof *ids);
+      if (count > kFew) std::copy(ids + kFew, ids + count, &found[size + kFew]);
+    } else {
       merge({key.piece, key.size});
       count = static_cast<std::uint32_t>(ids_.size());
       cache_.insert(key, ids_.data(), count);
-      ids = ids_.data();
+      std::copy(ids_.begin(), ids_.end(), &found[size]);
     }
-    for (std::uint32_t j = 0; j < count; ++j) found[size + j] = ids[j];
     size += count;
   }
   waiting_count_ = 0;
@@ -214,6 +257,10 @@ void BpeEncoder::merge(std::string_view piece) {
 // ids_: one for each character, or for each byte of one that the vocabulary does not have.
 void BpeEncoder::symbols(std::string_view piece) {
   ids_.clear();
+  if (words_) {
+    for (const char c : piece) ids_.push_back(bytes_[static_cast<unsigned char>(c)]);
+    return;
+  }
   while (!piece.empty()) {
     const std::string_view character = piece.substr(0, character_width(piece));
     const std::uint32_t point = code_point(character);

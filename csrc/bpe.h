@@ -1,6 +1,7 @@
-// Byte pair encoding of tokenizers that write spaces as U+2581 and split nothing before merging (sentencepiece's kind).
+// Byte pair encoding of tokenizers that write spaces as U+2581 and split nothing before merging (sentencepiece's kind), and of
+// those that merge the bytes of words (GPT-2's kind, words.h).
 //
-// A text is cut wherever no merge can ever join what is left and right of the cut: merging then goes on independently on
+// Of the first kind a text is cut wherever no merge can ever join what is left and right of the cut: merging then goes on independently on
 // both sides, in the same order as on the whole, so the ids are those of the whole text. Pieces between cuts are words
 // or less, which come again and again: their ids are remembered.
 
@@ -10,6 +11,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -17,6 +19,7 @@
 
 #include "piece_cache.h"
 #include "wide_array.h"
+#include "words.h"
 
 namespace megatron_adapt {
 
@@ -26,11 +29,12 @@ struct Merge {
 
 class BpeEncoder {
  public:
-  enum class Prefix { none, always, unless_space };  // of U+2581 before a text that is not empty
+  enum class Prefix { none, always, unless_space };  // of a space (U+2581) before a text that is not empty
 
   // `tokens`: spelling by id, empty where there is none. `merges` by rank. The tokens <0x00> to <0xFF> must exist, take no
-  // part in merges, and U+2581 must be a token: std::invalid_argument otherwise.
-  BpeEncoder(const std::vector<std::string_view>& tokens, const std::vector<Merge>& merges, Prefix prefix);
+  // part in merges, and U+2581 must be a token; of `words`, the characters that stand for bytes must be tokens:
+  // std::invalid_argument otherwise.
+  BpeEncoder(const std::vector<std::string_view>& tokens, const std::vector<Merge>& merges, Prefix prefix, bool words);
 
   // Appends the ids of texts (UTF-8) that lie back to back from offsets[0] to offsets[texts], and to `starts` where those
   // of each begin. One thread at a time; others wait.
@@ -43,7 +47,11 @@ class BpeEncoder {
   static constexpr unsigned kIdBits = 21;  // of ids and of ranks: a pair and its rank are one word
 
   void encode(std::string_view text, std::vector<std::uint32_t>& out);
+  void encode_words(std::string_view text, std::vector<std::uint32_t>& out);
+  void encode_cut(std::string_view text, std::vector<std::uint32_t>& out);
   std::uint32_t rank(std::uint32_t left, std::uint32_t right) const;
+  void learn_characters(const std::vector<std::string_view>& tokens);
+  void learn_bytes(const std::vector<std::string_view>& tokens);
   void learn_cuts(const std::vector<std::string_view>& tokens, const std::vector<Merge>& merges);
   const char* next_cut(const char* begin, const char* p, const char* end, unsigned char before) const;
   // `readable`: up to here there are bytes that may be read.
@@ -55,6 +63,7 @@ class BpeEncoder {
   void merge_long();
 
   Prefix prefix_;
+  std::optional<Words> words_;
   WideArray<std::uint64_t> pairs_;      // left, right and rank, 0 where free; open addressing
   std::vector<std::uint32_t> results_;  // by rank, which counts from 1; 0 is no pair
   std::vector<std::uint64_t> present_;  // bits at some of the hashes of the pairs: most of what is asked for is no pair

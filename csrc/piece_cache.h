@@ -35,7 +35,7 @@ class PieceTable {
     key.hash = hash;
     __builtin_prefetch(&entries_[2 * (hash & (sets_ - 1))]);
   }
-  // Its ids; nullptr where it has to be encoded.
+  // Its ids, of which four can be read even where there are fewer; nullptr where it has to be encoded.
   const std::uint32_t* find(const PieceKey& key, std::uint32_t& count);
   void insert(const PieceKey& key, const std::uint32_t* ids, std::uint32_t count);
 
@@ -75,7 +75,7 @@ class PieceCache {
     key.piece = piece, key.size = static_cast<std::uint32_t>(size);
     size <= kShort ? short_.expect(key) : long_.expect(key);
   }
-  // Its ids; nullptr where it has to be encoded.
+  // As that of the tables.
   const std::uint32_t* find(const PieceKey& key, std::uint32_t& count) {
     return key.size <= kShort ? short_.find(key, count) : long_.find(key, count);
   }

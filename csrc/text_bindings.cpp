@@ -60,10 +60,10 @@ void check_offsets(const Offsets& offsets, std::int64_t limit, const char* name)
 
 using Bytes = py::array_t<std::uint8_t, py::array::c_style>;
 
-std::unique_ptr<BpeEncoder> make_bpe(const TokenizerJson& json, bool prefix, bool unless_space) {
+std::unique_ptr<BpeEncoder> make_bpe(const TokenizerJson& json, bool prefix, bool unless_space, bool words) {
   using Prefix = BpeEncoder::Prefix;
   const Prefix kind = !prefix ? Prefix::none : unless_space ? Prefix::unless_space : Prefix::always;
-  return std::make_unique<BpeEncoder>(json.tokens(), json.numbered_merges(), kind);
+  return std::make_unique<BpeEncoder>(json.tokens(), json.numbered_merges(), kind, words);
 }
 
 // Python's strings: surrogates cannot come, since JSON with lone ones is refused.
@@ -176,8 +176,9 @@ void bind_text(py::module_& module) {
       .def_property_readonly("merges", [](const TokenizerJson& json) { return string(json.merges()); })
       .def_property_readonly("canonical_vocabulary", [](const TokenizerJson& json) { return py::bytes(json.canonical_vocabulary()); })
       .def_property_readonly("canonical_merges", [](const TokenizerJson& json) { return py::bytes(json.canonical_merges()); });
-  py::class_<BpeEncoder>(module, "BpeEncoder", "Byte pair encoding that cuts nothing before merging; see csrc/bpe.h.")
-      .def(py::init(&make_bpe), py::arg("json"), py::kw_only(), py::arg("prefix"), py::arg("unless_space"))
+  py::class_<BpeEncoder>(module, "BpeEncoder", "Byte pair encoding of sentencepiece's and GPT-2's kind; see csrc/bpe.h.")
+      .def(py::init(&make_bpe), py::arg("json"), py::kw_only(), py::arg("prefix"), py::arg("unless_space"),
+           py::arg("words"))
       .def("encode", &encode_texts, py::arg("text"), py::arg("offsets"),
            "ids uint32 of all texts and where each begins int64 [texts + 1], for UTF-8 uint8 and offsets [texts + 1].");
   module.def("sequences", &sequences, py::arg("ids"), py::arg("id_offsets"), py::arg("text_offsets"), py::arg("first_text"),

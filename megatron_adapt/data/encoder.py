@@ -135,7 +135,8 @@ class Encoder:
         """Strings that libraries are likely to differ on, special tokens among them."""
         definition = self.tokenizer.definition
         added = [token["content"] for token in (definition.head if definition else {}).get("added_tokens") or []][:64]
-        return self._encoded([text.encode() for text in (*_ODD, *added, *(f"a{token}b {token} c" for token in added))])
+        odd = (*_ODD, *self.fast.odd, *added, *(f"a{token}b {token} c" for token in added))  # type: ignore[union-attr]
+        return self._encoded([text.encode() for text in odd])
 
     def _encoded(self, texts: list[bytes]) -> Sample:
         text, offsets = np.frombuffer(b"".join(texts), np.uint8), np.cumsum([0, *map(len, texts)], dtype=np.int64)

@@ -29,6 +29,7 @@ class Gigatoken:
     """
 
     name = "gigatoken"
+    odd: tuple[str, ...] = ()  # strings to be compared with the library that defines the ids
 
     def __init__(self, tokenizer: Tokenizer, parse_special_tokens: bool = False) -> None:
         definition = tokenizer.definition

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import random
+import re
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,13 @@ from megatron_adapt.hf.flat_encoding import Unsupported
 from megatron_adapt.hf.tokenizer import Tokenizer
 from megatron_adapt.hf.tokenizer_definition import Definition
 
-REAL = ["tokenizers/mistral-7b-v0.1", "tokenizers/de-32k", "tokenizers/ar-32k", "models/stories260K"]
+REAL = [
+    "tokenizers/mistral-7b-v0.1", "tokenizers/de-32k", "tokenizers/ar-32k", "models/stories260K",  # sentencepiece's kind
+    "tokenizers/gpt2", "tokenizers/de-bpe-50k", "models/en-novels-5m",  # GPT-2's
+]  # fmt: skip
 PIECES = [
     " ", "  ", "▁", "▁▁", "\n", "\r\n", "\t", "\0", "a", "e", "der", "die", "und", "the", "Haus", "ü", "é", "e\u0301", "ß", "مرحبا", "日本", "😀",
-    "👨\u200d👩", "\u00a0", "\u3000", "\ufb01", "1", "23", "3.14", ",", ".", "...", "<", "<s>", "</s>", "<0x0A>", "<unk>", "'s", "\u2580", "\u2582", "\u0481",
+    "👨\u200d👩", "\u00a0", "\u3000", "\ufb01", "1", "23", "3.14", ",", ".", "...", "<", "<s>", "</s>", "<0x0A>", "<unk>", "'s", "'ll", "'", "'S", "\u2028", "\x85", "\x1c", "²", "Ⅷ", "\u2580", "\u2582", "\u0481",
 ]  # fmt: skip
 TEXTS = st.one_of(st.lists(st.sampled_from(PIECES), max_size=30).map("".join), st.text(max_size=30))
 _REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
@@ -60,6 +64,27 @@ def real(request) -> tuple[Tokenizer, CompiledBPE]:
 @given(texts=st.lists(TEXTS, min_size=1, max_size=8))
 def test_real_tokenizers(real, texts):
     check(*real, texts)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "de-bpe-50k"])
+def test_words_at_the_edges_of_character_classes(name):
+    """Wherever letters, digits and spaces of Unicode begin and end, a text is cut where the library cuts it."""
+    tokenizer = Tokenizer.load(assets("tokenizers", name))
+    header = (Path(__file__).parents[2] / "csrc" / "unicode_classes.h").read_text()
+    edges = {int(a, 16) + step for pair in re.findall(r"{0x(\w+), 0x(\w+)}", header) for a in pair for step in (-1, 0, 1)}
+    points = sorted(point for point in edges if not 0xD7FF < point < 0xE000)
+    assert len(points) > 1500
+    texts = ["".join(f"a{chr(p)}1{chr(p)} {chr(p)}'s" for p in points[begin : begin + 50]) for begin in range(0, len(points), 50)]
+    check(tokenizer, CompiledBPE(tokenizer), texts)
+
+
+def test_a_space_before_words(tmp_path):
+    parsed = copy.deepcopy(Tokenizer.load(assets("tokenizers", "gpt2")).backend_json)
+    parsed["pre_tokenizer"]["add_prefix_space"] = True
+    (tmp_path / "tokenizer.json").write_text(json.dumps(parsed))
+    tokenizer = Tokenizer.load(tmp_path)
+    texts = ["", "a", " a", "\n\na", "'s is", "\u00a0b", "x" * 50, "  two  words " * 30]
+    check(tokenizer, CompiledBPE(tokenizer), texts)
 
 
 def write(folder: Path, pairs: list[tuple[str, str]], **changes: object) -> Path:
@@ -142,7 +167,8 @@ PLAIN = {"id": 2, "content": "<0x00>", **dict.fromkeys(("special", "single_word"
         ("added_tokens", [PLAIN], "it finds added tokens in text"),
         ("normalizer", {"type": "NFKC"}, "it normalizes or cuts text otherwise"),
         ("pre_tokenizer", {"type": "Metaspace", "replacement": "▁", "split": True}, "it normalizes or cuts text otherwise"),
-        ("pre_tokenizer", {"type": "ByteLevel", "add_prefix_space": False}, "it normalizes or cuts text otherwise"),
+        ("pre_tokenizer", {"type": "ByteLevel", "add_prefix_space": False}, "it has byte_fallback"),
+        ("pre_tokenizer", {"type": "ByteLevel", "use_regex": False}, "it normalizes or cuts text otherwise"),
         ("model.byte_fallback", False, "it has no tokens for single bytes"),
         ("model.ignore_merges", True, "it has ignore_merges"),
         ("model.dropout", 0.1, "it has dropout"),
@@ -177,6 +203,12 @@ def test_vocabularies_that_are_refused(tmp_path):
         CompiledBPE(without("<0x41>"))
     with pytest.raises(Unsupported, match=r"no token U\+2581"):
         CompiledBPE(without("▁"))
+    words = copy.deepcopy(Tokenizer.load(assets("tokenizers", "gpt2")))
+    parsed = copy.deepcopy(words.backend_json)
+    parsed["model"]["vocab"]["other"] = parsed["model"]["vocab"].pop("ÿ")
+    words.definition = definition(parsed)
+    with pytest.raises(Unsupported, match="no token for some byte"):
+        CompiledBPE(words)
     with pytest.raises(Unsupported, match="bytes are merged"):
         CompiledBPE(Tokenizer.load(write(tmp_path, [("<0x41>", "a")], **STYLES["prepend"])))
     with pytest.raises(Unsupported, match="it does not look for special tokens in text"):
@@ -186,10 +218,11 @@ def test_vocabularies_that_are_refused(tmp_path):
 
 
 def test_which_is_chosen():
-    for name, backend in (("de-32k", "compiled"), ("mistral-7b-v0.1", "compiled"), ("gpt2", "gigatoken")):
+    for name, backend in (("de-32k", "compiled"), ("mistral-7b-v0.1", "compiled"), ("gpt2", "compiled"), ("de-bpe-50k", "compiled")):
         tokenizer = Tokenizer.load(assets("tokenizers", name))
         assert choose(tokenizer, None, 1 << 30, False, True, False).backend == backend
-    assert choose(Tokenizer.load(assets("tokenizers", "de-32k")), None, 1 << 30, False, True, True).backend == "gigatoken"
+    for name in ("de-32k", "gpt2"):  # special tokens are looked for in text
+        assert choose(Tokenizer.load(assets("tokenizers", name)), None, 1 << 30, False, True, True).backend == "gigatoken"
 
 
 def test_arrays_that_do_not_fit():

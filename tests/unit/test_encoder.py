@@ -17,7 +17,6 @@ from megatron_adapt.data.encoder import Difference, choose
 from megatron_adapt.data.preprocess import preprocess
 from megatron_adapt.errors import ConfigError
 from megatron_adapt.hf.compiled_bpe import CompiledBPE
-from megatron_adapt.hf.flat_encoding import Gigatoken
 from megatron_adapt.hf.tokenizer import Tokenizer
 
 
@@ -39,22 +38,22 @@ def test_special_tokens_in_the_text(tmp_path):
 def test_a_difference_stops_the_run_or_falls_back(tmp_path, monkeypatch):
     tokenizer = Tokenizer.load(assets("tokenizers", "gpt2"))
     source = corpus(tmp_path, *(f"number {number}" for number in range(200)))
-    honest = Gigatoken.encode
+    honest = CompiledBPE.encode
 
     def wrong(self, text, offsets, parallel):
         ids, starts = honest(self, text, offsets, parallel)
         return (np.where(ids == tokenizer.encode([" 7"])[0][0], 5, ids) if len(offsets) > 100 else ids), starts
 
-    monkeypatch.setattr(Gigatoken, "encode", wrong)
+    monkeypatch.setattr(CompiledBPE, "encode", wrong)
     monkeypatch.setattr(encoder, "_SMALL_CORPUS", 1)
     monkeypatch.setattr(encoder, "_SAMPLE_BYTES", 1)  # all are compared
-    message = r"gigatoken and tokenizers give different ids for 'number 7\d*' with the tokenizer .*gpt2: at token 1 \[5"
+    message = r"compiled and tokenizers give different ids for 'number 7\d*' with the tokenizer .*gpt2: at token 1 \[5"
     with pytest.raises(Difference, match=message):
         preprocess(source, tokenizer, tmp_path / "c", chunk_bytes=4096, workers=2)
     stats = preprocess(source, tokenizer, tmp_path / "c", tokenizer_backend="auto")
     assert stats["tokenizer_backend"] == "tokenizers"
     assert documents(tmp_path / "c")[7] == [*tokenizer.encode(["number 7"])[0], 50256]
-    monkeypatch.setattr(Gigatoken, "encode", lambda self, text, offsets, parallel: (np.zeros(0, np.uint32), offsets * 0))
+    monkeypatch.setattr(CompiledBPE, "encode", lambda self, text, offsets, parallel: (np.zeros(0, np.uint32), offsets * 0))
     with pytest.raises(Difference, match="give different ids for ' '"):  # before any document: odd strings
         preprocess(source, tokenizer, tmp_path / "c")
     assert preprocess(source, tokenizer, tmp_path / "c", tokenizer_backend="auto")["tokenizer_backend"] == "tokenizers"
