@@ -69,9 +69,10 @@ def tokenize(texts: Sequence[str], tokenizer: Tokenizer, length: int) -> Text:
         raise DataError(f"{tokenizer.path}: has neither a BOS nor an EOS token to begin a document with.")
     windows, owners, lengths, unknown = [], [], [], 0
     for number, ids in enumerate(tokenizer.encode(list(texts))):
+        # Of the text alone: GPT-2's tokenizer has one token for "unknown" and for the begin of a document.
+        unknown += 0 if tokenizer.unk_id is None else int((np.asarray(ids) == tokenizer.unk_id).sum())
         ids = np.concatenate([[start], ids]).astype(np.int64)
         lengths.append(len(ids) - 1)
-        unknown += int((ids == tokenizer.unk_id).sum()) if tokenizer.unk_id is not None else 0
         begins = range(0, len(ids) - 1, length)
         windows += [ids[i : i + length + 1] for i in begins]
         owners += [number] * len(begins)

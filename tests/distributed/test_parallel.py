@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from functools import lru_cache
 from pathlib import Path
 
@@ -132,6 +134,15 @@ def test_the_loss_per_document_is_the_mean_of_each_ones_own(world: World):
 
     ((found, expected),) = on_ranks(1, measure)
     assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_begin_of_a_document_is_not_an_unknown_token(world: World, tmp_path: Path):
+    """GPT-2's tokenizer has one token for both, and would be said to have as many unknown tokens as documents."""
+    shutil.copy(world.tokenizer / "tokenizer.json", tmp_path)
+    for unknown, expected in (("</s>", 0), ("e", 3)):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": "</s>", "eos_token": "</s>", "unk_token": unknown}))
+        text = evaluate.tokenize(["e", "ee", ""], Tokenizer.load(tmp_path), 4)
+        assert (text.documents, text.tokens, text.unknown) == (3, 3, expected)
 
 
 def test_bf16_layouts_agree_roughly(world: World, tmp_path: Path):
