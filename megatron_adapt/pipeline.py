@@ -43,7 +43,8 @@ def remaining(plan: Plan) -> list[Step]:
         if not state.done or state.differences:
             undone.append(step)
     if refused:
-        raise ConfigError(f"{' '.join(reasons)} To redo it, delete these, or choose another output: {_listed(changed)}")
+        apart = "\n" if len(reasons) > 1 else " "
+        raise ConfigError(apart.join([*reasons, f"To redo it, delete these, or choose another output: {_listed(changed)}"]))
     return undone
 
 

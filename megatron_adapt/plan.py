@@ -122,7 +122,7 @@ class _Builder:
             output=self.output / "tokenizers" / kind,
             action=action,
             settings=making.model_dump(exclude={"corpora", "like"}) | settings,
-            inputs={name: files_of(corpus.path) for name, corpus in corpora.items()} | inputs,
+            inputs={f"corpus {name}": files_of(corpus.path) for name, corpus in corpora.items()} | inputs,
         )
 
     def _preprocess(self, kind: str, name: str, tokenizer: Path) -> None:
@@ -181,8 +181,8 @@ class _Builder:
         if not scratch.phases:
             return initial
         last = self._import("base", initial)
-        for number, phase in enumerate(scratch.phases):
-            last = self._phase("base", "base", number, phase, last)
+        for number in range(len(scratch.phases)):
+            last = self._phase("base", "base", scratch.phases, number, last)
         return self._export("base/export", last, self.output / "base" / "model", own=False)
 
     def _branch(self, branch: str, base: Path, tokenizer: Path, data: str) -> Path:
@@ -192,7 +192,7 @@ class _Builder:
             self._evaluate(Stage(branch, "vocabulary swapped", source, f"evaluation/{branch}-swapped"))
         last = self._import(branch, source)
         for number, phase in enumerate(self.recipe.phases):
-            last = self._phase(branch, data, number, phase, last)
+            last = self._phase(branch, data, self.recipe.phases, number, last)
             self._evaluate(Stage(branch, f"phase {phase.name}", last, f"evaluation/{branch}-{phase.name}"))
         return last
 
@@ -257,9 +257,8 @@ class _Builder:
             keeps_parts=True,
         )
 
-    def _phase(self, branch: str, data: str, number: int, phase: Phase, start: Path) -> Path:
-        recipe, parallel = self.recipe, self.recipe.parallel
-        phases = recipe.phases if phase in recipe.phases else self._base_phases()
+    def _phase(self, branch: str, data: str, phases: list[Phase], number: int, start: Path) -> Path:
+        recipe, parallel, phase = self.recipe, self.recipe.parallel, phases[number]
         spanned = phases if phase.schedule.over == "run" else [phase]
         folders = {name: self.output / "data" / data / name for each in spanned for name in each.data}
         output = self.output / branch / phase.name
@@ -306,7 +305,7 @@ class _Builder:
             action=action,
             settings=settings
             | {"seed": recipe.seed, "precision": phase.precision or recipe.precision, "number": number, "corpora": passes},
-            inputs={"start": start, **folders},
+            inputs={"start": start, **{f"corpus {name}": folder for name, folder in folders.items()}},
             ranks=parallel.world_size,
             resumable=True,
             adjustable=frozenset(ADJUSTABLE),
@@ -372,7 +371,7 @@ class _Builder:
             output=self.output / stage.step,
             action=action,
             settings={"max_bytes": recipe.evaluation.max_bytes, "sequence_length": self.length, "precision": precision},
-            inputs={"model": stage.model, **{name: path.parent for name, path in texts.items()}},
+            inputs={"model": stage.model, **{f"corpus {name}": path.parent for name, path in texts.items()}},
             ranks=recipe.parallel.world_size,
         )
         self.plan.stages.append(stage)

@@ -79,6 +79,22 @@ def test_a_change_names_its_cause_and_all_that_follows_from_it() -> None:
     )
 
 
+def test_several_changes_are_told_one_a_line() -> None:
+    def built(value: int) -> Plan:
+        plan = three(x=value)
+        plan.steps[3] = step("d", y=value)
+        return plan
+
+    run(built(1))
+    with pytest.raises(ConfigError) as caught:
+        pipeline.remaining(built(2))
+    assert str(caught.value).splitlines() == [
+        "step 'a' was finished with other settings or inputs: x was 1, is now 2.",
+        "step 'd' was finished with other settings or inputs: y was 1, is now 2.",
+        "To redo it, delete these, or choose another output: a b c d",
+    ]
+
+
 def test_what_is_derived_follows_an_extension() -> None:
     """Report and exported model are made again of what is now the end; with a change of their own they are refused."""
 

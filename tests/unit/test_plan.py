@@ -284,10 +284,23 @@ def test_other_passes_are_refused_when_a_phase_was_begun() -> None:
     ]  # fmt: skip
 
 
+def test_corpora_may_be_called_what_steps_call_their_other_inputs() -> None:
+    """Else the step would not notice that the checkpoint, model or tokenizer that it starts from has changed."""
+    for name in ("start", "model", "tokenizer"):
+        corpora = {"english": {"path": "en.jsonl"}, name: {"path": "de.jsonl", "held_out": 0.1}}
+        vocabulary = {"tokenizer": {"extend": {"corpora": [name], "tokens": 7}}, "method": "copy"}
+        phase = tiny.phase("embeddings", 4, data={name: 1})
+        built = build(data=corpora, vocabulary=vocabulary, phases=[phase])
+        assert built.step("base/export").output in built.step("evaluation/base").places
+        assert built.step("copy/import").output in built.step("copy/embeddings").places
+        assert built.step("tokenizers/base").output in built.step("tokenizers/target").places
+        assert_in_order(built)
+
+
 def test_a_tokenizer_derived_from_the_models_own() -> None:
     built = build("vocabulary.tokenizer=null", "vocabulary.tokenizer={extend: {corpora: [german], tokens: 7}}")
     step = built.step("tokenizers/target")
-    assert set(step.inputs) == {"german", "tokenizer"} and step.inputs["tokenizer"] == built.step("tokenizers/base").output
+    assert set(step.inputs) == {"corpus german", "tokenizer"} and step.inputs["tokenizer"] == built.step("tokenizers/base").output
     assert step.settings["tokens"] == 7 and step.settings["reuse"] is False
     assert_in_order(built)
     before, after = checks.shapes(built.recipe)
