@@ -109,7 +109,7 @@ def _check(prefixes: Sequence[Path]) -> None:
 
 def _description(prefixes: Sequence[Path]) -> dict[str, Any]:
     """One description of all."""
-    read: dict[Path, dict[str, Any]] = {}
+    read: list[tuple[Path, dict[str, Any]]] = []  # a corpus that is named twice is there twice
     problems = []
     for prefix in prefixes:
         path = Path(f"{prefix}.json")
@@ -117,22 +117,22 @@ def _description(prefixes: Sequence[Path]) -> dict[str, Any]:
             stats = json.loads(path.read_text(encoding="utf-8"))
             if not isinstance(stats, dict) or not _REQUIRED <= stats.keys():
                 raise ValueError
-            read[prefix] = stats
+            read.append((prefix, stats))
         except OSError as error:
             problems.append(f"cannot read {path}: {error.strerror}")
         except ValueError:
             problems.append(f"{path} is not a description of a corpus; preprocess {prefix} again")
-    tokenizers = {stats["tokenizer_digest"]: prefix for prefix, stats in reversed(read.items())}
+    tokenizers = {stats["tokenizer_digest"]: f"{prefix} with {stats['tokenizer_path']}" for prefix, stats in reversed(read)}
     if len(tokenizers) > 1:
-        listed = ", ".join(f"{prefix} with {read[prefix]['tokenizer_path']}" for prefix in reversed(tokenizers.values()))
+        listed = ", ".join(reversed(tokenizers.values()))
         problems.append(f"corpora of different tokenizers cannot be merged: {listed}; preprocess all with the same one")
     if problems:
         raise DataError(";\n".join(problems))
-    first, *others = read.values()
+    first, *others = every = [stats for _, stats in read]
     same = {key: value for key, value in first.items() if all(other.get(key) == value for other in others)}
     # In the order of the first: the keys that add up or are the same everywhere.
-    counts = {key: sum(stats.get(key, 0) for stats in read.values()) for key in _COUNTS}
-    shards = [shard for stats in read.values() for shard in stats.get("shards", [])]  # of the ids, which lie in this order
+    counts = {key: sum(stats.get(key, 0) for stats in every) for key in _COUNTS}
+    shards = [shard for stats in every for shard in stats.get("shards", [])]  # of the ids, which lie in this order
     values = {**same, "tokenizer_path": first["tokenizer_path"], **_LEFT, **counts, "shards": shards}
     return {key: values[key] for key in first if key in values}
 

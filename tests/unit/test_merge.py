@@ -105,6 +105,13 @@ def test_descriptions_are_merged(tmp_path):
     assert files(tmp_path) == ["a.bin", "a.idx", "a.json", "all.bin", "all.idx", "all.json", "b.bin", "b.idx", "b.json"]
 
 
+def test_a_corpus_named_twice_counts_twice(tmp_path):
+    one, two = describe(write(tmp_path / "a", [[1], [2, 3]])), describe(write(tmp_path / "b", [[4]]))
+    stats, _ = merge([one, two, one], tmp_path / "all")
+    assert len(IndexedReader(tmp_path / "all")) == 5
+    assert (stats["documents"], stats["bytes"], stats["shards"]) == (3 * 4, 3 * 20, STATS["shards"] * 3)
+
+
 def test_without_all_descriptions_there_is_none(tmp_path):
     one, two = describe(write(tmp_path / "a", [[1]])), write(tmp_path / "b", [[4]])
     describe(tmp_path / "all")  # of a former corpus
