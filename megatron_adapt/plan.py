@@ -20,7 +20,7 @@ from megatron_adapt.config import ADJUSTABLE, AUTO, DEFAULT, FP8, Phase, Recipe,
 from megatron_adapt.data.sources import files_of, reading
 from megatron_adapt.errors import ConfigError
 from megatron_adapt.hf.tokenizer import COMPANIONS
-from megatron_adapt.steps.receipt import Step, read
+from megatron_adapt.steps.receipt import Step, beside, read
 from megatron_adapt.steps.reporter import Reporter
 from megatron_adapt.vocab import methods, options
 
@@ -122,7 +122,7 @@ class _Builder:
             output=self.output / "tokenizers" / kind,
             action=action,
             settings=making.model_dump(exclude={"corpora", "like"}) | settings,
-            inputs={f"corpus {name}": files_of(corpus.path) for name, corpus in corpora.items()} | inputs,
+            inputs=beside(inputs, {name: files_of(corpus.path) for name, corpus in corpora.items()}),
         )
 
     def _preprocess(self, kind: str, name: str, tokenizer: Path) -> None:
@@ -305,7 +305,7 @@ class _Builder:
             action=action,
             settings=settings
             | {"seed": recipe.seed, "precision": phase.precision or recipe.precision, "number": number, "corpora": passes},
-            inputs={"start": start, **{f"corpus {name}": folder for name, folder in folders.items()}},
+            inputs=beside({"start": start}, folders),
             ranks=parallel.world_size,
             resumable=True,
             adjustable=frozenset(ADJUSTABLE),
@@ -371,7 +371,7 @@ class _Builder:
             output=self.output / stage.step,
             action=action,
             settings={"max_bytes": recipe.evaluation.max_bytes, "sequence_length": self.length, "precision": precision},
-            inputs={"model": stage.model, **{f"corpus {name}": path.parent for name, path in texts.items()}},
+            inputs=beside({"model": stage.model}, {name: path.parent for name, path in texts.items()}),
             ranks=recipe.parallel.world_size,
         )
         self.plan.stages.append(stage)

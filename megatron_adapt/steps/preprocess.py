@@ -45,8 +45,8 @@ def run(corpus: Corpus, tokenizer_dir: Path, output: Path, reporter: Reporter, s
     )
     if corpus.held_out and not stats["held_out_documents"]:
         raise DataError(
-            f"{corpus.path}: nothing to hold out (held_out {corpus.held_out:g}): a single document. Split it, give a "
-            f"held_out_path, or set held_out to 0."
+            f"{corpus.path}: nothing to hold out (held_out {corpus.held_out:g}): a single document. Split it (blank lines separate "
+            f"the documents of a .txt file; text with one on each line is JSON lines to be), give a held_out_path, or set held_out to 0."
         )
     passes = Passes(corpus.unique_tokens, corpus.shuffled_epochs)
     if stats["tokens"] > 1:  # else it can be evaluated at most

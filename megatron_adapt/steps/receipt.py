@@ -67,6 +67,11 @@ class Step:
         return tuple(path for where in self.inputs.values() for path in (where if isinstance(where, tuple) else (where,)))
 
 
+def beside(inputs: Mapping[str, Any], corpora: Mapping[str, Any]) -> dict[str, Any]:
+    """Corpora by name beside the other inputs of a step; one that is called like one of these does not take its place."""
+    return {**inputs, **{f"corpus {name}" if name in inputs else name: where for name, where in corpora.items()}}
+
+
 def perform(step: Step, reporter: Reporter, is_first_rank: bool = True) -> None:
     """Do the step and sign it; called on all of its ranks. After an error nothing is left but what can be continued.
 

@@ -144,7 +144,9 @@ def test_bad_lines_are_skipped_counted_and_told(bad: Shop, broken_corpus: Path) 
 def test_a_corpus_with_a_single_document_has_nothing_to_hold_out(bad: Shop) -> None:
     (bad / "single.txt").write_text("Ein einziger Satz.")
     recipe = ("bad.yaml", "data.german.path=single.txt", "output=single")
-    leaves_nothing(bad, "run", *recipe).refused("single.txt: nothing to hold out (held_out 0.05): a single document")
+    leaves_nothing(bad, "run", *recipe).refused(
+        "single.txt: nothing to hold out (held_out 0.05): a single document", "blank lines separate the documents of a .txt file"
+    )
 
 
 def test_a_corpus_too_small_for_its_tokenizer(bad: Shop) -> None:

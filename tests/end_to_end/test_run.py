@@ -149,7 +149,7 @@ def test_a_changed_corpus(shop: Shop, first_run: Result) -> None:
     text = (shop / "de.jsonl").read_text()
     (shop / "more.jsonl").write_text(text + '{"text": "Noch ein Satz."}\n')
     result = shop.run("run", "recipe.yaml", "data.german.path=more.jsonl")
-    result.refused("step 'tokenizers/target' was finished", "the content of its input 'corpus german' changed")
+    result.refused("step 'tokenizers/target' was finished", "the content of its input 'german' changed")
 
 
 def test_a_deleted_step_is_repeated_and_gives_the_same(shop: Shop, first_run: Result) -> None:

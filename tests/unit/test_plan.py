@@ -300,7 +300,7 @@ def test_corpora_may_be_called_what_steps_call_their_other_inputs() -> None:
 def test_a_tokenizer_derived_from_the_models_own() -> None:
     built = build("vocabulary.tokenizer=null", "vocabulary.tokenizer={extend: {corpora: [german], tokens: 7}}")
     step = built.step("tokenizers/target")
-    assert set(step.inputs) == {"corpus german", "tokenizer"} and step.inputs["tokenizer"] == built.step("tokenizers/base").output
+    assert set(step.inputs) == {"german", "tokenizer"} and step.inputs["tokenizer"] == built.step("tokenizers/base").output
     assert step.settings["tokens"] == 7 and step.settings["reuse"] is False
     assert_in_order(built)
     before, after = checks.shapes(built.recipe)
