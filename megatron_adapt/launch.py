@@ -58,6 +58,12 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def threads_a_rank(world: int) -> int:
+    """As many as OMP_NUM_THREADS says (of nested numbers the first, as OpenMP reads it), else an even share of the cores."""
+    said = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return int(said) if said.isdecimal() and int(said) > 0 else max(1, cores() // world)
+
+
 def fork(
     world: int,
     function: Callable[[], None],
@@ -92,7 +98,7 @@ def fork(
                 "RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(world),
                 "MEGATRON_ADAPT_RENDEZVOUS": str(folder / "rendezvous"),
             }  # fmt: skip
-            wanted = threads or max(1, cores() // world)
+            wanted = threads or threads_a_rank(world)
             pid = forks.fork(partial(_child, function, environment, report[1], parent, wanted, mask))
             os.close(report[1])
             os.set_blocking(report[0], False)

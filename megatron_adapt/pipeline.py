@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import sys
@@ -115,6 +116,17 @@ def preload(steps: Sequence[Step]) -> None:
         import megatron_adapt.steps.train  # noqa: F401
         import transformers.modeling_utils
         from transformers import AutoModelForCausalLM  # noqa: F401
+
+        if sum(step.verb in ("import", "export") for step in steps) > 1:
+            preload_transformers()
+
+
+def preload_transformers() -> None:
+    """Make what transformers makes when a process first loads or saves a model, so that forked ones need not: seconds."""
+    with contextlib.suppress(ImportError):  # transformers 4 has no such table of compiled expressions
+        from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+        get_checkpoint_conversion_mapping("llama")
 
 
 def run(

@@ -5,7 +5,6 @@ A new family is tested by adding an entry to ``CONFIGS``; ``test_family_parity.p
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from megatron_adapt.families import Family, families
+from megatron_adapt.pipeline import preload_transformers
 
 VOCABULARY = 51  # not a multiple of the tensor-parallel ranks
 LENGTH = 24
@@ -100,10 +100,7 @@ def import_models() -> None:
     for family in families().values():
         module = model_type_to_module_name(family.model_types[0])
         importlib.import_module(f"transformers.models.{module}.modeling_{module}")
-    with contextlib.suppress(ImportError):  # transformers 4 has no such table; 5 builds it when the first model is saved
-        from transformers.conversion_mapping import get_checkpoint_conversion_mapping
-
-        get_checkpoint_conversion_mapping("llama")
+    preload_transformers()
 
 
 def tokens() -> Tensor:

@@ -342,5 +342,15 @@ print("fine")
 
 
 def test_ranks_compute_whatever_their_parent_has_computed() -> None:
-    done = subprocess.run([sys.executable, "-c", COMPUTES], cwd=ROOT, capture_output=True, text=True, timeout=FOREVER)
+    done = subprocess.run([sys.executable, "-c", COMPUTES], cwd=ROOT, capture_output=True, text=True, timeout=5 * FOREVER)
     assert done.stdout == "fine\n", done.stderr
+
+
+@pytest.mark.parametrize("said, threads", [("3", 3), ("3,2", 3), ("", 2), ("0", 2), ("many", 2)])
+def test_ranks_take_as_many_threads_as_openmp_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, said, threads) -> None:
+    import torch
+
+    monkeypatch.setenv("OMP_NUM_THREADS", said)
+    monkeypatch.setattr(launch, "cores", lambda: 4)
+    launch.fork(2, lambda: (tmp_path / str(rank())).write_text(str(torch.get_num_threads())))
+    assert [(tmp_path / str(number)).read_text() for number in range(2)] == [str(threads)] * 2
