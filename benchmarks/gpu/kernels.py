@@ -74,7 +74,23 @@ def cross_entropy(tiny: bool, scratch: Path) -> dict:
     engine_cross_entropy.is_fused = lambda logits: False
     other = linear_cross_entropy.measure(*sizes, dtype=torch.bfloat16, repeats=2 if tiny else 10, ways=("sliced",))
     found |= {f"{name}_by_torch": value for name, value in other.items()}
-    return found | {"kernels_times_faster": other["sliced_ms"] / found["sliced_ms"]}
+    return found | {"kernels_times_faster": other["sliced_ms"] / found["sliced_ms"]} | ({} if tiny else bandwidths())
+
+
+def bandwidths() -> dict[str, float]:
+    """GB/s of a copy and of the softmax's kernels, each byte counted that has to be read or written."""
+    from megatron_adapt.engine import fused_softmax
+
+    rows = columns = 8192
+    logits = torch.randn(rows, columns, device=backend.device(), dtype=torch.bfloat16)
+    sums = engine_cross_entropy._nothing_yet(logits)
+    places, other, size = torch.arange(rows, device=logits.device), torch.empty_like(logits), 2 * rows * columns
+    steps = {
+        "copy": (2 * size, lambda: other.copy_(logits)),
+        "statistics": (size, lambda: fused_softmax.add_statistics(logits, places, *sums, None)),
+        "gradient": (2 * size, lambda: fused_softmax.gradient(other, places, sums[0], sums[2], sums[2], None)),
+    }
+    return {f"{name}_gb_per_second": moved / timed(step, 50) / 1e9 for name, (moved, step) in steps.items()}
 
 
 def gradients(tiny: bool, scratch: Path) -> dict:

@@ -63,9 +63,11 @@ def columns(result: dict[str, Any]) -> list[str]:
     memory = f"{result['memory_gb']:.1f} ({result['estimated_gb']:.1f})" if "estimated_gb" in result else f"{result['memory_gb']:.1f}"
     known = {
         "layers", "of_layers", "tokens_per_second", "tflops", "matmul_tflops", "share_of_matmul", "memory_gb", "estimated_gb", "parameters",
-        "state_bytes_per_parameter", "mode", "status", "spec", "precision", "seconds", "first_loss", "estimated_to_measured",
+        "state_bytes_per_parameter", "mode", "tokens_per_second_at_full_depth", "status", "spec", "precision", "seconds", "first_loss", "estimated_to_measured",
     }  # fmt: skip
-    more = [f"{key} {short(value)}" for key, value in result.items() if key not in known and not isinstance(value, dict)]
+    if result.get("layers") != result.get("of_layers"):
+        known.remove("tokens_per_second_at_full_depth")
+    more = [f"{key} {short(value)}" for key, value in result.items() if key not in known and not isinstance(value, dict) and value != []]
     return [
         f"{result.get('layers', '')}/{result.get('of_layers', '')}".strip("/"), f"{result['tokens_per_second']:,.0f}",
         f"{result['tflops']:.4g}", f"{result['share_of_matmul']:.1%} of {result['matmul_tflops']:.4g}", memory,

@@ -158,10 +158,19 @@ def measure(name: str, tiny: bool, text: Path, phase: Phase, precision: str, spe
     from throughput import matmul_peak
 
     whole = SHAPES["tiny" if tiny else name]
-    sizes = fitted(whole, phase, precision)
-    engine = Engine(sizes, phase, precision, spec)
+    sizes, too_many = fitted(whole, phase, precision), []
     batch = batch or chunked(phase, text)
-    seconds, found = median_seconds(lambda: engine.step(batch), tiny)
+    while True:
+        try:
+            engine = Engine(sizes, phase, precision, spec)
+            seconds, found = median_seconds(lambda: engine.step(batch), tiny)
+            break
+        except torch.OutOfMemoryError:
+            too_many.append(sizes["num_hidden_layers"])
+        # Out of the handler: the error holds on to what was being computed with.
+        engine = None
+        assert too_many[-1] > 1, f"not one layer fits into the memory of {backend.name()}"
+        sizes = {**sizes, "num_hidden_layers": int(0.9 * too_many[-1])}
     shape, length = engine.shape, phase.sequence_length
     tokens = batch.tokens[..., 1:].numel()
     tflops = tokens / seconds * estimate.flops_per_token(shape, length) / 1e12
@@ -176,7 +185,7 @@ def measure(name: str, tiny: bool, text: Path, phase: Phase, precision: str, spe
         "tokens_per_second": tokens / seconds, "tflops": tflops, "matmul_tflops": peak, "share_of_matmul": tflops / peak,
         "step_seconds": seconds, "memory_gb": memory / 1e9, "estimated_gb": guess / 1e9, "estimated_to_measured": guess / memory,
         "state_bytes_per_parameter": state / parameters, "parameters": parameters, "recompute": phase.recompute,
-        "layers": sizes["num_hidden_layers"], "of_layers": whole["num_hidden_layers"],
+        "layers": sizes["num_hidden_layers"], "of_layers": whole["num_hidden_layers"], "too_many_layers": too_many,
         "tokens_per_second_at_full_depth": tflops * 1e12 / estimate.flops_per_token(full, length),
         "first_loss": found[0], "last_loss": found[-1], "ids": token_ids.described(text),
     }  # fmt: skip
@@ -249,7 +258,9 @@ def mistral_7b(tiny: bool, scratch: Path, spec: str) -> dict:
     sizes = SHAPES["tiny" if tiny else "mistral-7b"]
     SHAPES["fitted"] = fitted(sizes, phase, "bf16-mixed")
     ids = text(tiny, scratch, "mistral-7b")
-    found = {name: measure("fitted", tiny, ids, phase, name, spec) for name in ("bf16-mixed", "bf16-true")}
+    found = {"bf16-mixed": measure("fitted", tiny, ids, phase, "bf16-mixed", spec)}
+    SHAPES["fitted"]["num_hidden_layers"] = found["bf16-mixed"]["layers"]
+    found["bf16-true"] = measure("fitted", tiny, ids, phase, "bf16-true", spec)
     ratio = found["bf16-true"]["tokens_per_second"] / found["bf16-mixed"]["tokens_per_second"]
     return found["bf16-true"] | {"of_layers": sizes["num_hidden_layers"], "times_bf16_mixed": ratio, "bf16_mixed": found["bf16-mixed"]}
 

@@ -1,4 +1,5 @@
-"""The Triton kernels of cross-entropy against float64 and against torch's operations, in Triton's interpreter or on a GPU."""
+"""The Triton kernels of cross-entropy against float64 and against torch's operations, in Triton's interpreter or on a GPU; all
+kernels compiled for one."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from harness import ROOT
@@ -13,18 +15,26 @@ from harness import ROOT
 CHECKS = ROOT / "tests" / "unit" / "fused_softmax_checks.py"
 
 
-def run_checks(device: str, **environment: str) -> None:
+NEEDS_TRITON = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton, which is not installed")
+
+
+def run(script: Path, *arguments: str, **environment: str) -> list[str]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]), **environment}
-    found = subprocess.run([sys.executable, str(CHECKS), device], capture_output=True, text=True, timeout=300, env=environment)
+    found = subprocess.run([sys.executable, str(script), *arguments], capture_output=True, text=True, timeout=300, env=environment)
     assert found.returncode == 0, found.stderr[-3000:]
-    assert found.stdout.split() == ["statistics", "gradients", "losses"]
+    return found.stdout.split()
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton, which is not installed")
+@NEEDS_TRITON
 def test_the_kernels_in_tritons_interpreter() -> None:
-    run_checks("cpu", TRITON_INTERPRET="1")
+    assert run(CHECKS, "cpu", TRITON_INTERPRET="1") == ["statistics", "gradients", "losses"]
 
 
 @pytest.mark.gpu
 def test_the_kernels_on_a_gpu() -> None:
-    run_checks("cuda")
+    assert run(CHECKS, "cuda") == ["statistics", "gradients", "losses"]
+
+
+@NEEDS_TRITON
+def test_all_kernels_compile_for_a_gpu() -> None:
+    assert run(CHECKS.with_name("kernel_compile_checks.py")) == ["softmax", "update"]
