@@ -154,6 +154,8 @@ def _settings(place: Path, reader: TensorReader) -> tuple[dict[str, Any], str]:
     if file.is_file():
         try:
             model = yaml.safe_load(file.read_text())["model"]
+            # Since 2026 what Megatron Core calls TransformerConfig is a table of its own in there.
+            model = {"activation_func": "not told", **model.get("transformer", {}), **model}
             return {_BRIDGE.get(key, key): value for key, value in model.items()}, str(file)
         except (yaml.YAMLError, TypeError, KeyError, AttributeError) as error:
             raise CheckpointError(f"{file} has no readable section 'model' ({type(error).__name__}: {error}).") from None
@@ -206,6 +208,14 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
     "multi_latent_attention": (False, None),
     "window_size": (None,),
     "yarn_rotary_scaling_factor": (None,),
+    "softmax_scale": (None,),
+    "softmax_type": ("vanilla", None),
+    "qk_l2_norm": (False, None),
+    "no_rope_freq": (None,),
+    "attention_chunk_size": (None,),
+    "activation_func_clamp_value": (None,),
+    "glu_linear_offset": (0, None),
+    "apply_residual_connection_post_layernorm": (False, None),
 }
 
 
@@ -259,7 +269,15 @@ def make_config(
 
 def _rope(settings: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {"rope_theta": float(settings.get("rotary_base") or 10000)}
-    if settings.get("use_rope_scaling"):  # Megatron knows Llama 3.1's kind only, with these constants
+    if settings.get("old_context_len"):  # Megatron-Bridge of 2025, which computed Llama 3.1's kind itself
+        found["rope_scaling"] = {
+            "rope_type": "llama3",
+            "factor": float(settings["scale_factor"]),
+            "low_freq_factor": float(settings["low_freq_factor"]),
+            "high_freq_factor": float(settings["high_freq_factor"]),
+            "original_max_position_embeddings": int(settings["old_context_len"]),
+        }
+    elif settings.get("use_rope_scaling"):  # Megatron knows Llama 3.1's kind only, with these constants
         found["rope_scaling"] = {
             "rope_type": "llama3",
             "factor": float(settings.get("rope_scaling_factor") or 8.0),

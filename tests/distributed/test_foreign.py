@@ -17,7 +17,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from harness import ROOT
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.mapping import ShardedObject
@@ -139,30 +138,6 @@ def test_megatron_lm_with_a_config_by_hand(world: World, megatron: Path, tmp_pat
         export_hf.run(copied, tmp_path / "no", Lines(), hf_config=file, verify="logits")
     with pytest.raises(ConfigError, match="there is no such file, and no directory with a config.json"):
         find_source(copied, hf_config=tmp_path / "nowhere")
-
-
-def test_megatron_bridge_by_its_run_config(world: World, megatron: Path, tmp_path: Path):
-    place = shutil.copytree(megatron / "iter_0000005", tmp_path / "iter_0000005")
-    (place / "common.pt").write_bytes(b"?")
-    given = vars(arguments())
-    model = {key: given[key] for key in given if key not in ("norm_epsilon", "swiglu", "params_dtype", "model_type", "num_experts")}
-    model |= {
-        "_target_": "megatron.bridge.models.llama.llama_provider.LlamaModelProvider", "layernorm_epsilon": 1e-6,
-        "gated_linear_unit": True, "activation_func": {"_target_": "torch.nn.functional.silu", "_call_": False},
-        "share_embeddings_and_output_weights": False, "num_moe_experts": None, "rope_scaling": False,
-    }  # fmt: skip
-    del model["untie_embeddings_and_output_weights"], model["padded_vocab_size"]
-    (place / "run_config.yaml").write_text(yaml.safe_dump({"model": model, "train": {"train_iters": 5}}))
-    shutil.copytree(world.tokenizer, place / "tokenizer")
-    reporter = Lines()
-    result = export_hf.run(tmp_path, tmp_path / "out", reporter, "keep", family="llama")
-    assert result["positions"] > 100 and "run_config.yaml" in reporter.lines[0]
-    assert_same(tmp_path / "out", weights(world.model("untied")))
-    made = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert (made["bos_token_id"], made["eos_token_id"]) == (0, 1) and (tmp_path / "out" / "tokenizer.json").is_file()
-    (place / "run_config.yaml").write_text("model: [1]")
-    with pytest.raises(CheckpointError, match="run_config.yaml has no readable section 'model'"):
-        find_source(tmp_path)
 
 
 def test_the_family_is_found_by_its_tensors(megatron: Path, monkeypatch):
