@@ -14,7 +14,6 @@ import importlib
 import os
 import random
 import socket
-import warnings
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Iterator
@@ -242,35 +241,46 @@ def transformer_engine_problem() -> str:
     return _import_problem("transformer_engine.pytorch") if has_gpu() else "there is no GPU"
 
 
-def torch_layers_because(shape: ModelShape) -> list[str]:
-    """Why a model's decoder cannot be built of Transformer Engine's layers: it is not here, or Megatron's spec of them does
-    not say exactly this model. Empty: it can.
-    """
-    reasons = {
-        transformer_engine_problem(): not has_transformer_engine(),
-        f"{shape.norm} norms": shape.norm not in ("rms", "layernorm"),
-        f"norms {shape.norm_place} the layers' parts": shape.norm_place != "before",
-        "attention and MLP side by side": shape.parallel_residual,
-        "norms over whole projections": shape.qk_norm == "projection",
-        "ALiBi": shape.position == "alibi",
-        "soft-capped attention": shape.attention_softcap is not None,
-        "clipped queries, keys and values": shape.clip_qkv is not None,
-        # Megatron has one setting for all of them, and one more for those of queries, keys and values.
-        "biases of some projections only": shape.proj_bias != shape.mlp_bias or (shape.mlp_bias and not shape.qkv_bias),
-        "attention windows": bool(shape.windows),
-    }
-    return [reason for reason, holds in reasons.items() if holds]
-
-
-def uses_transformer_engine(shape: ModelShape) -> bool:
-    """Whether the decoder is built of Transformer Engine's layers, as ``Layout.layers`` asks for.
+def uses_transformer_engine() -> bool:
+    """Whether decoders are built of Transformer Engine's layers, as ``Layout.layers`` asks for.
 
     Raises ``ConfigError`` where they are demanded and cannot be used.
     """
-    reasons = torch_layers_because(shape)
-    if _layers == "te" and reasons:
-        raise ConfigError(f"backend: te cannot be used: {'; '.join(reasons)}. Choose auto or torch.")
-    return _layers != "torch" and not reasons
+    if _layers == "te" and not has_transformer_engine():
+        raise ConfigError(f"backend: te cannot be used: {transformer_engine_problem()}. Choose auto or torch.")
+    return _layers != "torch" and has_transformer_engine()
+
+
+def torch_parts(shape: ModelShape) -> dict[str, list[str]]:
+    """What plain torch computes between Transformer Engine's linear layers, and why: ``attention``, ``norms``; empty lists: nothing.
+
+    Its attention has no soft caps, and ALiBi with slopes of one's own only as a bias of [heads, s, s], which its kernels do not take
+    with packed documents (2.11); its norms are RMSNorm and LayerNorm with a bias.
+    """
+    attention = {
+        "ALiBi": shape.position == "alibi",
+        "soft-capped scores": shape.attention_softcap is not None,
+        "clipped queries, keys and values": shape.clip_qkv is not None,
+        "windows": bool(shape.windows),
+        "norms over whole projections": shape.qk_norm == "projection",
+        # Megatron has one setting for all of them, and one more for those of queries, keys and values.
+        "biases of some projections only": shape.proj_bias != shape.mlp_bias or (shape.mlp_bias and not shape.qkv_bias),
+    }
+    norms = {
+        shape.norm.replace("_", " "): shape.norm not in ("rms", "layernorm"),
+        f"{shape.norm_place} the layers' parts": shape.norm_place != "before",
+    }
+    found = {"attention": attention, "norms": norms}
+    return {part: [reason for reason, holds in reasons.items() if holds] for part, reasons in found.items()}
+
+
+def layers(shape: ModelShape) -> str:
+    """In words, what a model's decoder is built of and why."""
+    if not uses_transformer_engine():
+        return f"plain torch: {transformer_engine_problem() or 'backend: torch is chosen'}"
+    return "; ".join(
+        ["Transformer Engine"] + [f"{part} in plain torch: {', '.join(why)}" for part, why in torch_parts(shape).items() if why]
+    )
 
 
 def capability() -> tuple[int, int]:
@@ -278,42 +288,8 @@ def capability() -> tuple[int, int]:
     return torch.cuda.get_device_capability()
 
 
-def layer_spec(config, shape: ModelShape, stage: int | None = None):
-    """The decoder layers of this pipeline rank, or of its ``stage``: Transformer Engine's (``uses_transformer_engine``) or plain torch (SDPA)."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from megatron.core.models.gpt import gpt_layer_specs as specs
-    from megatron.core.transformer.identity_op import IdentityOp
-    from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
-
-    if uses_transformer_engine(shape):
-        from megatron.core.extensions.transformer_engine import TENorm
-
-        layer, norm = specs.get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm), TENorm
-    else:
-        from megatron_adapt.engine.attention import SelfAttention
-        from megatron_adapt.engine.blocks import DecoderLayer
-        from megatron_adapt.engine.layers import NORMS, SwiGLU
-
-        layer, norm = specs.get_gpt_layer_local_spec(normalization="RMSNorm"), NORMS[shape.norm]
-        first = IdentityOp if shape.norm_place == "after" else norm
-        layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = first
-        attention = layer.submodules.self_attention
-        attention.module = SelfAttention
-        attention.params = {**(attention.params or {}), "shape": shape}
-        attention.submodules.core_attention = IdentityOp  # nothing is left for it to do
-        if config.qk_layernorm:
-            attention.submodules.q_layernorm = attention.submodules.k_layernorm = norm
-        mlp = layer.submodules.mlp  # a partial() in later versions
-        (getattr(mlp, "submodules", None) or mlp.keywords["submodules"]).activation_func = SwiGLU
-        if shape.parallel_residual or shape.norm_place != "before":
-            layer.module, layer.params = DecoderLayer, {"shape": shape}
-    return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config, stage), layer_norm=norm)
-
-
 def config_fields(shape: ModelShape) -> dict[str, Any]:
     """Fields of Megatron's TransformerConfig that depend on the device."""
-    fused = uses_transformer_engine(shape)
     swiglu = shape.gated and shape.activation == "silu"
     return {
         "use_cpu_initialization": not has_gpu(),
@@ -324,9 +300,16 @@ def config_fields(shape: ModelShape) -> dict[str, Any]:
         # The hook for a module as gated activation: our SwiGLU in place of Megatron's fused one, which needs a GPU.
         "use_te_activation_func": not has_gpu() and swiglu,
         "bias_dropout_fusion": has_gpu(),
-        "apply_rope_fusion": fused and shape.position == "rope" and shape.rotary_dim == shape.head_dim,
-        "persist_layer_norm": fused,
+        "persist_layer_norm": uses_transformer_engine(),
     }
+
+
+def recomputed_in_fp8(module: torch.nn.Module, tensor_ranks: dist.ProcessGroup, x: torch.Tensor) -> Any:
+    """``module(x)``, computed again for the backward pass by Transformer Engine, which then scales as it did the first time."""
+    from megatron.core.extensions.transformer_engine import te_checkpoint
+    from megatron.core.tensor_parallel import get_cuda_rng_tracker
+
+    return te_checkpoint(module, False, get_cuda_rng_tracker, tensor_ranks, x)
 
 
 def empty_cache() -> None:

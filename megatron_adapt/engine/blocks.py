@@ -7,6 +7,7 @@ from torch import Tensor
 from megatron.core.tensor_parallel import checkpoint
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer
+from megatron_adapt.engine import backend
 from megatron_adapt.engine.layers import NORMS
 from megatron_adapt.engine.packing import Documents
 from megatron_adapt.families.family import ModelShape
@@ -44,10 +45,16 @@ class DecoderLayer(TransformerLayer):
             attended = self.post_self_attn_layernorm(attended)
         between = hidden_states + attended
         normed = self.pre_mlp_layernorm(hidden_states if self.parallel else between)
-        mapped = _sum(checkpoint(self.mlp, False, normed) if self.recompute_mlp and self.training else self.mlp(normed))
+        mapped = _sum(self._map_again(normed) if self.recompute_mlp and self.training else self.mlp(normed))
         if self.norm_after:
             mapped = self.post_mlp_layernorm(mapped)
         return between + mapped, None
+
+    def _map_again(self, normed: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The MLP, whose insides the backward pass computes again instead of keeping them."""
+        if not self.config.fp8:
+            return checkpoint(self.mlp, False, normed)
+        return backend.recomputed_in_fp8(self.mlp, self.tp_group, normed)
 
 
 def _sum(output_and_bias: tuple[Tensor, Tensor | None]) -> Tensor:

@@ -12,7 +12,6 @@ from typing import Any, Iterator
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron_adapt.engine import backend
 from megatron_adapt.errors import ConfigError
-from megatron_adapt.families.family import ModelShape
 
 # Fields of Megatron's TransformerConfig by precision, without "-true": weights stay in bf16 (no ``fp8_param``), and Transformer
 # Engine makes fp8 copies of them as it goes, with float32 main weights or without. "hybrid" has the wider range of e5m2 for gradients.
@@ -30,13 +29,13 @@ FP8_SINCE = {
 }
 
 
-def precision_fields(precision: str, shape: ModelShape) -> dict[str, Any]:
+def precision_fields(precision: str) -> dict[str, Any]:
     """What fp8 adds to Megatron's TransformerConfig; ``ConfigError`` where it cannot be computed."""
     kind = precision.removesuffix("-true")
     if kind not in FP8_FIELDS:
         return {}
     since, named = FP8_SINCE[kind]
-    reasons = [] if backend.uses_transformer_engine(shape) else backend.torch_layers_because(shape) or ["backend: torch is chosen"]
+    reasons = [] if backend.uses_transformer_engine() else [backend.transformer_engine_problem() or "backend: torch is chosen"]
     if backend.has_gpu() and backend.capability() < since:
         reasons.append(f"{backend.name()} has no such arithmetic, which came with {named}")
     if reasons:

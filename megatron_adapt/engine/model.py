@@ -23,7 +23,7 @@ from megatron.core.tensor_parallel.layers import (
 from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron_adapt.config import BF16_ALONE, FP8
-from megatron_adapt.engine import backend, fp8, vocabulary
+from megatron_adapt.engine import backend, decoder, fp8, vocabulary
 from megatron_adapt.engine.backend import Layout
 from megatron_adapt.engine.chunks import Chunks, chunks
 from megatron_adapt.engine.cross_entropy import LanguageModel
@@ -61,7 +61,7 @@ RECOMPUTE: dict[str, dict[str, Any]] = {
 def transformer_config(shape: ModelShape, layout: Layout, precision: str, recompute: str = "none") -> TransformerConfig:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about its own default of a CUDA-graph setting
-        return _transformer_config(shape, layout, DTYPES[precision], recompute, fp8.precision_fields(precision, shape))
+        return _transformer_config(shape, layout, DTYPES[precision], recompute, fp8.precision_fields(precision))
 
 
 def _transformer_config(shape: ModelShape, layout: Layout, dtype: torch.dtype, recompute: str, more: dict) -> TransformerConfig:
@@ -98,6 +98,7 @@ def _transformer_config(shape: ModelShape, layout: Layout, dtype: torch.dtype, r
         perform_initialization=False,
         **RECOMPUTE[recompute],
         **more,
+        apply_rope_fusion=decoder.fuses_rotation(shape),
         **backend.config_fields(shape),
     )
 
@@ -121,7 +122,7 @@ def _build(shape: ModelShape, config: TransformerConfig, recompute: str, logits:
     """``stage``: which of the rank's, where it has several."""
     model = LanguageModel(
         config,
-        backend.layer_spec(config, shape, stage),
+        decoder.layer_spec(config, shape, stage),
         vocab_size=vocabulary.most(shape.vocab_size) * config.tensor_model_parallel_size,
         max_sequence_length=shape.max_position_embeddings,
         pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=stage),

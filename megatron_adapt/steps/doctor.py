@@ -100,7 +100,7 @@ def _devices() -> Iterator[Finding]:
     if reason:
         yield Finding("note", "layers", f"plain torch (scaled_dot_product_attention): {reason}")
     else:
-        yield Finding("ok", "layers", "Transformer Engine's where they say a model exactly (--model HF_DIR tells), else plain torch")
+        yield Finding("ok", "layers", "Transformer Engine's; its norms and attention where they are the model's exactly (--model HF_DIR tells)")
 
 
 def _extras() -> Iterator[Finding]:
@@ -140,6 +140,4 @@ def _model(path: Path) -> Iterator[Finding]:
     family = find_family(directory.config, where)
     shape = family.read_config(directory.config, where)
     yield Finding("ok", "model", f"{family.name}, {shape.num_parameters():,} parameters, {shape.num_layers} layers")
-    reasons = backend.torch_layers_because(shape)
-    text = f"plain torch: {'; '.join(reasons)}" if reasons else "Transformer Engine"
-    yield Finding("ok", "its layers", text)
+    yield Finding("ok", "its layers", backend.layers(shape))

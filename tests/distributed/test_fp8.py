@@ -17,12 +17,6 @@ from megatron_adapt.families import find_family
 from megatron_adapt.hf.directory import HFDirectory
 
 
-@pytest.fixture
-def shape(world: World):
-    config = HFDirectory.open(world.model("untied")).config
-    return find_family(config).read_config(config)
-
-
 @pytest.mark.parametrize("precision", FP8)
 def test_refused_by_name_without_a_gpu(world: World, precision):
     of = "true" if precision.endswith("-true") else "mixed"
@@ -31,11 +25,11 @@ def test_refused_by_name_without_a_gpu(world: World, precision):
 
 
 @pytest.mark.parametrize("precision", FP8)
-def test_megatron_is_told(monkeypatch, shape, precision):
+def test_megatron_is_told(monkeypatch, precision):
     monkeypatch.setattr(backend, "has_gpu", lambda: True)
-    monkeypatch.setattr(backend, "uses_transformer_engine", lambda shape: True)
+    monkeypatch.setattr(backend, "uses_transformer_engine", lambda: True)
     monkeypatch.setattr(backend, "capability", lambda: (10, 0))
-    fields = fp8.precision_fields(precision, shape)
+    fields = fp8.precision_fields(precision)
     config = TransformerConfig(num_layers=2, hidden_size=32, num_attention_heads=4, bf16=True, **fields)
     assert config.fp8 == ("hybrid" if "current" in precision or "delayed" in precision else "e4m3")
     assert fp8.has_history(config) is ("delayed" in precision)
@@ -48,16 +42,18 @@ def test_megatron_is_told(monkeypatch, shape, precision):
 
 
 @pytest.mark.parametrize("precision, capability, named", [("fp8-current", (8, 0), "Ada"), ("fp8-mx-true", (9, 0), "Blackwell")])
-def test_refused_on_a_gpu_that_is_too_old(monkeypatch, shape, precision, capability, named):
+def test_refused_on_a_gpu_that_is_too_old(monkeypatch, precision, capability, named):
     monkeypatch.setattr(backend, "has_gpu", lambda: True)
-    monkeypatch.setattr(backend, "uses_transformer_engine", lambda shape: True)
+    monkeypatch.setattr(backend, "uses_transformer_engine", lambda: True)
     monkeypatch.setattr(backend, "capability", lambda: capability)
     monkeypatch.setattr(backend, "name", lambda: "Old GPU")
     with pytest.raises(ConfigError, match=f"precision: {precision} .*Old GPU has no such arithmetic, which came with {named}"):
-        fp8.precision_fields(precision, shape)
+        fp8.precision_fields(precision)
 
 
-def test_fp8_copies_are_not_kept_where_layers_are_recomputed(monkeypatch, shape):
+def test_fp8_copies_are_not_kept_where_layers_are_recomputed(world: World, monkeypatch):
+    config = HFDirectory.open(world.model("untied")).config
+    shape = find_family(config).read_config(config)
     monkeypatch.setattr(backend, "has_gpu", lambda: False)
     kept = {name: models.transformer_config(shape, backend.Layout(), "bf16-true", name) for name in models.RECOMPUTE}
     assert [config.disable_parameter_transpose_cache for config in kept.values()] == [False, False, True]
@@ -67,13 +63,13 @@ def test_with_true_everything_but_products_is_as_in_bf16_true(world: World, tmp_
     """Where fp8's own settings are left out, which only Transformer Engine can follow, the two are one, to the bit."""
     options = {"steps": 3, "start": "tied"}
     reference = world.train(tmp_path / "bf16", precision="bf16-true", **options)
-    monkeypatch.setattr(fp8, "precision_fields", lambda precision, shape: {})
+    monkeypatch.setattr(fp8, "precision_fields", lambda precision: {})
     assert_identical(world.train(tmp_path / "fp8", precision="fp8-current-true", **options), reference)
     assert {tensor.dtype for tensor in stored(tmp_path / "fp8").values()} == {torch.bfloat16}
 
 
-def test_other_precisions_add_nothing(shape):
-    assert all(fp8.precision_fields(precision, shape) == {} for precision in ("fp32", "bf16-mixed", "bf16-true"))
+def test_other_precisions_add_nothing():
+    assert all(fp8.precision_fields(precision) == {} for precision in ("fp32", "bf16-mixed", "bf16-true"))
 
 
 def test_history_is_in_the_checkpoint(world: World, tmp_path: Path):

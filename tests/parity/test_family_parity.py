@@ -199,21 +199,34 @@ def test_only_a_vocabulary_smaller_than_the_ranks_is_refused(directory, name):
         assert problem == "1 vocabulary rows are fewer than parallel.tensor=2"
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("llama", [True, False, True]), ("mistral", [False, True]), ("qwen2", [True, False]), ("qwen3", [True, False]), ("olmo2", False),
-        ("gemma2", False), ("gemma3", False), ("gpt2", True), ("gpt_neox", [False, True, False]), ("mpt", False),
+NORMS = "after the layers' parts"
+FUSED = {
+    "llama": [{}, {"attention": ["biases of some projections only"]}, {}],
+    "mistral": [{"attention": ["windows"]}, {}],
+    "qwen2": [{}, {"attention": ["windows"]}],
+    "qwen3": [{}, {"attention": ["windows", "biases of some projections only"]}],
+    "olmo2": [
+        {"attention": ["norms over whole projections"], "norms": [NORMS]},
+        {"attention": ["norms over whole projections", "biases of some projections only"], "norms": [NORMS]},
     ],
-)  # fmt: skip
-def test_which_decoders_are_of_transformer_engine(directory, monkeypatch, name, expected):
-    """Those that Megatron's description of its layers says exactly, where it is there; windows, say, are not."""
+    "gpt2": [{}, {}],
+    "gpt_neox": [{}, {}, {"attention": ["biases of some projections only"]}],
+    "mpt": [
+        {"attention": ["ALiBi"], "norms": ["layernorm no bias"]},
+        {"attention": ["ALiBi", "clipped queries, keys and values"], "norms": ["layernorm no bias"]},
+    ],
+}
+
+
+@pytest.mark.parametrize("name", families())
+def test_which_parts_are_of_transformer_engine(directory, name):
+    """Its linear layers for all; its attention and norms for those of which they compute exactly this."""
     configs = [HFDirectory.open(path).config for path in directory(name).values()]
-    shapes = [find_family(config).read_config(config) for config in configs]
-    assert not any(backend.uses_transformer_engine(shape) for shape in shapes)
-    monkeypatch.setattr(backend, "has_transformer_engine", lambda: True)
-    found = [backend.uses_transformer_engine(shape) for shape in shapes]
-    assert found == (expected if isinstance(expected, list) else [expected] * len(found))
+    found = [backend.torch_parts(find_family(config).read_config(config)) for config in configs]
+    if name.startswith("gemma"):
+        assert all("windows" in parts["attention"] and "rms plus one" in parts["norms"] for parts in found)
+    else:
+        assert [{part: why for part, why in parts.items() if why} for parts in found] == FUSED[name]
 
 
 @FAMILIES

@@ -93,20 +93,26 @@ def test_what_a_model_is_built_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert found("its layers", tmp_path).text == "plain torch: there is no GPU"
     monkeypatch.setattr(backend, "transformer_engine_problem", lambda: "")
     assert found("its layers", tmp_path).text == "Transformer Engine"
+    monkeypatch.setattr(backend, "_layers", "torch")
+    assert found("its layers", tmp_path).text == "plain torch: backend: torch is chosen"
+    monkeypatch.setattr(backend, "_layers", "auto")
+    mpt = {"model_type": "mpt", "architectures": ["MptForCausalLM"], "d_model": 32, "n_layers": 2, "n_heads": 4, "vocab_size": 51}
+    (tmp_path / "config.json").write_text(json.dumps(mpt))
+    assert found("its layers", tmp_path).text == (
+        "Transformer Engine; attention in plain torch: ALiBi; norms in plain torch: layernorm no bias"
+    )
     with pytest.raises(ConfigError, match="no model at"):
         doctor.run(tmp_path / "none")
 
 
 def test_a_back_end_can_be_demanded(monkeypatch: pytest.MonkeyPatch) -> None:
-    shape = ModelShape.__new__(ModelShape)
-    monkeypatch.setattr(backend, "torch_layers_because", lambda shape: ["there is no GPU", "ALiBi"])
     monkeypatch.setattr(backend, "_layers", "te")
-    with pytest.raises(ConfigError, match="backend: te cannot be used: there is no GPU; ALiBi. Choose auto or torch."):
-        backend.uses_transformer_engine(shape)
-    monkeypatch.setattr(backend, "torch_layers_because", lambda shape: [])
-    assert backend.uses_transformer_engine(shape)
+    with pytest.raises(ConfigError, match="backend: te cannot be used: there is no GPU. Choose auto or torch."):
+        backend.uses_transformer_engine()
+    monkeypatch.setattr(backend, "transformer_engine_problem", lambda: "")
+    assert backend.uses_transformer_engine()
     monkeypatch.setattr(backend, "_layers", "torch")
-    assert not backend.uses_transformer_engine(shape)
+    assert not backend.uses_transformer_engine()
 
 
 def test_the_command(requires: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,134 @@
+"""Layers of Transformer Engine beside plain torch's; test_transformer_engine.py runs this with a stand-in for its kernels."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from family_models import CONFIGS, import_models, make, tokens
+from megatron.core import parallel_state
+from worlds import SEED, Layout, hf_model, on_ranks, same_bits, tensors
+
+from megatron_adapt.engine import backend, checkpoint, convert, model as models
+from megatron_adapt.engine.losses import positions
+from megatron_adapt.families import families, find_family
+from megatron_adapt.hf.directory import HFDirectory
+
+import_models()
+FUSED, PLAIN, ROW = "TELayerNormColumnParallelLinear", "TEColumnParallelLinear", "TERowParallelLinear"
+USED = {
+    ("gpt_neox", "parallel"): {FUSED, ROW, "DotProductAttention", "LayerNorm"},
+    ("gpt_neox", "odd"): {FUSED, ROW, "LayerNorm"},
+    ("mpt", "released"): {PLAIN, ROW},
+    ("llama", "gqa"): {FUSED, ROW, "DotProductAttention", "RMSNorm", "rope"},
+    ("mistral", "window"): {FUSED, ROW, "RMSNorm"},
+    ("olmo2", "gqa"): {PLAIN, ROW},
+    ("gemma2", "as released"): {PLAIN, ROW},
+}
+
+
+def made(folder: Path, family: str, config: str) -> Path:
+    on_ranks(1, lambda: make(families()[family], CONFIGS[family][config], folder))
+    return folder
+
+
+def logits(model: torch.nn.Module) -> torch.Tensor:
+    """Of all ranks, ``[2, s, vocabulary]``."""
+    rows = tokens()[:, :-1]
+    with torch.no_grad():
+        mine = model.eval()(rows, positions(rows), None)
+    group = parallel_state.get_tensor_model_parallel_group()
+    parts = [None] * group.size()
+    torch.distributed.all_gather_object(parts, mine, group=group)
+    return torch.cat(parts, dim=-1)
+
+
+@pytest.mark.parametrize("family, config", USED)
+def test_what_is_used(tmp_path: Path, transformer_engine, family, config):
+    path = made(tmp_path / "hf", family, config)
+
+    def run() -> tuple[set[str], set[str], str]:
+        model, shape = hf_model(path)
+        logits(model)
+        theirs = set(transformer_engine.used)
+        transformer_engine.used.clear()
+        logits(hf_model(path, Layout(layers="torch"))[0])
+        return theirs, set(transformer_engine.used), backend.layers(shape)
+
+    ((theirs, ours, words),) = on_ranks(1, run)
+    assert (theirs, ours) == (USED[family, config], set())
+    assert words == "plain torch: backend: torch is chosen"
+
+
+@pytest.mark.parametrize("family, config", [("gpt_neox", "parallel"), ("mpt", "six heads, clipped"), ("olmo2", "gqa")])
+def test_a_checkpoint_of_either_loads_into_the_other(tmp_path: Path, family, config):
+    """Written by two ranks, read by one: of the same names and bits, with the same logits."""
+    path = made(tmp_path / "hf", family, config)
+
+    def save() -> torch.Tensor:
+        for layers in ("te", "torch"):
+            model, _ = hf_model(path, Layout(tensor=2, sequence=layers == "te", layers=layers))
+            checkpoint.save(tmp_path / layers, model, None, checkpoint.Position(), path)
+        return logits(model)
+
+    def load() -> dict[str, torch.Tensor]:
+        found = {}
+        for saved, layers in (("te", "torch"), ("torch", "te")):
+            backend.start(Layout(layers=layers), SEED)
+            config = HFDirectory.open(path).config
+            model = models.build(find_family(config).read_config(config), Layout(layers=layers), "fp32")
+            checkpoint.load(checkpoint.resolve(tmp_path / saved), model)
+            found[layers] = logits(model)
+        return found
+
+    expected = on_ranks(2, save)[0]
+    (found,) = on_ranks(1, load)
+    assert all((found[layers] - expected).abs().max() < 1e-4 for layers in ("te", "torch"))
+    of_te, of_torch = tensors(tmp_path / "te"), tensors(tmp_path / "torch")
+    assert set(of_te) == set(of_torch) and all(same_bits(of_te[name], of_torch[name]) for name in of_te)
+
+
+@pytest.mark.parametrize("family, config", [("gpt_neox", "parallel"), ("mpt", "released")])
+def test_all_linear_layers_compute_in_fp8(tmp_path: Path, transformer_engine, family, config):
+    """In the forward pass and where it is computed again, as Megatron's layers do it."""
+    path = made(tmp_path / "hf", family, config)
+
+    def run() -> dict[str, tuple[list[str], list[str], dict[str, torch.Tensor]]]:
+        directory = HFDirectory.open(path)
+        shape = find_family(directory.config).read_config(directory.config)
+        found = {}
+        for recompute in ("none", "selective"):
+            backend.start(Layout(), SEED)
+            model = models.build(shape, Layout(), "fp8-current", recompute)
+            convert.load_hf(model, directory, shape)
+            rows = tokens()[:, :-1]
+            transformer_engine.used.clear()
+            loss = model.train()(rows, positions(rows), None).float().square().mean()
+            forward = list(transformer_engine.used)
+            transformer_engine.used.clear()
+            loss.backward()
+            gradients = {name: parameter.grad for name, parameter in models.named_parameters(model)}
+            found[recompute] = forward, list(transformer_engine.used), gradients
+        return found
+
+    (found,) = on_ranks(1, run)
+    forward, backward, gradients = found["none"]
+    linear = [call for call in forward if call.endswith("Linear")]
+    assert len(linear) == 8 and all(call.startswith("fp8 ") for call in linear) and backward == []
+    forward, backward, again = found["selective"]
+    column = FUSED if family == "gpt_neox" else PLAIN
+    assert forward.count("fp8 checkpoint") == 2 and backward == [f"fp8 {column}", f"fp8 {ROW}"] * 2
+    assert set(gradients) == set(again) and all(torch.equal(gradients[name], again[name]) for name in gradients)
+
+
+def test_slopes_are_cut_over_ranks(tmp_path: Path):
+    path = made(tmp_path / "hf", "mpt", "six heads, clipped")
+
+    def slopes(layout: Layout) -> list[float]:
+        model, _ = hf_model(path, replace(layout, layers="te"))
+        return list(model.decoder.layers[1].self_attention.slopes)
+
+    (whole,) = on_ranks(1, lambda: slopes(Layout()))
+    assert len(set(whole)) == 6 and sum(on_ranks(2, lambda: slopes(Layout(tensor=2))), []) == whole

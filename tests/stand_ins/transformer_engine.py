@@ -1,0 +1,235 @@
+"""What Megatron Core calls of Transformer Engine 2.11, in plain torch, for tests on machines without a GPU.
+
+On ``sys.path`` before Megatron is imported it stands in for the package, so that Megatron's own wrappers (TEColumnParallelLinear,
+TENorm, ...), layer specs and checkpoints run as they do on a GPU: constructors take what Transformer Engine's take and no more,
+parameters have its names and marks, outputs its shapes. Its kernels are not here, and what it says about them is proved on a GPU only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import types
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__version__ = "2.11.0"
+__path__: list[str] = []  # a package: what is not registered below cannot be imported
+
+used: list[str] = []  # what was called, in this order; "fp8 Linear": under fp8_autocast
+_in_fp8 = False
+
+
+def _called(name: str) -> None:
+    used.append(f"fp8 {name}" if _in_fp8 else name)
+
+
+class _Module(nn.Module):
+    def get_extra_state(self) -> Tensor:
+        return torch.empty(0, dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        assert state is None or state.numel() == 0
+
+
+def _normed(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+    if bias is None:
+        return F.rms_norm(x, weight.shape, weight, eps)
+    return F.layer_norm(x, weight.shape, weight, bias, eps)
+
+
+class RMSNorm(nn.Module):
+    has_bias = False
+
+    def __init__(self, normalized_shape=None, eps=1e-5, sequence_parallel=None, params_dtype=None, zero_centered_gamma=False,
+                 hidden_size=None, device="cuda"):  # fmt: skip
+        super().__init__()
+        assert not zero_centered_gamma
+        size = normalized_shape if hidden_size is None else hidden_size
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(size, dtype=params_dtype, device=device))
+        self.bias = nn.Parameter(torch.zeros(size, dtype=params_dtype, device=device)) if self.has_bias else None
+        for parameter in self.parameters():
+            parameter.sequence_parallel = sequence_parallel
+
+    def forward(self, x: Tensor) -> Tensor:
+        _called(type(self).__name__)
+        return _normed(x, self.weight, self.bias, self.eps)
+
+
+class LayerNorm(RMSNorm):
+    has_bias = True
+
+
+class Linear(_Module):
+    def __init__(self, in_features, out_features, sequence_parallel=False, fuse_wgrad_accumulation=False, tp_group=None,
+                 tp_size=1, get_rng_state_tracker=None, rng_tracker_name=None, init_method=None, bias=True, return_bias=False,
+                 params_dtype=None, parallel_mode=None, device="cuda"):  # fmt: skip
+        super().__init__()
+        assert not fuse_wgrad_accumulation and parallel_mode in ("column", "row")
+        self.row, self.group, self.parallel_mode = parallel_mode == "row", tp_group, parallel_mode
+        self.sequence_parallel = sequence_parallel and tp_size > 1
+        self.in_features, self.out_features, self.tp_size = in_features, out_features, tp_size
+        self.return_bias, self.use_bias, self.save_original_input = return_bias, bias, False
+        if self.row:
+            in_features //= tp_size
+        else:
+            out_features //= tp_size
+        self.weight = nn.Parameter(torch.empty(out_features, in_features, dtype=params_dtype, device=device))
+        init_method(self.weight)
+        self._mark(self.weight, int(self.row))
+        self.bias = torch.empty(0, dtype=params_dtype, device=device)
+        if bias:
+            self.bias = nn.Parameter(torch.zeros(out_features, dtype=params_dtype, device=device))
+            if self.row:
+                self.bias.sequence_parallel = self.sequence_parallel
+            else:
+                self._mark(self.bias, 0)
+
+    @staticmethod
+    def _mark(parameter: nn.Parameter, dim: int) -> None:
+        parameter.tensor_model_parallel, parameter.partition_dim, parameter.partition_stride = True, dim, 1
+
+    def forward(self, x: Tensor, is_first_microbatch: bool | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        from megatron.core.tensor_parallel import mappings
+
+        _called(type(self).__name__)
+        if self.row:
+            into = mappings.reduce_scatter_to_sequence_parallel_region if self.sequence_parallel else (
+                mappings.reduce_from_tensor_model_parallel_region
+            )  # fmt: skip
+            out = into(F.linear(x, self.weight), group=self.group)
+        else:
+            from_all = mappings.gather_from_sequence_parallel_region if self.sequence_parallel else (
+                mappings.copy_to_tensor_model_parallel_region
+            )  # fmt: skip
+            out = F.linear(from_all(x, group=self.group), self.weight)
+        if self.return_bias:
+            return out, self.bias
+        return out + self.bias if self.use_bias else out
+
+
+class LayerNormLinear(Linear):
+    def __init__(self, in_features, out_features, eps=1e-5, normalization="LayerNorm", return_layernorm_output=False,
+                 zero_centered_gamma=False, params_dtype=None, device="cuda", **options):  # fmt: skip
+        super().__init__(in_features, out_features, params_dtype=params_dtype, device=device, **options)
+        assert not return_layernorm_output and not zero_centered_gamma and not self.row
+        self.eps = eps
+        self.layer_norm_weight = nn.Parameter(torch.ones(in_features, dtype=params_dtype, device=device))
+        self.layer_norm_weight.sequence_parallel = self.sequence_parallel
+        self.layer_norm_bias = None
+        if normalization == "LayerNorm":
+            self.layer_norm_bias = nn.Parameter(torch.zeros(in_features, dtype=params_dtype, device=device))
+            self.layer_norm_bias.sequence_parallel = self.sequence_parallel
+
+    def forward(self, x: Tensor, is_first_microbatch: bool | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        return super().forward(_normed(x, self.layer_norm_weight, self.layer_norm_bias, self.eps))
+
+
+class DotProductAttention(_Module):
+    def __init__(self, num_attention_heads, kv_channels, num_gqa_groups=None, attention_dropout=0.0, attn_mask_type="causal",
+                 sequence_parallel=False, tp_size=1, get_rng_state_tracker=None, tp_group=None, layer_number=None,
+                 attention_type="self", softmax_scale=None):  # fmt: skip
+        super().__init__()
+        assert attention_dropout == 0 and attention_type == "self" and attn_mask_type == "causal"
+        self.scale = softmax_scale
+
+    def forward(self, query, key, value, attention_mask=None, qkv_format="sbhd", cu_seqlens_q=None, cu_seqlens_kv=None,
+                cu_seqlens_q_padded=None, cu_seqlens_kv_padded=None, max_seqlen_q=None, max_seqlen_kv=None, attn_mask_type=None,
+                total_tokens=None, seq_idx=None, num_splits=None, pad_between_seqs=None):  # fmt: skip
+        """``[s, b, heads, d]`` -> ``[s, b, heads d]``; with ``thd`` ``[t, heads, d]`` -> ``[t, heads d]``, documents apart."""
+        _called("DotProductAttention")
+        assert attention_mask is None
+        if qkv_format == "sbhd":
+            assert attn_mask_type == "causal"
+            return self._attend(query, key, value).flatten(2)
+        assert (qkv_format, attn_mask_type) == ("thd", "padding_causal")
+        lengths = cu_seqlens_q.diff().tolist()
+        assert max(lengths) <= max_seqlen_q and sum(lengths) == len(query)
+        parts = zip(*(tensor[:, None].split(lengths) for tensor in (query, key, value)))
+        return torch.cat([self._attend(*part) for part in parts]).flatten(1)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (tensor.permute(1, 2, 0, 3) for tensor in (q, k, v))
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scale, enable_gqa=True)
+        return out.permute(2, 0, 1, 3)
+
+
+def apply_rotary_pos_emb(t, freqs, tensor_format="sbhd", interleaved=False, fused=False, cu_seqlens=None, cp_size=1, cp_rank=0):
+    """Fused rotation of whole heads, in float32."""
+    assert fused and not interleaved and cp_size == 1 and freqs.size(-1) == t.size(-1)
+    _called("rope")
+    if tensor_format == "thd":
+        parts = t[:, None].split(cu_seqlens.diff().tolist())
+        return torch.cat([_rotated(part, freqs[: len(part)]) for part in parts])[:, 0]
+    return _rotated(t, freqs[: len(t)])
+
+
+def _rotated(t: Tensor, freqs: Tensor) -> Tensor:
+    half = t.size(-1) // 2
+    turned = torch.cat([-t[..., half:], t[..., :half]], dim=-1)
+    return (t.float() * freqs.cos() + turned.float() * freqs.sin()).type_as(t)
+
+
+@contextlib.contextmanager
+def fp8_autocast(enabled=True, fp8_recipe=None, fp8_group=None):
+    global _in_fp8
+    before, _in_fp8 = _in_fp8, enabled
+    try:
+        yield
+    finally:
+        _in_fp8 = before
+
+
+def checkpoint(function, *args, distribute_saved_activations=False, get_rng_state_tracker=None, tp_group=None, **kwargs):
+    """Activation recomputation that remembers whether it was under fp8_autocast."""
+    _called("checkpoint")
+    within = _in_fp8
+
+    def run(*again):
+        with fp8_autocast(within):
+            return function(*again, **kwargs)
+
+    return torch.utils.checkpoint.checkpoint(run, *args, use_reentrant=False)
+
+
+class _Recipe:
+    def __init__(self, **options):
+        self.options = options
+
+
+def _absent(name: str) -> type:
+    """What Megatron derives classes from or names when it is imported, and no test uses."""
+    if name.startswith("__"):
+        raise AttributeError(name)
+
+    def refuse(self, *args, **kwargs):
+        raise NotImplementedError(f"the stand-in has no {name}")
+
+    return type(name, (), {"__init__": refuse})
+
+
+def _register(name: str, **members: object) -> None:
+    module = types.ModuleType(f"{__name__}.{name}")
+    module.__path__ = []
+    vars(module).update(members)
+    sys.modules[module.__name__] = module
+    parent, _, last = module.__name__.rpartition(".")
+    setattr(sys.modules[parent], last, module)
+
+
+_recipes = {name: type(name, (_Recipe,), {}) for name in ("DelayedScaling", "Float8CurrentScaling", "Float8BlockScaling")}
+_register("common")
+_register("common.recipe", Format=types.SimpleNamespace(E4M3="e4m3", HYBRID="hybrid"), **_recipes)
+_register("pytorch", Linear=Linear, LayerNormLinear=LayerNormLinear, DotProductAttention=DotProductAttention, RMSNorm=RMSNorm,
+          LayerNorm=LayerNorm, GroupedLinear=_absent("GroupedLinear"), fp8_autocast=fp8_autocast)  # fmt: skip
+_register("pytorch.fp8", FP8GlobalStateManager=_absent("FP8GlobalStateManager"), fp8_autocast=fp8_autocast, fp8_model_init=None)
+_register("pytorch.ops", __getattr__=_absent)
+_register("pytorch.router", __getattr__=_absent)
+_register("pytorch.tensor", __getattr__=_absent)
+_register("pytorch.distributed", CudaRNGStatesTracker=_absent("CudaRNGStatesTracker"), checkpoint=checkpoint,
+          activation_recompute_forward=contextlib.nullcontext)  # fmt: skip
+_register("pytorch.attention")
+_register("pytorch.attention.rope", apply_rotary_pos_emb=apply_rotary_pos_emb)
