@@ -21,7 +21,7 @@ from megatron_adapt.data.preprocess import preprocess
 from megatron_adapt.engine import backend, checkpoint, convert, loop, model as models
 from megatron_adapt.engine.backend import Layout
 from megatron_adapt.engine.batches import Batches
-from megatron_adapt.families import find_family
+from megatron_adapt.families import Family, find_family
 from megatron_adapt.families.initial import initial_tensors
 from megatron_adapt.families.llama import FAMILY
 from megatron_adapt.hf.directory import HFDirectory
@@ -50,8 +50,13 @@ SIZES = {
 }
 
 
-def write_model(folder: Path, sizes: dict[str, Any], dtype: str = "float32", tokenizer: Path | None = None) -> Path:
-    """A Hugging Face directory with random weights and the tokenizer of numbers, or a given directory's."""
+def write_model(
+    folder: Path, sizes: dict[str, Any], dtype: str = "float32", tokenizer: Path | None = None, family: Family = FAMILY
+) -> Path:
+    """A Hugging Face directory with random weights and the tokenizer of numbers, or a given directory's.
+
+    Of families other than Llama norms and biases are random, too: one in the wrong place would not show.
+    """
     folder.mkdir(parents=True)
     vocabulary = sizes["vocab_size"]
     if tokenizer is None:
@@ -60,10 +65,13 @@ def write_model(folder: Path, sizes: dict[str, Any], dtype: str = "float32", tok
         for file in tokenizer.iterdir():
             (folder / file.name).write_bytes(file.read_bytes())
     given = {key: value for key, value in sizes.items() if key != "vocab_size"} | {"dtype": dtype}
-    config = FAMILY.complete_config(given, vocabulary, bos=0, eos=1)
+    config = family.complete_config(given, vocabulary, bos=0, eos=1)
     (folder / "config.json").write_text(json.dumps(config, indent=1))
     with WeightWriter(folder) as writer:
-        for name, tensor in initial_tensors(FAMILY, FAMILY.read_config(config), SEED, dtype):
+        draw = torch.Generator().manual_seed(SEED)
+        for name, tensor in initial_tensors(family, family.read_config(config), SEED, dtype):
+            if family is not FAMILY and tensor.dim() == 1:
+                tensor = tensor + 0.1 * torch.randn(tensor.shape, generator=draw).to(tensor.dtype)
             writer.add(name, tensor)
     return folder
 

@@ -1,13 +1,14 @@
 """What to run first on a machine with an NVIDIA GPU: checks of the GPU path, then its speed.
 
     python benchmarks/gpu/first_call.py --output FOLDER [--part checks ...] [--only NAME ...] [--minutes 8.5] [--known results.json]
-    python benchmarks/gpu/first_call.py --output FOLDER --cpu-dry-run
+    python benchmarks/gpu/first_call.py --output FOLDER --cpu-dry-run [--stand-in]
 
 Every section is a process of its own with a time limit, so that one that fails, hangs or breaks the GPU's context does not
 stop the next. FOLDER gets three files, complete after every section: results.json, which `megatron-adapt plan --cluster ...
 --measured` reads; results.md, to be pasted into RESULTS.md; log.txt, what the sections said. What is ok in --known (an earlier
 call's results.json) is not run again, what failed there comes last. Exits with 1 when a section failed. `--cpu-dry-run` runs
-all but the Transformer Engine sections on a CPU, with tiny sizes: it proves the script.
+all but the Transformer Engine sections on a CPU, with tiny sizes: it proves the script; with `--stand-in` those, too, and all
+of their path but Transformer Engine's kernels (tests/stand_ins).
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=math.inf, help="what cannot end by then is left out")
     parser.add_argument("--known", type=Path, help="results.json of an earlier call: what is ok there is not run again")
     parser.add_argument("--cpu-dry-run", action="store_true", help="prove the script on a CPU, with tiny sizes")
+    parser.add_argument("--stand-in", action="store_true", help="of a dry run: Transformer Engine's sections, too, without its kernels")
     parser.add_argument("--section", choices=SECTIONS, help=argparse.SUPPRESS)
     parser.add_argument("--scratch", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -66,7 +68,7 @@ def run_all(arguments: argparse.Namespace) -> dict[str, dict]:
         left, section = end - time.monotonic(), SECTIONS[name]
         if left < min(section.seconds, 60):
             results.setdefault(name, {"status": "skipped: no time left"})
-        elif arguments.cpu_dry_run and section.needs_te:
+        elif arguments.cpu_dry_run and section.needs_te and not (arguments.stand_in and name != "te_layer"):
             results[name] = {"status": "skipped: needs Transformer Engine"}
         else:
             results[name] = start(name, arguments, min(left, section.seconds), log)
@@ -89,7 +91,7 @@ def start(name: str, arguments: argparse.Namespace, seconds: float, log: Path) -
     own, result = arguments.scratch / f"{name}.log", arguments.scratch / f"{name}.json"
     command = [sys.executable, __file__, "--section", name]
     command += ["--output", str(arguments.output), "--scratch", str(arguments.scratch)]
-    command += ["--cpu-dry-run"] * arguments.cpu_dry_run
+    command += ["--cpu-dry-run"] * arguments.cpu_dry_run + ["--stand-in"] * arguments.stand_in
     # Sums in a fixed order wherever that can be had: the section on resuming compares bits.
     environment = os.environ | {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
     if name.startswith("resume"):
@@ -116,6 +118,11 @@ def run_section(arguments: argparse.Namespace) -> int:
     """In the section's own process: call its function and write NAME.json, whatever happens."""
     section = SECTIONS[arguments.section]
     try:
+        if arguments.cpu_dry_run and arguments.stand_in:
+            sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "stand_ins"))
+            from megatron_adapt.engine import backend
+
+            backend.transformer_engine_problem = lambda: ""
         function = getattr(__import__(section.module), section.function)
         found = function(tiny=arguments.cpu_dry_run, scratch=arguments.scratch, **section.options)
         result = {"status": "ok", **found}

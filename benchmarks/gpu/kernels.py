@@ -18,6 +18,7 @@ from megatron_adapt.engine.backend import Layout
 from megatron_adapt.engine.losses import positions
 from megatron_adapt.engine.model import named_parameters
 from megatron_adapt.engine.updates import AdamW
+from megatron_adapt.families.rules import expand
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -93,22 +94,22 @@ def bandwidths() -> dict[str, float]:
     return {f"{name}_gb_per_second": moved / timed(step, 50) / 1e9 for name, (moved, step) in steps.items()}
 
 
-def gradients(tiny: bool, scratch: Path) -> dict:
-    """Of matrices that both sides store alike, with both kinds of layers, against transformers in float32."""
+def gradients(tiny: bool, scratch: Path, family: str = "llama") -> dict:
+    """Of parameters that both sides store alike, with both kinds of layers, against transformers in float32."""
     from transformers import AutoModelForCausalLM
 
-    setup = Setup(tiny, scratch, 1)
+    setup = Setup(tiny, scratch, 1, family)
     tokens = setup.tokens()
     reference = AutoModelForCausalLM.from_pretrained(setup.hf, dtype=torch.float32).to(backend.device())
     logits = reference(tokens).logits.float()
     torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()).backward()
     last = setup.shape.num_layers - 1
-    pairs = {
-        "embedding.word_embeddings.weight": "model.embed_tokens.weight",
-        "decoder.layers.0.self_attention.linear_proj.weight": "model.layers.0.self_attn.o_proj.weight",
-        f"decoder.layers.{last}.mlp.linear_fc2.weight": f"model.layers.{last}.mlp.down_proj.weight",
-        "decoder.final_layernorm.weight": "model.norm.weight",
-    }
+    compared = (
+        "embedding.word_embeddings.weight", "decoder.layers.0.self_attention.linear_proj.weight",
+        "decoder.layers.0.mlp.linear_fc1.layer_norm_weight", f"decoder.layers.{last}.mlp.linear_fc2.weight",
+        "decoder.final_layernorm.weight",
+    )  # fmt: skip
+    pairs = {rule.megatron: rule.hf[0] for rule in expand(setup.family, setup.shape) if rule.megatron in compared}
     theirs = dict(reference.named_parameters())
     found = {}
     for spec in specs():

@@ -63,6 +63,17 @@ PARTS: dict[str, dict[str, Section]] = {
         "embedding_only_plain": row("embedding_only", 200, "plain"),
         "packed_chat_plain": row("packed_chat", 150, "plain"),
     },
+    # Layers that Megatron Core has not: side by side, ALiBi.
+    "families": {
+        f"{name}_{family}": checks(function, 120, module, te=te, family=family, **options)
+        for family in ("gpt_neox", "mpt")
+        for name, function, module, te, options in (
+            ("te_parameters", "te_parameters", "sections", True, {}), ("parity_bf16", "parity_bf16", "sections", False, {}),
+            ("gradients", "gradients", "kernels", False, {}), ("across_specs", "across_specs", "sections", True, {}),
+            ("packing", "packing", "sections", False, {}), ("train_fp8", "train_fp8", "sections", True, {"precision": "fp8-current"}),
+            ("parity_fp32", "parity_fp32", "sections", False, {}),
+        )
+    },
     "resume": {
         "resume_te": checks("resume", 120, te=True, spec="te"),
         "resume_fp8_delayed": checks("resume", 120, te=True, spec="te", precision="fp8-delayed"),

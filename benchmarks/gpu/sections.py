@@ -23,11 +23,21 @@ from megatron_adapt.engine.backend import Layout
 from megatron_adapt.engine.convert import load_hf
 from megatron_adapt.engine.packing import Documents
 from megatron_adapt.errors import ConfigError
-from megatron_adapt.families.llama import FAMILY
+from megatron_adapt.families import family_named
 from megatron_adapt.hf.directory import HFDirectory, read_json
 
 CPU_SIZES = workload.llama(512, 64, 172, 2, 4, 2)
 GPU_SIZES = workload.llama(2048, 512, 1408, 6, 8, 2, tied=False)
+# Layers that Megatron Core has not: side by side with a part of each head rotated, and ALiBi (of a number of heads that is no
+# power of two) with norms that have no bias.
+OTHERS = {
+    "gpt_neox": {"num_hidden_layers": 6, "hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8},
+    "mpt": {"n_layers": 6, "d_model": 768, "n_heads": 12, "max_seq_len": 4096},
+}
+OTHERS_TINY = {
+    "gpt_neox": {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 256, "num_attention_heads": 4},
+    "mpt": {"n_layers": 2, "d_model": 96, "n_heads": 6},
+}
 PACKAGES = ("torch", "bitsandbytes", "transformer-engine", "megatron-core", "transformers", "triton", "flash-attn", "safetensors")
 
 transformer_engine_is_there = backend.has_transformer_engine  # use() replaces the backend's own
@@ -72,7 +82,7 @@ def use(spec: str) -> None:
 
     assert spec == "plain" or transformer_engine_is_there(), "Transformer Engine is not there"
     backend.has_transformer_engine = lambda: spec == "te"
-    optimizers.USING_PYTORCH_OPTIMIZER = spec == "plain"
+    optimizers.USING_PYTORCH_OPTIMIZER = spec == "plain" or not backend.has_gpu()
 
 
 def specs() -> list[str]:
@@ -82,10 +92,13 @@ def specs() -> list[str]:
 class Setup:
     """A tiny model, its corpus and a phase, in a folder of their own, with the backend started."""
 
-    def __init__(self, tiny: bool, scratch: Path, steps: int) -> None:
-        self.folder = Path(tempfile.mkdtemp(dir=scratch))
-        self.hf = workload.write_model(self.folder / "hf", CPU_SIZES if tiny else GPU_SIZES)
-        self.shape = FAMILY.read_config(read_json(self.hf / "config.json"))
+    def __init__(self, tiny: bool, scratch: Path, steps: int, family: str = "llama") -> None:
+        self.folder, self.family = Path(tempfile.mkdtemp(dir=scratch)), family_named(family)
+        sizes = CPU_SIZES if tiny else GPU_SIZES
+        if family != "llama":
+            sizes = {**(OTHERS_TINY if tiny else OTHERS)[family], "vocab_size": sizes["vocab_size"]}
+        self.hf = workload.write_model(self.folder / "hf", sizes, family=self.family)
+        self.shape = self.family.read_config(read_json(self.hf / "config.json"))
         length, batch = (64, 4) if tiny else (512, 8)
         self.phase = workload.phase(steps, length, batch, batch // 2)
         self.corpus = workload.write_corpus(self.folder, self.hf, length * batch * (steps + 2))
@@ -126,10 +139,10 @@ def largest(ours: list[float], theirs: list[float]) -> float:
     return max(abs(a / b - 1) for a, b in zip(ours, theirs))
 
 
-def te_parameters(tiny: bool, scratch: Path) -> dict:
+def te_parameters(tiny: bool, scratch: Path, family: str = "llama") -> dict:
     """A model of Transformer Engine's layers has exactly our canonical parameters, on the GPU, marked for Megatron."""
     use("te")
-    setup = Setup(tiny, scratch, 1)
+    setup = Setup(tiny, scratch, 1, family)
     model = setup.model("bf16-mixed")
     found = {name: tuple(parameter.shape) for name, parameter in models.named_parameters(model)}
     expected = {name: tuple(size) for name, size in setup.shape.parameter_shapes().items()}
@@ -138,7 +151,8 @@ def te_parameters(tiny: bool, scratch: Path) -> dict:
     for name, parameter in models.named_parameters(model):
         assert parameter.device == backend.device() and parameter.dtype == torch.bfloat16, (name, parameter.device)
         marked = bool(getattr(parameter, "tensor_model_parallel", False))
-        assert marked == (parameter.dim() > 1), f"{name}: tensor_model_parallel is {marked}"
+        cut = parameter.dim() > 1 or name.endswith(("linear_qkv.bias", "linear_fc1.bias"))
+        assert marked == cut, f"{name}: tensor_model_parallel is {marked}"
     return {"parameters": len(found)}
 
 
@@ -234,9 +248,9 @@ def train_adamw8bit(tiny: bool, scratch: Path) -> dict:
     return found
 
 
-def train_fp8(tiny: bool, scratch: Path, precision: str) -> dict:
+def train_fp8(tiny: bool, scratch: Path, precision: str, family: str = "llama") -> dict:
     """Matrix products in fp8: near bf16-mixed, and the same again."""
-    setup = Setup(tiny, scratch, 20)
+    setup = Setup(tiny, scratch, 20, family)
     use("te")
     mixed, once, again = setup.train("bf16-mixed", "mixed"), setup.train(precision, "fp8"), setup.train(precision, "again")
     difference = largest(once, mixed)
@@ -244,8 +258,8 @@ def train_fp8(tiny: bool, scratch: Path, precision: str) -> dict:
     return {"difference_to_mixed": difference, "repeats": once == again and same_weights(setup, "fp8", "again")}
 
 
-def parity_fp32(tiny: bool, scratch: Path) -> dict:
-    setup = Setup(tiny, scratch, 1)
+def parity_fp32(tiny: bool, scratch: Path, family: str = "llama") -> dict:
+    setup = Setup(tiny, scratch, 1, family)
     use("plain")
     ours, theirs = evaluate.logits(setup.model("fp32"), setup.tokens()), setup.transformers_logits(torch.float32)
     difference = (ours - theirs).abs().max().item()
@@ -253,9 +267,9 @@ def parity_fp32(tiny: bool, scratch: Path) -> dict:
     return {"max_abs_difference": difference, "positions": ours[..., 0].numel()}
 
 
-def parity_bf16(tiny: bool, scratch: Path) -> dict:
+def parity_bf16(tiny: bool, scratch: Path, family: str = "llama") -> dict:
     """In bfloat16 nothing is exact: ours may be off from float32 by half as much again as transformers' is."""
-    setup = Setup(tiny, scratch, 1)
+    setup = Setup(tiny, scratch, 1, family)
     exact = setup.transformers_logits(torch.float32)
     theirs = (setup.transformers_logits(torch.bfloat16) - exact).square().mean().sqrt().item()
     found = {"transformers_rms_error": theirs, "logits_rms": exact.square().mean().sqrt().item()}
@@ -270,9 +284,9 @@ def parity_bf16(tiny: bool, scratch: Path) -> dict:
     return found
 
 
-def packing(tiny: bool, scratch: Path) -> dict:
+def packing(tiny: bool, scratch: Path, family: str = "llama") -> dict:
     """Documents in one row: none sees another, each is as it is alone, and both layer specs train alike."""
-    setup = Setup(tiny, scratch, 10)
+    setup = Setup(tiny, scratch, 10, family)
     row = setup.tokens().reshape(1, -1)
     size = row.numel()
     lengths = (size // 3, size // 4, size - size // 3 - size // 4)
@@ -342,9 +356,9 @@ def same_weights(setup: Setup, *names: str) -> bool:
     return all(torch.equal(a, b) for a, b in zip(*states))
 
 
-def across_specs(tiny: bool, scratch: Path) -> dict:
+def across_specs(tiny: bool, scratch: Path, family: str = "llama") -> dict:
     """A checkpoint of plain layers (as a CPU writes them) loads into Transformer Engine's, and the other way round."""
-    setup = Setup(tiny, scratch, 1)
+    setup = Setup(tiny, scratch, 1, family)
     logits = {}
     for spec, other in (("plain", "te"), ("te", "plain")):
         use(spec)
