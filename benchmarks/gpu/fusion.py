@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 import workload
-from kernels import timed
+from kernel_checks import timed
 from sections import Setup, specs, use
 from torch import Tensor, nn
 

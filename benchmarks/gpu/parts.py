@@ -32,15 +32,15 @@ PARTS: dict[str, dict[str, Section]] = {
         "te_parameters": checks("te_parameters", 90, te=True),
         "parity_fp32": checks("parity_fp32", 90),
         "parity_bf16": checks("parity_bf16", 120),
-        "gradients": checks("gradients", 120, "kernels"),
+        "gradients": checks("gradients", 120, "kernel_checks"),
         "gradient_fusion": checks("gradient_fusion", 150, "fusion", te=True),
         "packing": checks("packing", 180),
         "across_specs": checks("across_specs", 120, te=True),
-        "fused_update": checks("fused_update", 150, "kernels"),
-        "cross_entropy": checks("cross_entropy", 120, "kernels"),
+        "fused_update": checks("fused_update", 150, "kernel_checks"),
+        "cross_entropy": checks("cross_entropy", 120, "kernel_checks"),
         "train_bf16": checks("train_bf16", 120),
         "train_bf16_true": checks("train_bf16_true", 120),
-        "shared_update": checks("shared_update", 120, "kernels"),
+        "shared_update": checks("shared_update", 120, "kernel_checks"),
         "train_fp32": checks("train_fp32", 90),
     },
     "llama": {
@@ -69,7 +69,7 @@ PARTS: dict[str, dict[str, Section]] = {
         for family in ("gpt_neox", "mpt")
         for name, function, module, te, options in (
             ("te_parameters", "te_parameters", "sections", True, {}), ("parity_bf16", "parity_bf16", "sections", False, {}),
-            ("gradients", "gradients", "kernels", False, {}), ("across_specs", "across_specs", "sections", True, {}),
+            ("gradients", "gradients", "kernel_checks", False, {}), ("across_specs", "across_specs", "sections", True, {}),
             ("packing", "packing", "sections", False, {}), ("train_fp8", "train_fp8", "sections", True, {"precision": "fp8-current"}),
             ("parity_fp32", "parity_fp32", "sections", False, {}),
         )

@@ -42,6 +42,7 @@ def test_the_terminal_shows_progress_and_places(first_run: Result) -> None:
     assert [line.split("]")[0] for line in headings] == [f"[{number}/{STEPS}" for number in range(1, STEPS + 1)]
     assert "[16/19] copy/full (train, 2 ranks)" in headings
     assert first_run.out.count("step      1 | loss ") == 3
+    assert first_run.out.count(" steps; layers: plain torch: there is no GPU\n") == 3
     assert "phase full " in first_run.out  # the table
     assert first_run.out.rstrip().splitlines()[-5:] == [
         "everything of 'tiny' is done.",
