@@ -19,9 +19,10 @@ constexpr std::uint32_t kNone = std::numeric_limits<std::uint32_t>::max();
 constexpr char kSpace[] = "\xE2\x96\x81";  // U+2581
 constexpr std::size_t kShort = 64;         // symbols up to which looking at all of them beats a heap
 
-constexpr std::uint32_t kRankMask = (std::uint32_t{1} << 21) - 1;
+constexpr unsigned kIdBits = 21;  // of ids and of ranks: a pair and its rank are one word
+constexpr std::uint32_t kRankMask = (std::uint32_t{1} << kIdBits) - 1;
 
-std::uint64_t key_of(std::uint32_t left, std::uint32_t right) { return std::uint64_t{left} << 21 | right; }
+std::uint64_t key_of(std::uint32_t left, std::uint32_t right) { return std::uint64_t{left} << kIdBits | right; }
 
 std::uint64_t mix(std::uint64_t x) {
   x ^= x >> 32;

@@ -44,8 +44,6 @@ class BpeEncoder {
  private:
   static constexpr std::size_t kClasses = 129;  // ASCII (space stands for U+2581), everything else
 
-  static constexpr unsigned kIdBits = 21;  // of ids and of ranks: a pair and its rank are one word
-
   void encode(std::string_view text, std::vector<std::uint32_t>& out);
   void encode_words(std::string_view text, std::vector<std::uint32_t>& out);
   void encode_cut(std::string_view text, std::vector<std::uint32_t>& out);
