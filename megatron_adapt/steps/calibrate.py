@@ -1,4 +1,4 @@
-"""A swapped model's output matrix calibrated on text in the new language: one forward pass, no training."""
+"""A swapped model's output matrix calibrated on text in the new language: forward passes, no training."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from megatron_adapt.errors import ConfigError, DataError
 from megatron_adapt.hf.directory import HFDirectory
 from megatron_adapt.hf.tokenizer import Tokenizer
 from megatron_adapt.steps.reporter import Reporter
-from megatron_adapt.vocab import surgery
-from megatron_adapt.vocab.calibration import calibrated
+from megatron_adapt.vocab import calibration, surgery, tied_calibration
 
 WINDOW = 256  # tokens
 WINDOWS = 512
@@ -27,12 +26,9 @@ def check(model: Path) -> None:
 
 
 def obstacle(model: Path) -> str | None:
-    """What speaks against calibrating: the output matrix is not a matrix of its own, or is not all that makes the logits."""
-    directory = HFDirectory.open(model)
-    if directory.config.get("final_logit_softcapping"):
+    """What speaks against calibrating: the output matrix is not all that makes the logits."""
+    if HFDirectory.open(model).config.get("final_logit_softcapping"):
         return f"{model}: final_logit_softcapping bends the logits, which calibrate does not know"
-    if surgery.shape_of(directory).tied:
-        return f"{model}: input and output embedding are one matrix (tie_word_embeddings), and calibrating the output would change the input"
     return None
 
 
@@ -48,7 +44,7 @@ def costly(model: Path) -> str | None:
 
 
 def run(model: Path, texts: Iterable[str], seed: int, reporter: Reporter) -> dict[str, Any]:
-    """Rewrite the output matrix of the Hugging Face directory ``model``; returns what was done.
+    """Rewrite the output matrix of the Hugging Face directory ``model``; of a tied model it is the input, too. Returns what was done.
 
     Raises:
         DataError: less text than one window.
@@ -71,13 +67,22 @@ def run(model: Path, texts: Iterable[str], seed: int, reporter: Reporter) -> dic
     def states(window: Any) -> Any:
         return loaded.base_model(window[None]).last_hidden_state[0]
 
+    def states_with(rows: Any, window: Any) -> Any:
+        embedding.weight.data = rows
+        return states(window)
+
+    embedding = loaded.get_input_embeddings()
+    tied = embedding.weight is loaded.get_output_embeddings().weight
     with torch.no_grad():
         _same_logits(model, loaded(chosen[:1]).logits[0], states(chosen[0]) @ matrix.T)
-        new, report = calibrated(matrix, chosen, states, ids)
+        if tied:
+            new, report = tied_calibration.calibrated(matrix, chosen, states_with, ids)
+        else:
+            new, report = calibration.calibrated(matrix, chosen, states, ids)
     surgery.replace_output(model, new)
     reporter.log(
-        f"output matrix calibrated on {report['positions']:,} positions: {report['nats_before']:.2f} -> {report['nats_after']:.2f} nats a "
-        f"token before any training"
+        f"{'matrix of input and output' if tied else 'output matrix'} calibrated on {report['positions']:,} positions: "
+        f"{report['nats_before']:.2f} -> {report['nats_after']:.2f} nats a token before any training"
     )
     return report
 

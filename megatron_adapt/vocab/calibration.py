@@ -137,8 +137,7 @@ def calibrated(
         float32 [rows, d]; the candidates chosen (weight None: no means), nats a token before and after where not fitted.
     """
     rows = output.float()
-    counts = np.bincount(text, minlength=len(rows))
-    shares = _tensor((counts + 0.5) / (counts + 0.5).sum())
+    shares = shares_of(text, len(rows))
     pairs = _Pairs(text[1:], text[:-1], len(rows))
     moments, fit = Moments(*rows.shape), None
     cut = len(windows) * 3 // 4
@@ -159,7 +158,7 @@ def calibrated(
 
     def judge(recipe: _Recipe) -> float:
         if recipe not in tried:
-            tried[recipe] = _loss(fit.matrix(recipe, _spread(fitted[0])), *map(_spread, judged))
+            tried[recipe] = loss(fit.matrix(recipe, spread(fitted[0])), *map(spread, judged))
         return tried[recipe]
 
     for alpha in SHARES:
@@ -175,9 +174,9 @@ def calibrated(
     report = {
         "alpha": best.alpha, "ridge": best.ridge, "weight": None if best.weight == NEVER else best.weight,
         "positions": moments.positions, "tokens_counted": len(text),
-        "nats_before": round(_loss(rows, *map(_spread, judged)), 4), "nats_after": round(tried[best], 4),
+        "nats_before": round(loss(rows, *map(spread, judged)), 4), "nats_after": round(tried[best], 4),
     }  # fmt: skip
-    return whole.matrix(best, _spread(_joined(kept)[0], 4 * POSITIONS)), report
+    return whole.matrix(best, spread(_joined(kept)[0], 4 * POSITIONS)), report
 
 
 class _Fit:
@@ -213,7 +212,7 @@ class _Fit:
                 self._discriminant = {key: torch.linalg.solve(smooth, self.means(recipe.weight).T).T}
             rows = rows - self.shares @ rows  # what all rows have in common says nothing, unless they are weighted
             rows = recipe.weight * rows / (self.occurrences + recipe.weight) + self._discriminant[key]
-        return rows + _biases(rows, self.direction, self.shares, positions)[:, None] * self.direction
+        return rows + fitted_biases(rows, self.direction, self.shares, positions)[:, None] * self.direction
 
 
 def _joined(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -228,12 +227,19 @@ def _tensor(values: np.ndarray) -> Tensor:
     return torch.from_numpy(values).float()
 
 
-def _spread(values: Tensor, most: int = POSITIONS) -> Tensor:
+def shares_of(text: np.ndarray, size: int) -> Tensor:
+    """How much of the text each of ``size`` tokens is, float32 [size]; half an occurrence is added to each."""
+    counts = np.bincount(text, minlength=size) + 0.5
+    return _tensor(counts / counts.sum())
+
+
+def spread(values: Tensor, most: int = POSITIONS) -> Tensor:
     """At most ``most`` of the positions, evenly."""
     return values[:: -(-len(values) // most)]
 
 
-def _biases(rows: Tensor, direction: Tensor, shares: Tensor, hidden: Tensor) -> Tensor:
+def fitted_biases(rows: Tensor, direction: Tensor, shares: Tensor, hidden: Tensor) -> Tensor:
+    """b [rows] for which the mean of softmax(h @ rows.T + (h @ direction) b) over ``hidden`` [n, d] is ``shares``, in ROUNDS steps."""
     import torch
 
     biases = torch.zeros(len(rows))
@@ -247,7 +253,7 @@ def _biases(rows: Tensor, direction: Tensor, shares: Tensor, hidden: Tensor) -> 
     return biases
 
 
-def _loss(rows: Tensor, hidden: Tensor, following: Tensor) -> float:
+def loss(rows: Tensor, hidden: Tensor, following: Tensor) -> float:
     """Mean negative log likelihood of the tokens that follow, in nats."""
     size = max(1, LOGITS // len(rows))
     total = 0.0

@@ -126,7 +126,7 @@ def shape_of(directory: HFDirectory) -> ModelShape:
 
 
 def replace_output(model_dir: str | Path, matrix: Tensor) -> None:
-    """Write another output matrix, of the same shape, into an untied model's directory; its dtype stays.
+    """Write another output matrix, of the same shape, into a model's directory; its dtype stays. Of a tied model it is the input, too.
 
     Raises:
         CheckpointError: failure to write.
@@ -135,7 +135,8 @@ def replace_output(model_dir: str | Path, matrix: Tensor) -> None:
 
     directory = HFDirectory.open(model_dir)
     family = find_family(directory.config, str(directory.config_path))
-    head = next(rule.hf[0] for rule in family.rules if rule.megatron == OUTPUT)
+    wanted = EMBEDDING if shape_of(directory).tied else OUTPUT
+    head = next(rule.hf[0] for rule in family.rules if rule.megatron == wanted)
     with directory.weights() as reader:
         shape, dtype = reader.info(head)
     assert tuple(shape) == tuple(matrix.shape)

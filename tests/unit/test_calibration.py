@@ -9,13 +9,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from method_cases import CORPUS, world
-from test_surgery import HEAD, make_model, tensors
+from test_surgery import EMBEDDING, HEAD, make_model, tensors
 
 from megatron_adapt.config import DEFAULT, Corpus
 from megatron_adapt.errors import ConfigError, DataError
 from megatron_adapt.steps import calibrate, swap
 from megatron_adapt.steps.reporter import Reporter
+from megatron_adapt.vocab import tied_calibration
 from megatron_adapt.vocab.calibration import Moments, _Fit, _Pairs, _Recipe, calibrated, constant_direction
 
 
@@ -162,8 +164,8 @@ def test_the_default_says_what_it_does(tmp_path, monkeypatch):
 
     assert default(model, "best") == ("focus", True) and told[0] == "method focus, calibrated"
     assert default(model, "plain", calibrate=False) == ("focus", False) and told[0] == "method focus, not calibrated"
-    assert default(tied, "tied_new") == ("focus", False)
-    assert told[0].startswith("method focus, not calibrated: ") and "are one matrix" in told[0]
+    assert default(tied, "tied_new") == ("focus", True)
+    assert any(line.startswith("matrix of input and output calibrated on ") for line in told)
     assert default(model, "none", corpus="") == ("subwords", False)
     assert told[0].startswith("method subwords, not calibrated: text in the target language (--corpus")
     monkeypatch.setattr(calibrate, "LARGEST", 10)
@@ -180,9 +182,6 @@ def test_the_default_says_what_it_does(tmp_path, monkeypatch):
 
 def test_what_cannot_be_calibrated(tmp_path):
     target = world().folder / "target"
-    tied = make_model(tmp_path / "tied", tied=True)
-    with pytest.raises(ConfigError, match="input and output embedding are one matrix .* leave calibrate out"):
-        swap.run(tied, target, tmp_path / "out", choice(), Reporter())
     model = make_model(tmp_path / "model")
     with pytest.raises(ConfigError, match="calibrate counts tokens in text in the target language: name files with --corpus"):
         swap.run(model, target, tmp_path / "out", choice(corpus=""), Reporter())
@@ -203,5 +202,53 @@ def test_bent_logits_are_refused(tmp_path):
     check(model)
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"architectures": ["Gemma2ForCausalLM"], "final_logit_softcapping": 30.0}))
-    with pytest.raises(ConfigError, match="final_logit_softcapping bends the logits, which calibrate does not know"):
+    with pytest.raises(ConfigError, match="final_logit_softcapping bends the logits, which calibrate does not know: leave calibrate out"):
         check(model)
+
+
+def test_swap_calibrates_a_tied_matrix(tmp_path):
+    """One matrix changes, by rows nearer to their mean and one direction, and the tokens are likelier through the whole model."""
+    model, target = make_model(tmp_path / "tied", tied=True, dtype="float32"), world().folder / "target"
+    stored = tensors(model)
+    save_file(stored | {EMBEDDING: stored[EMBEDDING] + 0.1}, model / "model.safetensors")  # rows, and so states, agree somewhere
+    swap.run(model, target, tmp_path / "plain", choice(False), Reporter())
+    found = swap.run(model, target, tmp_path / "new", choice(), Reporter())["calibration"]
+    before, after = tensors(tmp_path / "plain"), tensors(tmp_path / "new")
+    assert set(before) == set(after) and [name for name in before if not before[name].equal(after[name])] == [EMBEDDING]
+    change = after[EMBEDDING] - found["alpha"] * before[EMBEDDING]
+    values = torch.linalg.svdvals(change)
+    assert values[2] < 1e-4 * values[0]  # the mean is in all rows, the biases are along one direction
+    assert found["nats_after"] < found["nats_before"] - 0.5 and found["tokens_counted"] > found["positions"] > 0
+
+
+def tied(rows: torch.Tensor, ids: torch.Tensor, length: int = 41):
+    """``tied_calibration.calibrated`` on a model whose hidden states are the rows read, and something that all share."""
+    common = torch.linspace(-2, 3, rows.shape[1])
+    windows = ids[: len(ids) // length * length].view(-1, length)
+    return tied_calibration.calibrated(rows, windows, lambda matrix, window: matrix[window] + common, ids.numpy())
+
+
+def test_tied_rows_become_as_likely_as_they_are_frequent():
+    """Where states tell nothing of the next token, what is left to gain is how often each comes; and common tokens move least."""
+    weights = 1 / np.arange(1, 61) ** 1.2
+    weights /= weights.sum()
+    ids = torch.from_numpy(np.random.default_rng(1).choice(60, 8000, p=weights))
+    rows = torch.randn(61, 12, generator=torch.Generator().manual_seed(1))  # the last never comes
+    new, report = tied(rows, ids)
+    entropy = -(weights * np.log(weights)).sum()
+    assert report["alpha"] == 0.25 and report["nats_before"] > entropy + 1 and report["nats_after"] < entropy + 0.1
+    shares = torch.from_numpy(np.append(weights, 0)).float()
+    moved = new - rows.mean(0) - 0.25 * (rows - rows.mean(0))
+    assert float((shares @ moved).norm()) < 0.1 * float(moved[-1].norm())  # nothing is added to all
+
+
+def test_tied_rows_that_are_right_stay():
+    generator = torch.Generator().manual_seed(2)
+    rows = torch.randn(30, 12, generator=generator)
+    rows = rows - rows @ torch.linspace(-2, 3, 12)[:, None] * torch.linspace(-2, 3, 12) / torch.linspace(-2, 3, 12).square().sum()
+    odds = (rows @ rows.T).softmax(-1)
+    walk = [0]
+    for draw in torch.rand(8000, generator=generator):
+        walk.append(min(29, int(torch.searchsorted(odds[walk[-1]].cumsum(0), draw))))
+    new, report = tied(rows, torch.tensor(walk))
+    assert report["alpha"] in (None, 1.0) and report["nats_before"] - 0.02 < report["nats_after"] <= report["nats_before"]

@@ -38,12 +38,15 @@ def test_methods_that_lack_something_are_listed_with_it(tmp_path):
 
 
 def test_a_model_that_cannot_be_calibrated(tmp_path):
-    tied = make_model(tmp_path / "tied", tied=True)
-    names, left_out = compare.candidates(tied, contest())
-    assert "subwords" in names and "are one matrix" in left_out["calibration"]
+    bent = make_model(tmp_path / "bent", tied=True)
+    assert "subwords+calibrate" in compare.candidates(bent, contest())[0]
+    config = json.loads((bent / "config.json").read_text())
+    (bent / "config.json").write_text(json.dumps(config | {"architectures": ["Gemma2ForCausalLM"], "final_logit_softcapping": 30.0}))
+    names, left_out = compare.candidates(bent, contest())
+    assert "subwords" in names and "bends the logits" in left_out["calibration"]
     with pytest.raises(ConfigError, match="leave calibrate out"):
-        compare.candidates(tied, contest(calibrate=True))
-    assert compare.candidates(tied, contest(probe=Probe(methods=["mean+calibrate"]))) == (["mean+calibrate"], {})
+        compare.candidates(bent, contest(calibrate=True))
+    assert compare.candidates(bent, contest(probe=Probe(methods=["mean+calibrate"]))) == (["mean+calibrate"], {})
 
 
 def test_the_ranking_goes_by_what_training_makes_of_a_start():
