@@ -7,7 +7,9 @@ mean, copy) in the same run.
     python benchmarks/vocab_methods.py --model DIR --corpus de.jsonl.gz --vocab-size 8192 \
         --methods random mean copy subwords focus --seeds 0 1 2 --steps 0 50 200
 
-A method may carry options, ``subwords:input=last,output=first``, and be calibrated on the corpus: ``subwords+calibrate``. The last
+A method may carry options, ``subwords:input=last,output=first``, and be calibrated on the corpus: ``subwords+calibrate``. With
+--helper-steps a small model with the new tokenizer is trained first, which ``clp`` and ``omp`` take as helper, with --pairs (lines of
+JSON with a sentence in two languages) a dictionary for ``dictionary`` is counted. The last
 --held-out documents of the corpus are measured on and never trained on. Prints a table; with --results FILE it can be stopped, and goes
 on where it was.
 """
@@ -26,6 +28,7 @@ from typing import Any, Callable
 
 import numpy as np
 import torch
+import vocab_helpers
 
 from megatron_adapt.data.corpus import read_documents
 from megatron_adapt.errors import ConfigError
@@ -140,6 +143,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[0, 50, 200])
     parser.add_argument("--held-out", type=int, default=15, help="documents at the end of the corpus to measure on")
     parser.add_argument("--characters", type=int, default=15_000, help="of each held-out document")
+    parser.add_argument("--helper-steps", type=int, default=0, help="of training a helper for clp and omp; 0: none")
+    parser.add_argument("--pairs", help="sentence pairs that a dictionary is counted in, keys --languages")
+    parser.add_argument("--languages", nargs=2, default=["eng", "deu"], help="source and target in --pairs")
     parser.add_argument("--results", type=Path, help="a line of JSON for every run; what it already holds is not run again")
     given = parser.parse_args()
     torch.set_flush_denormal(True)  # probabilities of 1e-40 change nothing and are slow
@@ -183,16 +189,29 @@ def measure_all(given: Any, folder: Path, target_path: Path, training: list[str]
     }  # fmt: skip
     results = Results(given.results, setting)
 
+    made: dict[str, dict[str, str]] = {}
+
+    def materials(method: str) -> dict[str, str]:
+        """Options of a method that this run can make itself, made when first wanted."""
+        if method in ("clp", "omp") and given.helper_steps and "helper" not in made:
+            vocab_helpers.train_helper(target, trained, given.helper_steps, 0, folder / "helper")
+            made["helper"] = {"helper": str(folder / "helper")}
+        if method == "dictionary" and given.pairs and "file" not in made:
+            sides = [(document.text for document in read_documents(given.pairs, language)) for language in given.languages]
+            print(vocab_helpers.write_dictionary(zip(*sides), folder / "words.tsv"), "pairs of words", flush=True)
+            made["file"] = {"file": str(folder / "words.tsv")}
+        return made.get({"clp": "helper", "omp": "helper", "dictionary": "file"}.get(method, ""), {})
+
     def measure_old() -> dict[str, Any]:
         return {"bits_per_byte": {"0": bits_per_byte(load(given.model), windows(stream(source, held_out)), source_bytes)}}
 
     def measure(name: str, seed: int) -> dict[str, Any]:
         method, _, words = name.removesuffix(CALIBRATED).partition(":")
-        output = folder / "swapped"
+        output, needed = folder / "swapped", materials(method)
         shutil.rmtree(output, ignore_errors=True)
         began = time.process_time()
         surgery.swap(
-            given.model, target_path, output, method, seed, options=options.from_words(filter(None, words.split(","))),
+            given.model, target_path, output, method, seed, options=needed | options.from_words(filter(None, words.split(","))),
             texts=lambda: iter(training),
         )  # fmt: skip
         report = calibrate.run(output, training, seed, Reporter()) if name.endswith(CALIBRATED) else None
