@@ -16,7 +16,7 @@ import tiny
 from commands import Running, Shop, is_alive, wait_for
 from harness import ROOT
 
-STEPS = 120
+STEPS = 100
 SAVE_EVERY = 25
 PHASE = "adapted/long"
 TIMING = ("tokens_per_second", "tflops_per_rank", "memory_gb")
@@ -25,7 +25,8 @@ TIMING = ("tokens_per_second", "tflops_per_rank", "memory_gb")
 @pytest.fixture(scope="module")
 def domain(shop: Shop, model: Path) -> Shop:
     """The shop with the recipe ``domain.yaml``."""
-    phases = [tiny.phase("long", STEPS, save_every=SAVE_EVERY, evaluate_every=50, data={"german": 0.7, "english": 0.3})]
+    phases = [tiny.phase("long", STEPS, save_every=SAVE_EVERY, evaluate_every=50, micro_batch_size=4,
+                         data={"german": 0.7, "english": 0.3})]  # fmt: skip
     tree = tiny.recipe(model={"source": str(model)}, vocabulary=None, phases=phases)
     tiny.write(shop.folder, tree, "domain.yaml")
     return shop
