@@ -141,6 +141,11 @@ def _perform(step: Step, reporter: Reporter, is_first_rank: bool) -> None:
 
 def _refuse_occupied(step: Step) -> None:
     here = step.output
+    if not step.derived and read(here) is not None:
+        raise ConfigError(
+            f"step '{step.name}': another process has finished {here} since this one began. Stop one of them, or run the same "
+            "command again: it does what remains."
+        )
     is_mine = step.derived and read(here) is not None
     is_mine |= step.resumable and ((here / BEGUN).is_file() or not _is_occupied(here))
     if not is_mine and here.exists():

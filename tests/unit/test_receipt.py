@@ -58,6 +58,19 @@ def test_a_step_is_done_and_signed(tmp_path: Path, resumable: bool) -> None:
 
 
 @pytest.mark.parametrize("resumable", [False, True])
+def test_what_another_run_has_finished_meanwhile_stays(tmp_path: Path, resumable: bool) -> None:
+    """Both found the step undone when they began; the second one came to it when the first one was through."""
+    step = make(tmp_path, resumable=resumable)
+    receipt.perform(step, Reporter())
+    before = {name: (tmp_path / name).stat().st_mtime_ns for name in names(tmp_path)}
+    with pytest.raises(ConfigError, match="step 'full': another process has finished .*out/full since this one began. .* run the same"):
+        receipt.perform(make(tmp_path, resumable=resumable, action=lambda output, reporter: pytest.fail("done twice")), Reporter())
+    after = {name: (tmp_path / name).stat().st_mtime_ns for name in names(tmp_path)}
+    assert before.keys() == after.keys()
+    assert all(after[name] == before[name] for name in before if name.startswith("out/"))
+
+
+@pytest.mark.parametrize("resumable", [False, True])
 def test_two_runs_of_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resumable: bool) -> None:
     monkeypatch.setattr(locking, "PATIENCE", 0.2)
 
