@@ -298,9 +298,11 @@ def test_a_signal_goes_to_the_ranks_of_a_command(tmp_path: Path, number: int):
     parent = os.getpid()
     asker = os.fork()
     if asker == 0:
-        wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
-        os.kill(parent, number)
-        os._exit(0)
+        try:
+            wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), FOREVER)
+        finally:  # whatever happens: else the test would wait for ever, and this copy of it would run the tests that follow
+            os.kill(parent, number)
+            os._exit(0)
     assert launch.child([sys.executable, "-c", LIKE_TORCHRUN, str(tmp_path / "pid")]) == launch.Outcome(stopped=True)
     os.waitpid(asker, 0)
     assert is_gone(int((tmp_path / "pid").read_text()))
