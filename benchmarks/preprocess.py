@@ -2,14 +2,14 @@
 
 Each measurement is a fresh process: tokenizer loaded, text read and encoded, files written; imports do not count.
 
-* ours: ``preprocess`` with the given number of workers, and its largest memory (PSS of all its processes).
+* ours: ``preprocess`` with the given number of workers.
 * megatron: the algorithm of Megatron-LM's tools/preprocess_data.py, written from its description: a pool of processes,
   json.loads and a transformers tokenizer call for each line, lists of ids into Megatron's IndexedDatasetBuilder.
 * tokenizers: json.loads, encode_batch_fast on batches of 1,000 lines, Megatron's builder, one process (its own threads).
 * gigatoken: encode_files of the same file into memory; writes nothing.
 
 The first two are slow: they read the first --peer-bytes of the file, and rates are compared. On that part the files of all
-three are compared byte for byte.
+three are compared byte for byte. Memory (PSS of all processes together) is that of one more run of each, which is not timed.
 """
 
 from __future__ import annotations
@@ -112,8 +112,9 @@ def gigatoken(source: Path, tokenizer: Path, prefix: Path, workers: int) -> None
     library.Tokenizer(str(tokenizer)).encode_files(library.JsonlFileSource([str(source)]), parallel=True)
 
 
-def measure(work: Callable[..., None], *arguments: Any) -> tuple[float, float]:
-    """Seconds, and the most memory of the process and its children together, in MB."""
+def measure(work: Callable[..., None], *arguments: Any, watched: bool = False) -> tuple[float, float]:
+    """Seconds, and the most memory of the process and its children together, in MB: of one that is ``watched``, which takes
+    time from it (the kernel counts the pages of all its processes ten times a second)."""
     context = multiprocessing.get_context("fork")
     here, there = context.Pipe(duplex=False)
 
@@ -126,10 +127,12 @@ def measure(work: Callable[..., None], *arguments: Any) -> tuple[float, float]:
     process.start()
     most, done = [0.0], threading.Event()
     watcher = threading.Thread(target=lambda: _watch(process.pid, most, done))
-    watcher.start()
+    if watched:
+        watcher.start()
     process.join()
     done.set()
-    watcher.join()
+    if watched:
+        watcher.join()
     if process.exitcode:
         raise SystemExit(f"{work.__name__} failed")
     return here.recv(), most[0]
@@ -154,12 +157,13 @@ def compare(name: str, source: Path, tokenizer: Path, folder: Path, options: arg
         cut.write(stream.read(options.peer_bytes) + stream.readline())
     runs = [("ours", ours, source), ("gigatoken", gigatoken, source), ("megatron", megatron, part), ("tokenizers", batches, part)]
     rates: dict[str, list[float]] = {label: [] for label, _, _ in runs}
-    memory = dict.fromkeys(rates, 0.0)
     for _ in range(options.repeat):
         for label, work, text in runs:
-            seconds, used = measure(work, text, tokenizer, folder / label, options.workers)
+            seconds, _ = measure(work, text, tokenizer, folder / label, options.workers)
             rates[label].append(text.stat().st_size / 1e6 / seconds)
-            memory[label] = max(memory[label], used)
+    memory = {
+        label: measure(work, text, tokenizer, folder / label, options.workers, watched=True)[1] for label, work, text in runs
+    }
     measure(ours, part, tokenizer, folder / "ours_part", options.workers)
     for label in ("megatron", "tokenizers"):
         for suffix in (".bin", ".idx"):
