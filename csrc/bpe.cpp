@@ -120,18 +120,18 @@ void BpeEncoder::learn_bytes(const std::vector<std::string_view>& tokens) {
 }
 
 void BpeEncoder::learn_cuts(const std::vector<std::string_view>& tokens, const std::vector<Merge>& merges) {
-  constexpr std::uint64_t kAll = ~std::uint64_t{0};
-  for (auto& row : cut_) row.fill(kAll);
-  cut_[128][2] = cut_[128][3] = 0;  // inside characters, and between them
+  for (auto& row : cut_) row.fill(true);
+  const auto keep = [this](unsigned char before, unsigned char from) { std::fill(&cut_[before][from], cut_[before].end(), false); };
+  keep(128, 128);  // inside characters, and between them
   for (const Merge& merge : merges) {
     const std::string_view left = tokens[merge.left], right = tokens[merge.right];
     std::size_t last = left.size() - 1;
     while (last > 0 && is_tail(static_cast<unsigned char>(left[last]))) --last;
     const unsigned char a = class_of(left.substr(last)), b = class_of(right.substr(0, character_width(right)));
     if (b < 128) {
-      cut_[a][b / 64] &= ~(std::uint64_t{1} << b % 64);
+      cut_[a][b] = false;
     } else {
-      cut_[a][2] = cut_[a][3] = 0;
+      keep(a, 128);
     }
   }
 }
@@ -150,7 +150,7 @@ std::uint32_t BpeEncoder::rank(std::uint32_t left, std::uint32_t right) const {
 const char* BpeEncoder::next_cut(const char* begin, const char* p, const char* end, unsigned char before) const {
   for (; p < end; ++p) {
     const unsigned char c = static_cast<unsigned char>(*p);
-    if (cut_[before][c / 64] >> c % 64 & 1) {
+    if (cut_[before][c]) {
       // U+2581 in the text is what spaces become, not one of the other characters outside ASCII.
       const bool is_marked = (c >= 128 && is_space_at(p, end)) || (before == 128 && p - begin >= 3 && is_space_at(p - 3, p));
       if (!is_marked) return p;

@@ -67,7 +67,7 @@ class BpeEncoder {
   std::vector<std::uint64_t> present_;  // bits at some of the hashes of the pairs: most of what is asked for is no pair
   std::array<std::uint32_t, 256> bytes_;
   std::vector<std::uint32_t> characters_;  // ids by code point, kNone where there is none; the space has that of U+2581
-  std::array<std::array<std::uint64_t, 4>, kClasses> cut_;  // bit sets
+  std::array<std::array<bool, 256>, kClasses> cut_;  // between a character and the one that begins with a byte
   PieceCache cache_;
   std::array<PieceKey, 32> waiting_;  // pieces on their way from memory
   std::size_t waiting_count_ = 0;

@@ -68,12 +68,14 @@ class PieceCache {
   PieceCache();
   // Of a piece of 1 to kLongest bytes, of which kLongest can be read; what it needs in `find` is fetched meanwhile.
   void expect(const char* piece, std::size_t size, PieceKey& key) const {
-    std::array<std::uint64_t, 4> keep;
-    std::memcpy(key.words.data(), piece, kLongest);
-    std::memcpy(keep.data(), kKeep.data() + kLongest - size, kLongest);
-    for (std::size_t i = 0; i < 4; ++i) key.words[i] &= keep[i];
     key.piece = piece, key.size = static_cast<std::uint32_t>(size);
-    size <= kShort ? short_.expect(key) : long_.expect(key);
+    if (size <= kShort) {
+      take<2>(piece, size, key);
+      short_.expect(key);
+    } else {
+      take<4>(piece, size, key);
+      long_.expect(key);
+    }
   }
   // As that of the tables.
   const std::uint32_t* find(const PieceKey& key, std::uint32_t& count) {
@@ -84,6 +86,13 @@ class PieceCache {
   }
 
  private:
+  template <std::size_t kWords>
+  static void take(const char* piece, std::size_t size, PieceKey& key) {
+    std::array<std::uint64_t, kWords> words, keep;
+    std::memcpy(words.data(), piece, sizeof words);
+    std::memcpy(keep.data(), kKeep.data() + kLongest - size, sizeof keep);
+    for (std::size_t i = 0; i < kWords; ++i) key.words[i] = words[i] & keep[i];
+  }
   // Behind 32 ones as many zeros: what is read from `32 - n` on keeps n bytes.
   static constexpr std::array<unsigned char, 64> keep_mask() {
     std::array<unsigned char, 64> mask{};

@@ -24,24 +24,28 @@ class WorkerFailed(RuntimeError):
 
 
 class Pool:
-    """Worker processes by number.
+    """Worker processes by number, as many as are forked.
 
     Args:
         make: called in each process with what it is to call with names and values meanwhile.
     """
 
-    def __init__(self, size: int, make: Callable[[Callable[[str, Any], None]], Worker]) -> None:
-        context = multiprocessing.get_context("fork")
+    def __init__(self, make: Callable[[Callable[[str, Any], None]], Worker]) -> None:
+        self._make = make
         self._connections: list[Connection] = []
         self._processes: list[Any] = []
-        for _ in range(size):
-            here, there = context.Pipe()
-            others = [*self._connections, here]
-            process = context.Process(target=_serve, args=(there, others, os.getpid(), make), daemon=True)
-            process.start()
-            there.close()
-            self._connections.append(here)
-            self._processes.append(process)
+
+    def fork(self) -> int:
+        """One more process; returns its number."""
+        context = multiprocessing.get_context("fork")
+        here, there = context.Pipe()
+        others = [*self._connections, here]
+        process = context.Process(target=_serve, args=(there, others, os.getpid(), self._make), daemon=True)
+        process.start()
+        there.close()
+        self._connections.append(here)
+        self._processes.append(process)
+        return len(self._processes) - 1
 
     def ask(self, number: int, method: str, *arguments: Any) -> None:
         with contextlib.suppress(BrokenPipeError):  # it is dead: receive says why
@@ -84,9 +88,13 @@ class Pool:
     def __enter__(self) -> Pool:
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def stop(self) -> None:
+        """They are not needed any more: the system takes them apart while this process goes on."""
         for process in self._processes:
             process.kill()
+
+    def __exit__(self, *_: Any) -> None:
+        self.stop()
         for process in self._processes:
             process.join()
         for connection in self._connections:

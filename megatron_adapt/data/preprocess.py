@@ -29,6 +29,7 @@ from megatron_adapt.data.held_out import HeldOutWriter, refuse_shared
 from megatron_adapt.data.indexed import IndexedReader
 from megatron_adapt.data.options import Options
 from megatron_adapt.data.parts import Parts
+from megatron_adapt.data.pool import Pool
 from megatron_adapt.data.ranges import plan
 from megatron_adapt.data.schedule import Encoding, count
 from megatron_adapt.data.sources import COMPRESSIONS, STDIN, Paths, find_files, find_sources, is_stream
@@ -219,7 +220,7 @@ class _Run:
             stack.callback(tracker.close)
             encoding = Encoding(self.tasks, make, progress, tracker.encoded, compares=encoder.fast is not None)
             try:
-                encoding.here() if workers <= 1 else encoding.forked(workers)
+                encoding.here() if workers <= 1 else encoding.forked(workers, stack.enter_context(Pool(make)))
             except BadInput as error:
                 raise DataError(tracker.message(error)) from None
             stats = self._finish(parts, encoder, tracker, kept)

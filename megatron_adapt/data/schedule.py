@@ -22,8 +22,8 @@ def count(tasks: Sequence[Task], make: Make, workers: int, enough: int | None) -
         return
     found: dict[int, int] = {}
     remaining, done, total = iter(tasks), 0, 0
-    with Pool(workers, make) as pool:
-        busy = sum(_ask(pool, number, "count", remaining) for number in range(workers))
+    with Pool(make) as pool:
+        busy = sum(_ask(pool, pool.fork(), "count", remaining) for _ in range(workers))
         while busy:
             for number, _, value in pool.receive():
                 busy -= 1
@@ -82,59 +82,61 @@ class Encoding:
             header = worker.encode(task)
             worker.place(task.number, self._advance(header))
 
-    def forked(self, workers: int) -> None:
+    def forked(self, workers: int, pool: Pool) -> None:
         """In processes of their own, and samples in one more: loading the library that defines the ids takes as long as
-        encoding tens of megabytes. The same result, and the same first error."""
+        encoding tens of megabytes. The same result, and the same first error. The pool is stopped at the end."""
         owners: dict[int, int] = {}
         headers: dict[int, dict[str, Any]] = {}
         samples: deque[tuple[int | None, Any]] = deque([(None, None)] if self.compares else ())  # the first is at work
         failure: BadInput | None = None
         order = [task.number for task in self.tasks]
         remaining, encoded, placed = iter(self.tasks), 0, 0
-        with Pool(workers + self.compares, self.make) as pool:
 
-            def start(worker: int) -> None:
-                if failure is None and (task := next(remaining, None)) is not None:
-                    owners[task.number] = worker
-                    pool.ask(worker, "encode", task)
+        def start(worker: int) -> None:
+            if failure is None and (task := next(remaining, None)) is not None:
+                owners[task.number] = worker
+                pool.ask(worker, "encode", task)
 
-            def compare() -> None:
-                if samples:
-                    pool.ask(workers, "compare", *samples[0])
+        def compare() -> None:
+            if samples:
+                pool.ask(workers, "compare", *samples[0])
 
-            for worker in range(workers):
-                start(worker)
+        for _ in range(workers):
+            start(pool.fork())
+        if self.compares:
+            pool.fork()
             compare()
-            while placed < len(order):
-                idle = []
-                for worker, name, value in pool.receive():
-                    if name == "report":
-                        self.on_report(value)
-                    elif name == "sample":
-                        samples.append(value)
-                        if len(samples) == 1:
-                            compare()
-                    elif name == "compare":
-                        samples.popleft()
+        while placed < len(order):
+            idle = []
+            for worker, name, value in pool.receive():
+                if name == "report":
+                    self.on_report(value)
+                elif name == "sample":
+                    samples.append(value)
+                    if len(samples) == 1:
                         compare()
-                    elif name == "place":
-                        placed += 1
-                    elif name == "bad":
-                        if failure is None or value.number < failure.number:
-                            failure = value
-                    else:
-                        headers[value["number"]] = value
-                        idle.append(worker)
-                # What a sample waits for has no place yet: a part that is finished is a part that was compared.
-                waiting = {number for number, _ in samples}
-                while encoded < len(order) and order[encoded] in headers and not waiting & {None, order[encoded]}:
-                    header = headers.pop(order[encoded])
-                    pool.ask(owners.pop(order[encoded]), "place", order[encoded], self._advance(header))
-                    encoded += 1
-                for worker in idle:
-                    start(worker)
-                if failure is not None and placed == encoded and order[encoded] == failure.number:
-                    raise failure
+                elif name == "compare":
+                    samples.popleft()
+                    compare()
+                elif name == "place":
+                    placed += 1
+                elif name == "bad":
+                    if failure is None or value.number < failure.number:
+                        failure = value
+                else:
+                    headers[value["number"]] = value
+                    idle.append(worker)
+            # What a sample waits for has no place yet: a part that is finished is a part that was compared.
+            waiting = {number for number, _ in samples}
+            while encoded < len(order) and order[encoded] in headers and not waiting & {None, order[encoded]}:
+                header = headers.pop(order[encoded])
+                pool.ask(owners.pop(order[encoded]), "place", order[encoded], self._advance(header))
+                encoded += 1
+            for worker in idle:
+                start(worker)
+            if failure is not None and placed == encoded and order[encoded] == failure.number:
+                raise failure
+        pool.stop()
 
     def _advance(self, header: dict[str, Any]) -> int:
         self.on_encoded(header)
