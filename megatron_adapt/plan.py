@@ -345,10 +345,9 @@ class _Builder:
 
     def _samples(self) -> list[str] | None:
         """Held-out text on which conversions are compared; None: there is none, use the built-in samples."""
-        from megatron_adapt.engine.evaluate import read_texts
+        from megatron_adapt.engine.evaluate import sample
 
-        texts = [read_texts(self.held_out[name], max_bytes=1)[0][:2000] for name in self.evaluated]
-        return texts or None
+        return [sample(self.held_out[name], characters=2000) for name in self.evaluated] or None
 
     def _evaluate(self, stage: Stage) -> None:
         if not self.evaluated:

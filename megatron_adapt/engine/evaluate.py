@@ -63,6 +63,11 @@ def read_texts(path: Path, text_key: str = "text", max_bytes: int | None = None)
     return texts
 
 
+def sample(path: Path, characters: int) -> str:
+    """As many characters from the front of a corpus, of several documents where the first ones are short."""
+    return "\n\n".join(read_texts(path, max_bytes=characters))[:characters]
+
+
 def tokenize(texts: Sequence[str], tokenizer: Tokenizer, length: int) -> Text:
     start = tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id
     if start is None:

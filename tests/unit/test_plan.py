@@ -309,3 +309,13 @@ def test_a_tokenizer_derived_from_the_models_own() -> None:
     assert checks.shapes(pruned.recipe)[1].vocab_size == 300
     with pytest.raises(ConfigError, match="a new model has no tokenizer of its own to start from; give 'path' or 'train'"):
         build("model.from_scratch.tokenizer=null", "model.from_scratch.tokenizer={prune: {corpora: [german]}}")
+
+
+def test_conversions_are_compared_on_several_short_documents(tmp_path: Path) -> None:
+    from megatron_adapt.engine.evaluate import sample
+
+    short, long = tmp_path / "short.jsonl", tmp_path / "long.jsonl"
+    short.write_text("".join(json.dumps({"text": f"Satz {number}."}) + "\n" for number in range(1000)))
+    long.write_text(json.dumps({"text": "x" * 5000}) + "\n")
+    assert sample(short, 25) == "Satz 0.\n\nSatz 1.\n\nSatz 2."
+    assert sample(long, 2000) == "x" * 2000
