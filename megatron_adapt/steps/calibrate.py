@@ -71,6 +71,7 @@ def run(model: Path, texts: Iterable[str], seed: int, reporter: Reporter) -> dic
         embedding.weight.data = rows
         return states(window)
 
+    reporter.log(f"calibrating the new rows on {chosen.numel():,} tokens of text, on the CPU: forward passes of the whole model")
     embedding = loaded.get_input_embeddings()
     tied = embedding.weight is loaded.get_output_embeddings().weight
     with torch.no_grad():
