@@ -49,7 +49,6 @@ class DocumentScanner {
  private:
   void reserve(std::size_t bytes);
   void finish(std::size_t size, std::int64_t line);
-  bool json_line(const char* begin, const char* end);
   Odd scan_json(std::string_view data, std::size_t begin);
   Odd scan_blocks(std::string_view data, std::size_t begin);
 

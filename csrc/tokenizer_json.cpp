@@ -154,8 +154,8 @@ std::uint32_t TokenizerJson::find(std::string_view token) const {
 std::string TokenizerJson::rest() const {
   std::string rest;
   const char* done = text_.data();
-  for (const std::string_view part : {std::min(vocabulary_, merges_, [](auto a, auto b) { return a.data() < b.data(); }),
-                                      std::max(vocabulary_, merges_, [](auto a, auto b) { return a.data() < b.data(); })}) {
+  const bool in_order = vocabulary_.data() < merges_.data();
+  for (const std::string_view part : {in_order ? vocabulary_ : merges_, in_order ? merges_ : vocabulary_}) {
     rest.append(done, part.data()).append("null");
     done = part.data() + part.size();
   }
