@@ -71,6 +71,7 @@ def check(plan: Plan) -> list[tuple[str, Phase, ModelShape]]:
         problems += shape.layout_problems(parallel.tensor, parallel.pipeline, parallel.virtual_pipeline)
     for _, phase, shape in phases:
         problems += _phase_problems(phase, shape)
+    problems += _template_problems(plan)
     length = recipe.evaluation.sequence_length
     if length is not None and length > after.max_position_embeddings:
         problems.append(
@@ -79,6 +80,36 @@ def check(plan: Plan) -> list[tuple[str, Phase, ModelShape]]:
     if problems:
         raise ConfigError(";\n".join(dict.fromkeys(problems)) + ".")
     return phases
+
+
+def _template_problems(plan: Plan) -> Iterator[str]:
+    """Chats without a template that can be used; of a tokenizer that is trained for them more is known when it is made."""
+    for step in plan.steps:
+        if step.verb != "preprocess":
+            continue
+        _, kind, name = step.name.split("/")
+        corpus, source = plan.recipe.data[name], _template_source(plan.recipe, kind)
+        if corpus.messages is None:
+            continue
+        if source is None and corpus.chat_template is None:
+            yield f"data.{name}: a trained tokenizer has no chat template; give data.{name}.chat_template, or tokenizer.train.like"
+        elif source is not None:
+            from megatron_adapt.hf.tokenizer import Tokenizer
+            from megatron_adapt.steps.preprocess import chats
+
+            try:
+                chats(corpus, Tokenizer.load(source))
+            except ConfigError as error:
+                yield f"data.{name}: {error}"
+
+
+def _template_source(recipe: Recipe, kind: str) -> str | None:
+    """The tokenizer that is used, or whose template one takes over that is yet to be made."""
+    scratch, vocabulary = recipe.model.from_scratch, recipe.vocabulary
+    choice = vocabulary.tokenizer if vocabulary and kind == "target" else scratch.tokenizer if scratch else None
+    if choice is None or choice.extend is not None or choice.prune is not None:
+        return recipe.model.source
+    return choice.train.like if choice.train is not None else choice.path
 
 
 def _has_gpu() -> bool:
@@ -211,14 +242,16 @@ def describe_rates(name: str, rates: Sequence[float]) -> str:
     return f"{name}: learning rate " + ", ".join(f"{rates[step]:.4g} at step {step + 1:,}" for step in shown)
 
 
-def _known_tokens(plan: Plan) -> dict[str, dict[str, int]]:
+def _known_tokens(plan: Plan) -> dict[str, dict[str, recipes.Size]]:
     """For base and for the other branches: tokens an epoch of the corpora that are already tokenized."""
     final = "target" if plan.recipe.vocabulary else "base"
-    tokens: dict[str, dict[str, int]] = {"base": {}, "target": {}}
+    from megatron_adapt.steps.preprocess import epoch_tokens
+
+    tokens: dict[str, dict[str, recipes.Size]] = {"base": {}, "target": {}}
     for step in plan.steps:
         signed = read(step.output) if step.verb == "preprocess" else None
         if signed:
             _, kind, name = step.name.split("/")
-            tokens[kind][name] = signed["metrics"]["tokens"]
+            tokens[kind][name] = epoch_tokens(step.output, plan.recipe.seed, name)
     per_epoch = {kind: recipes.tokens_per_epoch(plan.recipe, found) for kind, found in tokens.items()}
     return {"base": per_epoch["base"], "adapted": per_epoch[final]}

@@ -124,11 +124,16 @@ class Vocabulary(Strict):
 
 
 class Corpus(Strict):
-    """Text to train or evaluate on."""
+    """Text or chats to train or evaluate on."""
 
     alternatives: ClassVar[tuple[str, ...]] = ("held_out", "held_out_path")
     path: Texts = Field(description="file, directory, glob or hf:NAME[@CONFIG][:SPLIT], or a list of them")
     text_key: Text = Field("text", description="key of the text in a line of JSON")
+    messages: Text | None = Field(
+        None, description="key of a chat's messages instead, a list of {role, content} or {from, value}; null: it is text"
+    )
+    chat_template: Text | None = Field(None, description="chats: file with their template (Jinja); null: the tokenizer's")
+    loss_on: Literal["answers", "all"] = Field("answers", description="chats: the tokens that are learnt")
     held_out: Annotated[Number, Field(ge=0, le=0.5)] = Field(0.0, description="share of documents kept for evaluation")
     held_out_path: Text | None = Field(None, description="text for evaluation in a file of its own instead")
     bos: Switch | None = Field(None, description="documents begin with BOS; null: where the tokenizer has one besides its EOS")

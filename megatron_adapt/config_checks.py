@@ -12,6 +12,7 @@ from typing import Annotated, Any, get_origin
 
 from pydantic import TypeAdapter, ValidationError
 
+from megatron_adapt import config_chats
 from megatron_adapt.config import (
     AUTO, BF16_ALONE, CALIBRATED, DEFAULT, FP8, Corpus, Evaluation, FromScratch, Model, Optimizer, Parallel, Phase, Probe, RampUp, Recipe,
     Schedule, Strict, TokenizerChoice, TokenizerTraining, Vocabulary, kinds, model_of, step_into,
@@ -55,6 +56,8 @@ def check(recipe: Recipe, methods: Methods | None = None) -> list[Found]:
     for path, phase in _phases(recipe):
         found += _phase(phase, path, recipe.parallel, recipe.precision)
     found += [*_kept_states(recipe), *_shares(recipe)]
+    if isinstance(recipe.data, dict):
+        found += config_chats.check(recipe.data, _named_corpora(recipe), _phases(recipe))
     parallel = recipe.parallel
     if isinstance(parallel, Parallel) and parallel.sequence is True and parallel.tensor == 1:
         found.append((("parallel", "sequence"), "sequence parallelism needs parallel.tensor above 1"))

@@ -136,6 +136,8 @@ class _Builder:
         inputs: dict[str, Any] = {"tokenizer": self._tokenizer_input(tokenizer), "corpus": files_of(corpus.path)}
         if corpus.held_out_path:
             inputs["held_out"] = Path(corpus.held_out_path)
+        if corpus.chat_template:
+            inputs["chat_template"] = Path(corpus.chat_template)
         folder = self._add(
             name=f"data/{kind}/{name}",
             verb="preprocess",
@@ -268,9 +270,9 @@ class _Builder:
             from megatron_adapt.data.sampling import Passes
             from megatron_adapt.engine.loop import Job
             from megatron_adapt.steps import train
-            from megatron_adapt.steps.preprocess import PREFIX
+            from megatron_adapt.steps.preprocess import PREFIX, epoch_tokens
 
-            found = {name: read(folder)["metrics"]["tokens"] for name, folder in folders.items()}
+            found = {name: epoch_tokens(folder, recipe.seed, name) for name, folder in folders.items()}
             tokens = recipes.tokens_per_epoch(recipe, found)
             lengths = [recipes.steps(each, tokens) for each in spanned]
             if why := schedule.problem(phase.schedule, sum(lengths)):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from megatron_adapt.config_types import did_you_mean, got
 from megatron_adapt.errors import ConfigError
 from megatron_adapt.recipe_files import Loader, Problem, Tree, apply_override, merge, read_file
 
+Size = int | Callable[[int], int]  # tokens of an epoch of a corpus; of chats, which are packed, by sequence_length
 _LIMITS = {
     "greater_than": ("greater than", "gt"), "greater_than_equal": ("at least", "ge"),
     "less_than": ("less than", "lt"), "less_than_equal": ("at most", "le"),
@@ -192,7 +193,7 @@ def tokens_per_step(phase: Phase) -> int:
     return phase.batch_size * phase.sequence_length
 
 
-def steps(phase: Phase, corpus_tokens: Mapping[str, int] | None = None) -> int | None:
+def steps(phase: Phase, corpus_tokens: Mapping[str, Size] | None = None) -> int | None:
     """Optimizer steps of the phase, the last one possibly beyond its tokens (rounded up).
 
     An epoch is as many tokens as the phase's corpora have together, whatever their weights in the mix; it needs
@@ -206,14 +207,16 @@ def steps(phase: Phase, corpus_tokens: Mapping[str, int] | None = None) -> int |
     return phase.steps_for(tokens(phase, corpus_tokens))
 
 
-def tokens(phase: Phase, corpus_tokens: Mapping[str, int]) -> int | None:
+def tokens(phase: Phase, corpus_tokens: Mapping[str, Size]) -> int | None:
     """The phase's length in tokens; None where it is given in steps."""
     if phase.epochs is None:
         return phase.tokens
-    return math.ceil(Fraction(repr(phase.epochs)) * sum(corpus_tokens[name] for name in phase.data))
+    sizes = (corpus_tokens[name] for name in phase.data)
+    epoch = sum(size(phase.sequence_length) if callable(size) else size for size in sizes)
+    return math.ceil(Fraction(repr(phase.epochs)) * epoch)
 
 
-def tokens_per_epoch(recipe: Recipe, found: Mapping[str, int]) -> dict[str, int]:
+def tokens_per_epoch(recipe: Recipe, found: Mapping[str, Size]) -> dict[str, Size]:
     """What one pass over each corpus trains on: its `unique_tokens`, else all the tokens found in it."""
     return {name: recipe.data[name].unique_tokens or tokens for name, tokens in found.items()}
 

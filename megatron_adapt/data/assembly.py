@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,6 +18,7 @@ from megatron_adapt.data.parts import Parts
 from megatron_adapt.errors import DataError
 
 _UNSUPPORTED = (errno.EINVAL, errno.EROFS)
+LOSS_MASK = ".loss_mask"  # PREFIX.loss_mask of chats: uint8, 1 for each token of PREFIX.bin that is learnt
 _ENTRIES = 1 << 20  # of an index at a time
 
 
@@ -37,6 +39,18 @@ def complete(parts: Parts, headers: list[dict[str, Any]], dtype: np.dtype, has_t
         sequences, documents = (sum(header[kind] for header in headers) for kind in ("sequences", "documents"))
         stream.write(HEADER.pack(MAGIC, 1, TYPE_CODES[dtype.type], sequences, documents + 1))
         _write_index(stream, sizes, texts, dtype.itemsize, documents)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def join_masks(parts: Parts, headers: list[dict[str, Any]]) -> None:
+    """Which tokens are learnt, uint8 for each in the order of PREFIX.bin; on the disk when this returns."""
+    path = parts.folder / "mask"
+    with writing(path), path.open("wb") as stream:
+        for header in headers:
+            if "mask" in header["files"]:  # else it has no tokens
+                with parts.path(header["number"], "mask").open("rb") as part:
+                    shutil.copyfileobj(part, stream, _ENTRIES)
         stream.flush()
         os.fsync(stream.fileno())
 
@@ -88,10 +102,12 @@ def publish(parts: Parts, stats: dict[str, Any], held_out: HeldOutWriter, skippe
             os.fsync(stream.fileno())
         held_out.sync()
         side = Path(f"{prefix}.skipped.jsonl")
-        for path in (description, Path(f"{prefix}.idx"), side):
+        mask = parts.folder / "mask" if "loss_mask" in stats else None
+        for path in (description, Path(f"{prefix}.idx"), side, Path(f"{prefix}{LOSS_MASK}")):
             with writing(path):
                 path.unlink(missing_ok=True)
-        for source, target in ((parts.folder / "data", ".bin"), (parts.folder / "index", ".idx"), (skipped, ".skipped.jsonl")):
+        made = ((parts.folder / "data", ".bin"), (parts.folder / "index", ".idx"), (skipped, ".skipped.jsonl"), (mask, LOSS_MASK))
+        for source, target in made:
             if source is not None:
                 with writing(Path(f"{prefix}{target}")):
                     os.replace(source, f"{prefix}{target}")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_adapt.data.documents import Batch
+from megatron_adapt.data.documents import Batch, ChatReader
 from megatron_adapt.data.ranges import plan
 from megatron_adapt.data.readers import read
 from megatron_adapt.data.sources import Paths, find_repeatable
@@ -31,6 +31,7 @@ def read_documents(
     text_key: str = "text",
     on_error: str = "stop",
     on_skip: Callable[[str], None] | None = None,
+    chats: ChatReader | None = None,
 ) -> Iterator[Document]:
     """Stream the documents of files, folders, globs and data sets (``hf:NAME``) in order.
 
@@ -41,6 +42,7 @@ def read_documents(
     Args:
         on_error: "stop" raises at a bad line, "skip" goes on with the next one.
         on_skip: receives the message of every skipped line.
+        chats: what makes the documents, where these are chats; ``text_key`` counts for nothing then.
 
     Raises:
         ConfigError: ``on_error`` is neither.
@@ -51,7 +53,7 @@ def read_documents(
     for name in find_repeatable(paths):
         # In one piece: it is read in order anyway, and lines count from its begin.
         for task in plan([name], chunk_bytes=1 << 62):
-            for batch in read(task, text_key):
+            for batch in read(task, text_key, chats):
                 yield from _documents(batch, Path(name), on_error, on_skip)
 
 

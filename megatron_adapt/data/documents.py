@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
+
+
+class ChatReader(Protocol):
+    """Makes documents of chats (``chat.py``): of lines of JSON, or of lists of messages."""
+
+    key: str
+
+    def parse(self, data: bytes) -> tuple[str, int]: ...
+
+    def document(self, messages: Any) -> tuple[str, int]: ...
 
 
 @dataclass(frozen=True)

@@ -23,11 +23,12 @@ class HeldOutWriter:
         self._temporary = Path(f"{path}.tmp")
         self._stream: BinaryIO | None = None
 
-    def write(self, text: str) -> None:
+    def write(self, entry: dict[str, Any]) -> None:
+        """A line with a "text"."""
         with writing(self._temporary):
-            self._open().write(json.dumps({"text": text}, ensure_ascii=False).encode("utf-8") + b"\n")
+            self._open().write(json.dumps(entry, ensure_ascii=False).encode("utf-8") + b"\n")
         self.documents += 1
-        self.bytes += len(text.encode("utf-8"))
+        self.bytes += len(entry["text"].encode("utf-8"))
 
     def append(self, file: Path, documents: int, size: int) -> None:
         """Lines that are written already, of documents with ``size`` bytes of text."""

@@ -176,8 +176,12 @@ class IndexedReader:
     def __getitem__(self, document: int) -> np.ndarray:
         """The ids of one document: [size], counted from the end where negative."""
         position = range(self.num_documents)[document]
-        start = int(self._starts[position]) // self.dtype.itemsize
+        start = self.first_token(position)
         return self.tokens[start : start + int(self.sizes[position])]
+
+    def first_token(self, document: int) -> int:
+        """Where a document begins in ``tokens``."""
+        return int(self._starts[document]) // self.dtype.itemsize
 
 
 def _file_size(path: Path) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from megatron_adapt.data.assembly import LOSS_MASK
 from megatron_adapt.data.held_out import writing
 from megatron_adapt.data.indexed import IndexedReader, WriteErrors
 from megatron_adapt.errors import AdaptError, ConfigError, DataError
@@ -62,6 +63,9 @@ def merge(prefixes: Sequence[str | Path], output_prefix: str | Path) -> tuple[di
         raise ConfigError("there is nothing to merge: name at least one corpus")
     if output.resolve() in {path.resolve() for path in inputs}:
         raise ConfigError(f"{output} is an input and would be overwritten; choose another output prefix")
+    masked = [f"{path}{LOSS_MASK}" for path in inputs if Path(f"{path}{LOSS_MASK}").exists()]
+    if masked:
+        raise ConfigError(f"corpora of chats cannot be merged, which of their tokens are learnt would be lost: {', '.join(masked)}")
     described = [path for path in inputs if Path(f"{path}.json").exists()]
     missing = [Path(f"{path}.json") for path in inputs if path not in described]
     _check(inputs)

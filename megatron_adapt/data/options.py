@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from megatron_adapt.data.corpus import check_on_error
 from megatron_adapt.data.sources import Paths
 from megatron_adapt.errors import ConfigError
+
+if TYPE_CHECKING:
+    from megatron_adapt.data.chat import Chats
 
 
 @dataclass(frozen=True)
@@ -14,6 +18,8 @@ class Options:
     """The choices of one run; only the last three leave the corpus as it is.
 
     Attributes:
+        chats: how they are read, where the documents are chats: PREFIX.loss_mask says then which tokens are learnt. Their template
+            writes all special tokens, so nothing is appended.
         text_key: of the text in a JSON line, or the column of a table.
         text_documents: "blocks" between blank lines or whole "files" are the documents of .txt files.
         append_bos, append_eod: begin each document with ``tokenizer.bos_id``, end it with ``tokenizer.eos_id``; not
@@ -33,6 +39,7 @@ class Options:
         chunk_bytes: input of one task, None: 1 to 16 MiB, by the size of the corpus.
     """
 
+    chats: Chats | None = None
     text_key: str = "text"
     text_documents: str = "blocks"
     append_bos: bool = False
@@ -70,6 +77,11 @@ class Options:
                     "held_out and max_documents count the documents of a whole corpus: leave them out of a shard "
                     "(held-out text can be a corpus of its own)"
                 )
+        if self.chats is not None and (self.append_bos or self.append_eod or self.split_sentences or self.tokenizer_backend not in (None, "tokenizers")):
+            problems.append(
+                "of chats their template writes all special tokens, and tokenizers knows where they stand: leave out append_bos, "
+                "append_eod, split_sentences and other backends"
+            )
         if self.keep_newlines and self.split_sentences is None:
             problems.append("keep_newlines is about sentences: it needs split_sentences")
         if problems:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from typing import Any
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -14,19 +15,24 @@ class BadLine(Exception):
 
 def parse_json(data: bytes, text_key: str) -> tuple[str, int]:
     """The string under ``text_key``, and how many lone surrogates in it became U+FFFD."""
+    text = value_of(data, text_key)
+    if not isinstance(text, str):
+        raise BadLine(f"the value of {text_key!r} is a JSON {json_type(text)} instead of a string")
+    # Only an escape can bring a surrogate in: it is not valid UTF-8.
+    return _SURROGATE.subn("\ufffd", text) if b"\\u" in data else (text, 0)
+
+
+def value_of(data: bytes, key: str) -> Any:
+    """What a line of JSON has under a key."""
     try:
         record = json.loads(_decode(data.rstrip(b"\r\n")))
     except (ValueError, RecursionError) as error:
         raise BadLine(f"not JSON ({error})") from error
     if not isinstance(record, dict):
-        raise BadLine(f"a JSON {json_type(record)} instead of an object with the key {text_key!r}")
-    if text_key not in record:
-        raise BadLine(f"no key {text_key!r}; the keys are {', '.join(map(repr, list(record)[:10])) or 'none'}")
-    text = record[text_key]
-    if not isinstance(text, str):
-        raise BadLine(f"the value of {text_key!r} is a JSON {json_type(text)} instead of a string")
-    # Only an escape can bring a surrogate in: it is not valid UTF-8.
-    return _SURROGATE.subn("\ufffd", text) if b"\\u" in data else (text, 0)
+        raise BadLine(f"a JSON {json_type(record)} instead of an object with the key {key!r}")
+    if key not in record:
+        raise BadLine(f"no key {key!r}; the keys are {', '.join(map(repr, list(record)[:10])) or 'none'}")
+    return record[key]
 
 
 def parse_block(data: bytes, _text_key: str) -> tuple[str, int]:

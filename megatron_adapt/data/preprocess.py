@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_adapt.data import assembly
+from megatron_adapt.data.assembly import LOSS_MASK
 from megatron_adapt.data.corpus import read_documents
 from megatron_adapt.data.documents import Task
 from megatron_adapt.data.encoder import Difference, Encoder, choose
@@ -193,11 +194,12 @@ class _Run:
 
     def do(self, held_out_files: list[Path], progress: Progress) -> dict[str, Any]:
         options = self.options
+        chats = options.chats
         encoder = choose(
-            self.tokenizer, options.tokenizer_backend, self.text_size, options.append_bos, options.append_eod,
-            options.parse_special_tokens,
+            self.tokenizer, options.tokenizer_backend if chats is None else self.tokenizer.library, self.text_size,
+            options.append_bos, options.append_eod, options.parse_special_tokens or chats is not None,
         )  # fmt: skip
-        job = Job(options.text_key, options.on_error, encoder, seed=options.seed)
+        job = Job(options.text_key, options.on_error, encoder, chats=chats, seed=options.seed)
         if options.split_sentences is not None:
             from megatron_adapt.data.sentences import splitter
 
@@ -211,9 +213,9 @@ class _Run:
             parts = Parts.open(self.prefix, self._key(encoder, held_out_files))
             stack.callback(parts.close)
             if held_out_files:
-                for document in read_documents(held_out_files, options.text_key, options.on_error, self.on_skip):
+                for document in read_documents(held_out_files, options.text_key, options.on_error, self.on_skip, chats):
                     if document.text:
-                        kept.write(document.text)
+                        kept.write({"text": document.text} if chats is None else json.loads(document.text))
             make = lambda send: Worker(job, parts, send)  # noqa: E731
             self._number(job, make, workers)
             tracker = Tracker(parts, self.tasks, self.on_skip)
@@ -270,10 +272,13 @@ class _Run:
             parts.close(done=True)  # nothing worth keeping
             names = list(dict.fromkeys(name for task in self.tasks for name in task.files))
             shown = ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
-            counts = f"{total['skipped']} bad lines were skipped, {total['empty']} documents are empty"
+            empty = "documents are empty" if self.options.chats is None else "chats have no answer"
+            counts = f"{total['skipped']} bad lines were skipped, {total['empty']} {empty}"
             raise DataError(f"the corpus {shown} is empty: no text becomes a token ({counts})")
         assembly.take_held_out(parts, tracker.headers, kept)
         assembly.complete(parts, tracker.headers, encoder.dtype, self.options.split_sentences is not None)
+        if self.options.chats is not None:
+            assembly.join_masks(parts, tracker.headers)
         stats = _describe(encoder, tracker, kept, self.prefix, self.options)
         assembly.publish(parts, stats, kept, tracker.skipped)
         return stats
@@ -283,7 +288,7 @@ def _check_paths(prefix: Path, files: list[Path], held_out_files: list[Path], wr
     if not prefix.name:
         raise ConfigError(f"the output prefix {str(prefix)!r} has no file name; name it like {prefix / 'corpus'}")
     held_out_file = prefix.parent / "held_out.jsonl"
-    outputs = {Path(f"{prefix}{suffix}").resolve() for suffix in (".bin", ".idx", ".json")}
+    outputs = {Path(f"{prefix}{suffix}").resolve() for suffix in (".bin", ".idx", ".json", LOSS_MASK)}
     outputs |= {held_out_file.resolve()} if writes_held_out else set()
     inputs = {file.resolve() for file in files}
     for file in (*files, *held_out_files):
@@ -298,9 +303,11 @@ def _check_paths(prefix: Path, files: list[Path], held_out_files: list[Path], wr
 
 def _describe(encoder: Encoder, tracker: Tracker, held_out: HeldOutWriter, prefix: Path, options: Options) -> dict[str, Any]:
     """What PREFIX.json says: bytes are the UTF-8 bytes of the text behind the tokens, skipped the bad lines; shards have
-    documents, tokens and the SHA-256 of their ids, in order."""
+    documents, tokens and the SHA-256 of their ids, in order. Of chats "empty" are those without an answer, "trained_tokens" the
+    ones in PREFIX.loss_mask and "trained_bytes" those of what the answers say."""
     tokenizer, total = encoder.tokenizer, tracker.total
     item = encoder.dtype.itemsize
+    learnt = {"loss_mask": f"{prefix.name}{LOSS_MASK}", **{key: total[key] for key in ("trained_tokens", "trained_bytes")}}
     return {
         "documents": total["documents"], "tokens": total["tokens"], "bytes": total["bytes"],
         "skipped": total["skipped"], "empty": total["empty"], "replaced_surrogates": total["replaced_surrogates"],
@@ -313,5 +320,6 @@ def _describe(encoder: Encoder, tracker: Tracker, held_out: HeldOutWriter, prefi
         "parse_special_tokens": encoder.parse, "tokenizer_backend": encoder.backend,
         "sequences": total["sequences"], "split_sentences": options.split_sentences,
         "skipped_lines": f"{prefix.name}.skipped.jsonl" if tracker.skipped else None,
+        **(learnt if options.chats is not None else {}),
         "shards": [[header["documents"], header["size"] // item, header["sha256"]] for header in tracker.headers],
     }  # fmt: skip

@@ -12,41 +12,47 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from megatron_adapt.data import tables
-from megatron_adapt.data.documents import Bad, Batch, Task
+from megatron_adapt.data.documents import Bad, Batch, ChatReader, Task
 from megatron_adapt.data.parsing import BadLine, parse_block, parse_json, parse_whole
 from megatron_adapt.data.sources import BLANK_LINE, MAX_BYTES, STDIN
 from megatron_adapt.errors import DataError
 
 _READ_BYTES = 4 << 20
 _ZSTD_READ_BYTES = 64 << 10  # compressed; text repeats itself, so this may become a thousand times as much
+_NO_KEY = "\0"  # of no line, so that the scanner leaves each one to Python
 _BOM = b"\xef\xbb\xbf"
 
 
-def read(task: Task, text_key: str) -> Iterator[Batch]:
-    """Everything that a task names, in order.
+def read(task: Task, text_key: str, chats: ChatReader | None = None) -> Iterator[Batch]:
+    """Everything that a task names, in order; ``chats``: makes the documents, where these are chats.
 
     Raises:
-        DataError: a file cannot be opened, read or decompressed.
+        DataError: a file cannot be opened, read or decompressed, or is plain text instead of chats.
     """
     if task.kind in ("parquet", "hub"):
-        yield from tables.read(task, text_key)
+        yield from tables.read(task, text_key, chats)
         return
     for file in task.files:
+        if chats is not None and task.kind != "json":
+            raise DataError(f"{file} is plain text, and chats are lists of messages: JSON lines or a column of a table")
         if task.kind == "file":
             yield _whole_file(file)
         else:
-            yield from _Scanned(file, task, text_key)
+            yield from _Scanned(file, task, text_key, chats)
 
 
 class _Scanned:
     """Batches of a file of JSON lines or blocks of text."""
 
-    def __init__(self, file: str, task: Task, text_key: str) -> None:
+    def __init__(self, file: str, task: Task, text_key: str, chats: ChatReader | None) -> None:
         from megatron_adapt import _C
 
         self.file, self.key, self.task = file, text_key, task
         self.is_json = task.kind == "json"
         self.parse = parse_json if self.is_json else parse_block
+        if chats is not None:
+            self.parse = lambda data, _key: chats.parse(data)
+            text_key = _NO_KEY
         self.scanner = _C.DocumentScanner(text_key.encode("utf-8", "surrogatepass"), self.is_json)
 
     def __iter__(self) -> Iterator[Batch]:

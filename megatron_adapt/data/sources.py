@@ -109,4 +109,5 @@ def _expand(path: Path) -> list[Path]:
 def reading(corpus: Any) -> dict[str, Any]:
     """What of a corpus decides which text is read; where its files lie does not, and of data sets there is but the name."""
     known = {"data_sets": sets} if (sets := [name for name in find_repeatable(corpus.path) if is_stream(name)]) else {}
-    return corpus.model_dump(include={"text_key", "held_out", "on_error", "max_documents", "bos", "eos"}) | known
+    chats = corpus.model_dump(include={"messages", "loss_on"}) if corpus.messages is not None else {}
+    return corpus.model_dump(include={"text_key", "held_out", "on_error", "max_documents", "bos", "eos"}) | known | chats

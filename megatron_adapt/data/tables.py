@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from megatron_adapt.data.documents import Bad, Batch, Task
+from megatron_adapt.data.documents import Bad, Batch, ChatReader, Task
+from megatron_adapt.data.parsing import BadLine
 from megatron_adapt.data.sources import HUB
 from megatron_adapt.errors import ConfigError, DataError
 
@@ -38,12 +39,12 @@ def cut(name: str, chunk_bytes: int) -> Iterator[tuple[int, int, int]]:
         yield 0, 0, 0
 
 
-def read(task: Task, text_key: str) -> Iterator[Batch]:
+def read(task: Task, text_key: str, chats: ChatReader | None = None) -> Iterator[Batch]:
     """Batches of a part of a parquet file or data set; ``lines`` are rows from the begin of the task."""
     (name,) = task.files
-    rows = 0
-    for column in _hub_columns(task, text_key) if task.kind == "hub" else _parquet_columns(task, text_key):
-        batch = _batch(name, column, rows, text_key)
+    rows, key, is_text = 0, text_key if chats is None else chats.key, chats is None
+    for column in (_hub_columns if task.kind == "hub" else _parquet_columns)(task, key, is_text):
+        batch = _batch(name, column, rows, key) if chats is None else _chats(name, column, rows, chats)
         rows += len(column)
         batch.passed = rows
         yield batch
@@ -67,12 +68,12 @@ def _parquet(name: str) -> Any:
         raise DataError(f"cannot read {name}: {' '.join(str(error).split())}") from error
 
 
-def _parquet_columns(task: Task, text_key: str) -> Iterator[Any]:
+def _parquet_columns(task: Task, text_key: str, is_text: bool) -> Iterator[Any]:
     import pyarrow
 
     (name,) = task.files
     with _parquet(name) as file:
-        _require(name, text_key, file.schema_arrow)
+        _require(name, text_key, file.schema_arrow, is_text)
         groups = list(range(task.begin, file.metadata.num_row_groups if task.end is None else task.end))
         try:
             for batch in file.iter_batches(_ROWS, row_groups=groups, columns=[text_key]) if groups else ():
@@ -81,10 +82,10 @@ def _parquet_columns(task: Task, text_key: str) -> Iterator[Any]:
             raise DataError(f"cannot read {name}: {' '.join(str(error).split())}") from error
 
 
-def _hub_columns(task: Task, text_key: str) -> Iterator[Any]:
+def _hub_columns(task: Task, text_key: str, is_text: bool) -> Iterator[Any]:
     (name,) = task.files
     data = _hub(name)
-    _require(name, text_key, data.features.arrow_schema)
+    _require(name, text_key, data.features.arrow_schema, is_text)
     data = data.select_columns([text_key]).with_format("arrow")
     end = data.num_rows if task.end is None else task.end
     for begin in range(task.begin, end, _ROWS):
@@ -107,14 +108,14 @@ def _hub(name: str) -> Any:
         raise DataError(f"cannot load {name}: {' '.join(str(error).split())}") from error
 
 
-def _require(name: str, text_key: str, schema: Any) -> None:
+def _require(name: str, text_key: str, schema: Any, is_text: bool) -> None:
     import pyarrow
 
     if text_key not in schema.names:
         raise DataError(f"{name} has no column {text_key!r}; its columns are {', '.join(map(repr, schema.names))}")
     kind = schema.field(text_key).type
     plain = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
-    if str(plain) not in ("string", "large_string", "binary", "large_binary"):
+    if is_text and str(plain) not in ("string", "large_string", "binary", "large_binary"):
         raise DataError(f"{name}: the column {text_key!r} holds {kind}, not text")
 
 
@@ -138,6 +139,25 @@ def _batch(name: str, column: Any, row: int, text_key: str) -> Batch:
         rows = rows[is_good]
     bad = [Bad(int(np.searchsorted(rows, at)), name, at, message) for at, message in sorted(wrong)]
     return Batch(name, text, offsets, rows, bad, size=column.nbytes)
+
+
+def _chats(name: str, column: Any, row: int, chats: ChatReader) -> Batch:
+    """Each row a list of messages."""
+    texts: list[bytes] = []
+    rows, bad, replaced = [], [], {}
+    for at, messages in enumerate(column.to_pylist(), row):
+        try:
+            text, count = chats.document(messages)
+        except BadLine as error:
+            bad.append(Bad(len(texts), name, at, str(error)))
+            continue
+        if count:
+            replaced[len(texts)] = count
+        texts.append(text.encode("utf-8"))
+        rows.append(at)
+    offsets = np.cumsum([0, *map(len, texts)], dtype=np.int64)
+    text = np.frombuffer(b"".join(texts), np.uint8)
+    return Batch(name, text, offsets, np.array(rows, np.int64), bad, replaced, size=column.nbytes)
 
 
 def _flat(column: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -7,13 +7,14 @@ import json
 import os
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from megatron_adapt.data.chat import Chats, Rendered, encode, from_json
 from megatron_adapt.data.documents import Bad, Batch, Task
 from megatron_adapt.data.encoder import Encoder, Sample
 from megatron_adapt.data.held_out import held_out_between, writing
@@ -47,6 +48,7 @@ class Job:
     share: Fraction = Fraction(0)
     last: int | None = None
     split: Callable[[str], list[str]] | None = None
+    chats: Chats | None = None
     seed: int = 0
 
 
@@ -74,7 +76,7 @@ class Worker:
 
     def count(self, task: Task) -> dict[str, Any]:
         """Number of non-empty documents."""
-        documents = sum(int(np.count_nonzero(np.diff(batch.offsets))) for batch in read(task, self.job.text_key))
+        documents = sum(int(np.count_nonzero(np.diff(batch.offsets))) for batch in self._read(task))
         return {"number": task.number, "documents": documents}
 
     def encode(self, task: Task) -> dict[str, Any]:
@@ -95,11 +97,14 @@ class Worker:
             self.waiting.pop(task.number).discard()
             raise
 
+    def _read(self, task: Task) -> Iterator[Batch]:
+        return read(task, self.job.text_key, self.job.chats)
+
     def _encode(self, task: Task, waiting: _Waiting) -> dict[str, Any]:
         chance = random.Random(f"{self.job.seed} {task.number}")  # not NumPy's: its import takes as long as a task
         total: Counter[str] = Counter(dict.fromkeys(_COUNTS, 0))
         seen = 0
-        for batch in read(task, self.job.text_key):
+        for batch in self._read(task):
             total["lines"] = batch.passed
             left = None if task.limit is None else task.limit - seen
             kept = _first(batch, left)
@@ -113,12 +118,18 @@ class Worker:
             first_text = None
             if self.job.split is not None:
                 text, offsets, first_text = _split(self.job.split, text, offsets)
-            ids, id_offsets = self.job.encoder.encode(text, offsets)
+            mask = None
+            if self.job.chats is not None:
+                encoded = encode(self.job.encoder.tokenizer, _documents(text, offsets))
+                ids, id_offsets, offsets, mask = encoded.ids, encoded.id_offsets, encoded.text_offsets, encoded.mask
+                total.update(trained_tokens=int(mask.sum()), trained_bytes=encoded.bytes)
+            else:
+                ids, id_offsets = self.job.encoder.encode(text, offsets)
             for sample in self.job.encoder.sample(text, offsets, ids, id_offsets, chance):
                 self.send("sample", (task.number, sample))
             sequences = self.job.encoder.build(ids, id_offsets, offsets, first_text)
             with writing(self.parts.folder):
-                waiting.add(sequences.ids, sequences.sizes, sequences.texts if self.job.split else None)
+                waiting.add(sequences.ids, sequences.sizes, sequences.texts if self.job.split else None, mask)
                 self._spill()
             total.update(sequences.counts, tokens=len(sequences.ids), sequences=len(sequences.sizes))
             self.send("report", {
@@ -158,9 +169,10 @@ class Worker:
         taken = [int(nonempty[number - first]) for number in numbers]
         for document in taken:
             piece = text[offsets[document] : offsets[document + 1]].tobytes()
-            waiting.side("held", {"text": piece.decode("utf-8")})
+            entry = {"text": piece.decode("utf-8")} if self.job.chats is None else json.loads(piece)
+            waiting.side("held", entry)
             total["held_out_documents"] += 1
-            total["held_out_bytes"] += len(piece)
+            total["held_out_bytes"] += len(entry["text"].encode("utf-8"))
         stay = np.ones(len(offsets) - 1, dtype=bool)
         stay[taken] = False
         sizes = np.diff(offsets)
@@ -174,7 +186,7 @@ class Worker:
 
 _COUNTS = (
     "documents", "tokens", "sequences", "bytes", "empty", "skipped", "replaced_surrogates", "unknown_tokens",
-    "held_out_documents", "held_out_bytes", "lines",
+    "held_out_documents", "held_out_bytes", "lines", "trained_tokens", "trained_bytes",
 )  # fmt: skip
 
 
@@ -188,16 +200,18 @@ class _Waiting:
         self._arrays: list[np.ndarray] = []
         self._digest = hashlib.sha256()
         self._files: dict[str, BinaryIO] = {}
-        for kind in ("texts", "skipped", "held"):  # what a killed run may have left
+        for kind in ("texts", "mask", "skipped", "held"):  # what a killed run may have left
             parts.path(number, kind).unlink(missing_ok=True)
         self._file("sizes")
 
-    def add(self, ids: np.ndarray, sizes: np.ndarray, texts: np.ndarray | None) -> None:
+    def add(self, ids: np.ndarray, sizes: np.ndarray, texts: np.ndarray | None, mask: np.ndarray | None) -> None:
         data = ids.view(np.uint8)
         self._digest.update(data)
         self._file("sizes").write(sizes.data)
         if texts is not None:
             self._file("texts").write(texts.data)
+        if mask is not None:
+            self._file("mask").write(mask.data)
         self.size += len(data)
         if "ids" in self._files:
             self._files["ids"].write(data.data)
@@ -266,6 +280,12 @@ def _first(batch: Batch, left: int | None) -> int:
         return len(batch.lines)
     nonempty = np.flatnonzero(np.diff(batch.offsets))
     return len(batch.lines) if len(nonempty) < left else int(nonempty[left - 1]) + 1
+
+
+def _documents(text: np.ndarray, offsets: np.ndarray) -> list[Rendered]:
+    """Chats; of one without an answer nothing is left."""
+    pieces = (text[begin:end].tobytes() for begin, end in zip(offsets[:-1], offsets[1:]))
+    return [from_json(piece.decode("utf-8")) if piece else Rendered("", (), 0) for piece in pieces]
 
 
 def _split(

@@ -2,7 +2,7 @@
 
 The order is a pure function of seed, corpora and integer counters: every rank computes the whole global batch's
 samples and reads only its own, so the order does not depend on the data-parallel size and resume needs no iterator
-state. A sample is ``sequence_length + 1`` consecutive tokens of a corpus whose documents are shuffled.
+state. A sample is ``sequence_length + 1`` consecutive tokens of a corpus whose documents are shuffled, or so many of whole chats.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from megatron_adapt.data.mixing import Blend
+from megatron_adapt.data.packing import PackedOrder
 from megatron_adapt.data.preprocess import open_corpus
 from megatron_adapt.data.sampling import Passes, Piece, SampleOrder
 from megatron_adapt.errors import ConfigError
@@ -30,7 +31,8 @@ class Batch:
     corpus: Tensor  # [micro_batches, micro_batch_size] index into Batches.names
     # Of documents kept apart: how long each is, for every micro-batch, of its samples one after the other
     lengths: list[tuple[int, ...]] | None = None
-    # and float32 [micro_batches, micro_batch_size, sequence_length]: 0 where the next token begins another document
+    # and float32 [micro_batches, micro_batch_size, sequence_length]: 0 where the next token begins another document, or is one
+    # of a chat that is not learnt
     weights: Tensor | None = None
 
 
@@ -77,10 +79,16 @@ class Batches:
                 f"batch_size {batch_size} is not divisible by micro_batch_size x data-parallel ranks = "
                 f"{micro_batch_size} x {data_size}."
             )
-        self.order: dict[str, SampleOrder] = {}
-        self.bytes_per_token: dict[str, float] = {}
+        self.order: dict[str, SampleOrder | PackedOrder] = {}
+        self.bytes_per_token: dict[str, float] = {}  # of chats: of those that are learnt
         for name in self.names:
             reader, stats = open_corpus(prefixes[name], tokenizer_digest)
+            if "loss_mask" in stats:
+                if not apart:
+                    raise ConfigError(f"the corpus {name} is of chats, which must not see one another: set packing to documents")
+                self.order[name] = PackedOrder(reader, sequence_length, seed, name)
+                self.bytes_per_token[name] = stats["trained_bytes"] / max(stats["trained_tokens"], 1)
+                continue
             self.order[name] = SampleOrder(reader, sequence_length, seed, name, (passes or {}).get(name, Passes()))
             self.bytes_per_token[name] = stats["bytes"] / stats["tokens"]
 
@@ -99,10 +107,13 @@ class Batches:
         lengths: list[list[int]] = []
         for row, index in enumerate(chosen.reshape(-1)):
             name, number = samples[index]
-            pieces = self.order[name].pieces(self.begin[name] + number)
-            windows[row] = self.order[name].read(pieces)
+            order = self.order[name]
+            pieces = order.pieces(self.begin[name] + number)
+            windows[row] = order.read(pieces)
             corpus[row] = self.names.index(name)
             lengths.append(input_lengths(pieces))
+            if isinstance(order, PackedOrder):
+                weights[row] = order.learnt(pieces)[1:]
             weights[row, np.cumsum([piece.end - piece.begin for piece in pieces[:-1]], dtype=np.int64) - 1] = 0
         shape = chosen.shape
         batch = Batch(torch.from_numpy(windows).view(*shape, -1), torch.from_numpy(corpus).view(shape))
@@ -111,6 +122,16 @@ class Batches:
             batch.lengths = [tuple(itertools.chain(*lengths[begin : begin + self.micro_batch_size])) for begin in micro]
             batch.weights = torch.from_numpy(weights).view(*shape, -1)
         return batch
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """Chats that are too long for a sample, by corpus."""
+        return {name: order.left_out for name, order in self.order.items() if isinstance(order, PackedOrder) and order.left_out}
+
+    def size_of(self, positions: Mapping[str, float], targets: Mapping[str, float]) -> float:
+        """Bytes of text behind so many positions of each corpus, of chats behind so many targets."""
+        counts = {name: targets if isinstance(order, PackedOrder) else positions for name, order in self.order.items()}
+        return sum(counts[name][name] * self.bytes_per_token[name] for name in self.names)
 
 
 def input_lengths(pieces: Sequence[Piece]) -> list[int]:

@@ -4,6 +4,7 @@ Every document is read as ``[BOS or EOS] + tokens``, cut into windows that overl
 the text is predicted exactly once; the bits spent on them are divided by the text's UTF-8 bytes. The loss per token is
 the mean over all tokens, in nats; that per document the mean over documents of the mean over each one's tokens, where a
 short document counts as much as a long one. Which tokens are whose is known from the documents, never from an EOS.
+Of held-out chats only answers count, with the tokens that end them; their bytes are those of what they say.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from megatron.core import parallel_state
+from megatron_adapt.data import chat
 from megatron_adapt.data.corpus import read_documents
 from megatron_adapt.engine import backend, vocabulary
 from megatron_adapt.engine.backend import Layout
@@ -34,10 +36,11 @@ class Text:
 
     windows: list[np.ndarray]
     owners: np.ndarray  # the document of each window, from 0
-    lengths: np.ndarray  # tokens of each document
+    lengths: np.ndarray  # tokens of each document that count
     length: int
     bytes: int
     unknown: int
+    masks: list[np.ndarray] | None = None  # of each window 1 for the ids that count, where not all do
 
     @property
     def tokens(self) -> int:
@@ -46,6 +49,19 @@ class Text:
     @property
     def documents(self) -> int:
         return len(self.lengths)
+
+
+def read(path: Path, tokenizer: Tokenizer, length: int, text_key: str = "text", max_bytes: int | None = None) -> Text:
+    """Documents as :func:`read_texts` gives them, or held-out chats, tokenized for one model."""
+    if not chat.is_stored(path):
+        return tokenize(read_texts(path, text_key, max_bytes), tokenizer, length)
+    chats, size = [], 0
+    for one in chat.read_stored(path):
+        if chats and max_bytes is not None and size >= max_bytes:
+            break
+        chats.append(one)
+        size += len(one.text.encode())
+    return tokenize_chats(chats, tokenizer, length)
 
 
 def read_texts(path: Path, text_key: str = "text", max_bytes: int | None = None) -> list[str]:
@@ -85,6 +101,22 @@ def tokenize(texts: Sequence[str], tokenizer: Tokenizer, length: int) -> Text:
     return Text(windows, np.array(owners), np.array(lengths), length, size, unknown)
 
 
+def tokenize_chats(chats: Sequence[chat.Rendered], tokenizer: Tokenizer, length: int) -> Text:
+    """Chats begin as their template says."""
+    encoded = chat.encode(tokenizer, chats)
+    windows, masks, owners, lengths = [], [], [], []
+    for number, (begin, end) in enumerate(zip(encoded.id_offsets[:-1], encoded.id_offsets[1:])):
+        mask = encoded.mask[begin:end].copy()
+        mask[:1] = 0  # nothing comes before it
+        lengths.append(int(mask.sum()))
+        begins = [i for i in range(0, len(mask) - 1, length) if mask[i + 1 : i + length + 1].any()]
+        windows += [encoded.ids[begin + i : min(begin + i + length + 1, end)].astype(np.int64) for i in begins]
+        masks += [mask[i : i + length + 1] for i in begins]
+        owners += [number] * len(begins)
+    unknown = 0 if tokenizer.unk_id is None else int((encoded.ids == tokenizer.unk_id).sum())
+    return Text(windows, np.array(owners), np.array(lengths), length, encoded.bytes, unknown, masks)
+
+
 def _batches(text: Text, tokens_at_once: int, multiple: int) -> Iterator[list[int]]:
     """Numbers of windows of similar length, at most ``tokens_at_once`` padded tokens (and at least one window) a batch."""
     batch: list[int] = []
@@ -99,15 +131,17 @@ def _batches(text: Text, tokens_at_once: int, multiple: int) -> Iterator[list[in
         yield batch
 
 
-def _pad(batch: Sequence[np.ndarray], multiple: int, rows: int = 1) -> tuple[Tensor, Tensor]:
-    """-> tokens ``[b, s + 1]``, mask ``[b, s]`` of the real labels; ``s`` a multiple of ``multiple``, ``b`` of ``rows``."""
+def _pad(text: Text, numbers: Sequence[int], multiple: int, rows: int = 1) -> tuple[Tensor, Tensor]:
+    """-> tokens ``[b, s + 1]``, mask ``[b, s]`` of the labels that count; ``s`` a multiple of ``multiple``, ``b`` of ``rows``."""
+    batch = [text.windows[number] for number in numbers]
     width = -(-(max(map(len, batch)) - 1) // multiple) * multiple
     count = -(-len(batch) // rows) * rows
     tokens = torch.zeros(count, width + 1, dtype=torch.int64)
     mask = torch.zeros(count, width)
     for row, window in enumerate(batch):
         tokens[row, : len(window)] = torch.from_numpy(window)
-        mask[row, : len(window) - 1] = 1
+        counts = 1 if text.masks is None else torch.from_numpy(text.masks[numbers[row]][1:])
+        mask[row, : len(window) - 1] = counts
     return tokens, mask
 
 
@@ -137,7 +171,7 @@ def nats(model: nn.Module, text: Text, layout: Layout, tokens_at_once: int = 819
         count = layout.pipeline if layout.virtual_pipeline > 1 else 1
         tokens, mask = (
             tensor.to(backend.device()).chunk(count)
-            for tensor in _pad([text.windows[window] for window in batch], multiple, count)
+            for tensor in _pad(text, batch, multiple, count)
         )
         outputs = run(_forward_step, model, partial(zip, tokens, mask), count, mask[0].size(1), mask[0].size(0), forward_only=True)
         if outputs:
@@ -154,8 +188,8 @@ def bits_per_byte(model: nn.Module, text: Text, layout: Layout) -> dict[str, Any
     totals = nats(model, text, layout)
     total, has_tokens = float(totals.sum()), text.lengths > 0
     return {
-        "bits_per_byte": total / math.log(2) / text.bytes,
-        "token_loss": total / text.tokens,
+        "bits_per_byte": total / math.log(2) / max(text.bytes, 1),
+        "token_loss": total / max(text.tokens, 1),
         "document_loss": float((totals[has_tokens] / text.lengths[has_tokens]).mean()),
         "tokens": text.tokens,
         "bytes": text.bytes,

@@ -155,6 +155,8 @@ class _Run:
             data_rank=parallel_state.get_data_parallel_rank(),
             data_size=parallel_state.get_data_parallel_world_size(),
         )
+        for name, count in self.batches.left_out.items():
+            self.log(f"{name}: {count:,} chats are longer than sequence_length {self.phase.sequence_length} and left out")
         self.held_out = self._held_out()
         self.metrics = Metrics(job.output, job.tensorboard, self.position.step, log)
         self.forward_step = language_model_loss(len(self.batches.names))
@@ -176,7 +178,7 @@ class _Run:
             return {}
         length = self.job.evaluation_length or self.phase.sequence_length
         return {
-            name: evaluate.tokenize(evaluate.read_texts(path, max_bytes=self.job.evaluation_bytes), self.tokenizer, length)
+            name: evaluate.read(path, self.tokenizer, length, max_bytes=self.job.evaluation_bytes)
             for name, path in self.job.held_out.items()
         }
 
@@ -361,8 +363,8 @@ class _Run:
         sums, counts, positions = (flat[begin : begin + len(names)] for begin in range(0, len(flat), len(names)))
         # Bits of the text's bytes: tokens that stand for no text (BOS, EOS) are paid for, too.
         bits = sum(s / math.log(2) for s in sums)
-        size = sum(count * self.batches.bytes_per_token[name] for count, name in zip(positions, names))
-        result = {"loss": sum(sums) / max(sum(counts), 1.0), "bits_per_byte": bits / size}
+        size = self.batches.size_of(dict(zip(names, positions)), dict(zip(names, counts)))
+        result = {"loss": sum(sums) / max(sum(counts), 1.0), "bits_per_byte": bits / max(size, 1.0)}
         if len(names) > 1:
             for name, total, count in zip(names, sums, counts):
                 if count:

@@ -136,6 +136,15 @@ class Tokenizer:
                 ) from None
         return self._library.encode(texts, parse_special_tokens)
 
+    def encode_with_places(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """(ids int32 [n], places int64 [n, 2]: [begin, end) in characters of what each token stands for) of each text;
+        special tokens spelled in it get their ids, and none is added.
+
+        Raises:
+            ConfigError: sentencepiece does not tell.
+        """
+        return self._library.encode_with_places(list(texts))
+
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
         """The text of some ids. sentencepiece models never show their control tokens."""
         return self._library.decode([int(i) for i in ids], skip_special_tokens)

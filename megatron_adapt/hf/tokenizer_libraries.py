@@ -41,6 +41,10 @@ class Tokenizers:
         encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
 
+    def encode_with_places(self, texts: list[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        encodings = self.parsing().encode_batch(texts, add_special_tokens=False)
+        return [(np.array(one.ids, np.int32), np.array(one.offsets, np.int64).reshape(-1, 2)) for one in encodings]
+
     def parsing(self) -> Any:
         """The tokenizer that finds special tokens in text; made at first use."""
         if self._parsing is None:
@@ -95,6 +99,9 @@ class SentencePiece:
         if parse_special_tokens:
             raise ConfigError("sentencepiece never finds special tokens in text; use a tokenizer.json to parse them")
         return [np.array(self.model.encode(text), dtype=np.int32) for text in texts]
+
+    def encode_with_places(self, texts: list[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        raise ConfigError("sentencepiece does not find special tokens in text, as chats need; use a tokenizer.json")
 
     def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
         return self.model.decode(ids)

@@ -46,7 +46,7 @@ def run(
         else:
             checkpoint.load(opened, model)
         for name, path in texts.items():
-            text = evaluate.tokenize(evaluate.read_texts(path, text_key, max_bytes), tokenizer, length)
+            text = evaluate.read(path, tokenizer, length, text_key, max_bytes)
             results[name] = evaluate.bits_per_byte(model, text, layout)
             note = f", {text.unknown} unknown tokens: too low" if text.unknown else ""
             reporter.log(f"{name}: {results[name]['bits_per_byte']:.3f} bits per byte over {text.bytes:,} bytes{note}")

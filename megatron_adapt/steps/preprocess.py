@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from megatron_adapt.config import Corpus
+from megatron_adapt.data.chat import Chats
 from megatron_adapt.data.indexed import IndexedReader
+from megatron_adapt.data.packing import PackedOrder
 from megatron_adapt.data.preprocess import preprocess
 from megatron_adapt.data.sampling import Passes, SampleOrder
 from megatron_adapt.errors import DataError
+from megatron_adapt.hf.chat_template import ChatTemplate
 from megatron_adapt.hf.tokenizer import Tokenizer
+from megatron_adapt.steps import receipt
 from megatron_adapt.steps.reporter import Reporter
 
 PREFIX = "text"
@@ -24,14 +29,13 @@ def run(corpus: Corpus, tokenizer_dir: Path, output: Path, reporter: Reporter, s
     """
     tokenizer = Tokenizer.load(tokenizer_dir)
     has_bos = tokenizer.bos_id not in (None, tokenizer.eos_id)
+    special = {"append_bos": has_bos if corpus.bos is None else corpus.bos, "append_eod": corpus.eos}
     stats = preprocess(
         [corpus.path] if isinstance(corpus.path, str) else list(corpus.path),
         tokenizer,
         output / PREFIX,
         text_key=corpus.text_key,
-        append_bos=has_bos if corpus.bos is None else corpus.bos,
-        append_eod=corpus.eos,
-        tokenizer_backend="auto",
+        **(special | {"tokenizer_backend": "auto"} if corpus.messages is None else {"chats": chats(corpus, tokenizer), "append_eod": False}),
         on_error=corpus.on_error,
         on_skip=lambda message: reporter.log(f"skipped {message}"),
         held_out=0.0 if corpus.held_out_path else corpus.held_out,
@@ -48,7 +52,27 @@ def run(corpus: Corpus, tokenizer_dir: Path, output: Path, reporter: Reporter, s
             f"{corpus.path}: nothing to hold out (held_out {corpus.held_out:g}): a single document. Split it (blank lines separate "
             f"the documents of a .txt file; text with one on each line is JSON lines to be), give a held_out_path, or set held_out to 0."
         )
+    if corpus.messages is not None:
+        reporter.log(f"{stats['trained_tokens']:,} tokens are learnt, {stats['empty']:,} chats without an answer left out")
     passes = Passes(corpus.unique_tokens, corpus.shuffled_epochs)
-    if stats["tokens"] > 1:  # else it can be evaluated at most
+    if stats["tokens"] > 1 and corpus.messages is None:  # else it can be evaluated at most
         SampleOrder(IndexedReader(output / PREFIX), 1, seed, name, passes).build()
     return {key: value for key, value in stats.items() if key != "shards"}  # they are in text.json
+
+
+def chats(corpus: Corpus, tokenizer: Tokenizer) -> Chats:
+    """How the chats of a corpus are read.
+
+    Raises:
+        ConfigError: there is no template for them, or it cannot be used.
+    """
+    file = Path(corpus.chat_template) if corpus.chat_template else None
+    return Chats(str(corpus.messages), ChatTemplate.load(tokenizer, file), corpus.loss_on)
+
+
+def epoch_tokens(folder: Path, seed: int, name: str) -> int | Callable[[int], int]:
+    """Tokens of an epoch of a corpus that :func:`run` made; of chats, by sequence_length, those of the samples they fill."""
+    metrics = receipt.read(folder)["metrics"]  # type: ignore[index]
+    if "loss_mask" not in metrics:
+        return metrics["tokens"]
+    return lambda length: PackedOrder(IndexedReader(folder / PREFIX), length, seed, name).samples * length

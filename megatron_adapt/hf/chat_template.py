@@ -1,0 +1,182 @@
+"""A tokenizer's chat template: messages -> text, and where in it the answers stand.
+
+transformers renders (Jinja in a sandbox), so the text is that of its ``apply_chat_template``. An answer begins where the
+conversation before it ends, rendered with the generation prompt, and ends with the token that closes its turn: that is
+what a model has to write. Both places come from rendering, never from looking for the answer in the text, where it may
+stand twice or be trimmed. Templates that mark answers (``{% generation %} ... {% endgeneration %}``) are believed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from megatron_adapt.errors import ConfigError
+from megatron_adapt.hf.directory import read_json
+from megatron_adapt.hf.tokenizer import Tokenizer
+
+Span = tuple[int, int]
+_MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_TODAY = re.compile(r"\bstrftime_now\s*\(")
+_MARK = "mark answers in the template: {% generation %} ... {% endgeneration %}"
+_PROBE = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "Here."}]
+
+
+class Unrenderable(Exception):
+    """Why a conversation has no text under a template, or no known answers."""
+
+
+class ChatTemplate:
+    """Made by :meth:`load`.
+
+    Attributes:
+        name: the file that it is from, for messages.
+        source: Jinja.
+        tokens: {"bos_token": "<s>", ...}, which templates use by name.
+        closings: spellings of the tokenizer's added tokens, one of which has to end an answer.
+    """
+
+    def __init__(self, name: str, source: str, tokens: Mapping[str, str], closings: Sequence[str]) -> None:
+        self.name, self.source, self.tokens = name, source, dict(tokens)
+        self.closings = tuple(closings)
+        self.marks = bool(_MARKS.search(source))
+
+    @classmethod
+    def load(cls, tokenizer: Tokenizer, file: Path | None = None) -> ChatTemplate:
+        """The template in a file, else the tokenizer's own; tried on a question and its answer.
+
+        Raises:
+            ConfigError: there is none, Jinja or the tokenizer cannot read it, or a model would not learn to end its answers.
+        """
+        if tokenizer.definition is None:
+            raise ConfigError(f"chats need a tokenizer.json, which {tokenizer.path} lacks: special tokens have to be found in text")
+        name, source = (str(file), _read(file)) if file is not None else _own(tokenizer)
+        added = [token["content"] for token in tokenizer.definition.head.get("added_tokens") or []]
+        template = cls(name, source, _special_tokens(tokenizer), [content for content in added if content.strip()])
+        template.check(tokenizer)
+        return template
+
+    def check(self, tokenizer: Tokenizer) -> None:
+        if _TODAY.search(self.source):
+            raise ConfigError(
+                f"{self.name} writes today's date (strftime_now): tomorrow the same chats would be another corpus. Copy it, write a "
+                "date instead, and name the copy (chat_template)"
+            )
+        try:
+            text, answers = self.render(_PROBE)
+            self._check_prompt(text)
+        except Unrenderable as error:
+            raise ConfigError(f"{self.name} cannot be used with the tokenizer {tokenizer.path}: {error}") from None
+        if not answers:
+            raise ConfigError(f"{self.name} marks no answer in {text!r}; {_MARK}")
+
+    def _check_prompt(self, text: str) -> None:
+        """Without a generation prompt a turn's heading would count as the answer's begin."""
+        begin = len(self.plain(_PROBE[:1]))
+        if self.marks or self._rendered(_PROBE[:1], prompt=True)[0] != text[:begin]:
+            return
+        other = self.plain([_PROBE[0], {**_PROBE[1], "content": "There."}])
+        heading = os.path.commonprefix([text[begin:], other[begin:]])
+        if heading.strip():
+            raise Unrenderable(f"it has no generation prompt, so that answers would begin with {heading!r}; add one, or {_MARK}")
+
+    def render(self, messages: Sequence[Mapping[str, str]]) -> tuple[str, list[Span]]:
+        """Text of a conversation, and [begin, end) in characters of each of its answers with the token that closes it.
+
+        Raises:
+            Unrenderable: the template refuses the conversation, where an answer stands cannot be known, or no token ends it.
+        """
+        if self.marks:
+            text, answers = self._rendered(messages, marked=True)
+        else:
+            text = self._rendered(messages)[0]
+            answers = [self._answer(text, messages, i) for i, one in enumerate(messages) if one["role"] == "assistant"]
+        for begin, end in answers:
+            if not text[begin:end].rstrip().endswith(self.closings):
+                raise Unrenderable(
+                    f"no token of the tokenizer ends the answer {_shown(text[begin:end])}, so that a model would not learn to stop: let the "
+                    "template write one there (like {{ eos_token }}), or choose a tokenizer that has it"
+                )
+        return text, answers
+
+    def plain(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """The text alone; Unrenderable where the template refuses the conversation."""
+        return self._rendered(messages)[0]
+
+    def said(self, text: str, answer: Span) -> str:
+        """An answer without the token that closes it and spaces around it, which may be the template's."""
+        words = text[slice(*answer)].rstrip()
+        return words[: len(words) - max((len(token) for token in self.closings if words.endswith(token)), default=0)].strip()
+
+    def _answer(self, text: str, messages: Sequence[Mapping[str, str]], number: int) -> Span:
+        before = self._rendered(messages[:number], prompt=True)[0]
+        through = text if number + 1 == len(messages) else self._rendered(messages[: number + 1])[0]
+        if not (through.startswith(before) and text.startswith(through)):
+            raise Unrenderable(
+                f"message {number + 1} reads otherwise where the conversation begins, ends or goes on there, so that where the answer "
+                f"stands is not known; {_MARK}"
+            )
+        # What follows the token that ends the turn, like the line end of ChatML, no model has to write.
+        return len(before), len(before) + len(through[len(before) :].rstrip())
+
+    def _rendered(
+        self, messages: Sequence[Mapping[str, str]], prompt: bool = False, marked: bool = False
+    ) -> tuple[str, list[Span]]:
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        try:
+            (text,), spans = render_jinja_template(
+                [list(messages)], chat_template=self.source, return_assistant_tokens_mask=marked, add_generation_prompt=prompt,
+                **self.tokens,
+            )  # fmt: skip
+        except Exception as error:  # Jinja's own, and whatever an expression in a template raises
+            raise Unrenderable(f"the template refuses it: {' '.join(str(error).split())}") from None
+        return text, [(begin, end) for begin, end in spans[0] if begin < end] if marked else []
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 60 else f"...{text[-57:]}")
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot read the chat template {file}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"the chat template {file} is not UTF-8 text") from None
+
+
+def _own(tokenizer: Tokenizer) -> tuple[str, str]:
+    files = {file.name: file for file in tokenizer.files}
+    if "chat_template.jinja" in files:
+        file = files["chat_template.jinja"]
+        return str(file), _read(file)
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        found = (read_json(files[name]) or {}).get("chat_template") if name in files else None
+        if isinstance(found, list):  # of several by name
+            found = next((entry["template"] for entry in found if entry.get("name") == "default"), None)
+        if found:
+            return f"the chat template in {files[name]}", str(found)
+    raise ConfigError(f"the tokenizer {tokenizer.path} has no chat template: name a file with one (chat_template)")
+
+
+def _special_tokens(tokenizer: Tokenizer) -> dict[str, str]:
+    """By the names that templates know them by, as transformers gives them."""
+    files = {file.name: file for file in tokenizer.files}
+    named: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        named.update(read_json(files[name]) or {} if name in files else {})
+    tokens = {}
+    for role in ("bos", "eos", "unk", "pad", "sep", "cls", "mask"):
+        key = f"{role}_token"
+        entry = named.get(key)
+        content = entry.get("content") if isinstance(entry, dict) else entry
+        if content is None and key not in named and (index := getattr(tokenizer, f"{role}_id", None)) is not None:
+            content = tokenizer.tokens()[index]
+        if content is not None:
+            tokens[key] = content
+    return tokens
