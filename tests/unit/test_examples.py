@@ -27,6 +27,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 CASES: dict[str, dict[str, Any]] = {
     "mistral7b-german-tight-budget/main": {"steps": [7680], "tokens": 8.05, "peak": [4e-5], "last": [2e-6]},
     "mistral7b-german-tight-budget/main+hindsight": {"steps": [7680], "tokens": 8.05, "peak": [3e-5], "last": [2e-6]},
+    "latxa-instruct/recipe": {"steps": [9060], "tokens": 19, "peak": [1e-5], "last": [3.3e-6]},
     "mistral7b-arabic-two-stage/recipe": {"steps": [100, 7680], "tokens": 8.16, "peak": [4e-4, 3e-5], "last": [1e-5, 2e-6]},
     "pythia410m-german-clp/recipe": {"steps": [6100, 54900], "tokens": 1.0, "peak": [1e-3, 3e-4], "last": [3e-5, 3e-5]},
     "pythia410m-german-clp/recipe+baseline": {"steps": [61000], "tokens": 1.0, "peak": [3e-4], "last": [3e-5]},
@@ -40,6 +41,7 @@ CASES: dict[str, dict[str, Any]] = {
     "scratch-repeated-data/recipe+146m": {"steps": [11254], "tokens": 5.9, "peak": [2e-4], "last": [2e-5]},
 }  # fmt: skip
 PARAMETERS = {
+    "latxa": 8.03e9,
     "mistral": 7.2e9, "pythia": 405e6, "mpt": 6.7e9, "scratch-repeated-data/recipe": 2.809e9, "scratch-repeated-data/recipe+146m": 146.5e6,
 }  # fmt: skip
 
