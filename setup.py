@@ -12,6 +12,8 @@ setup(
             sorted(glob("csrc/*.cpp")),
             depends=sorted(glob("csrc/*.h")),
             cxx_std=17,
+            extra_compile_args=["-O3", "-pthread"],  # loops over rows of numbers are to be vectorised; threads
+            extra_link_args=["-pthread"],
         )
     ]
 )

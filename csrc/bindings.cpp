@@ -11,6 +11,7 @@
 #include "merge.h"
 #include "sampling.h"
 #include "text_bindings.h"
+#include "vocab_bindings.h"
 
 namespace py = pybind11;
 using megatron_adapt::FileError;
@@ -126,6 +127,7 @@ Positions permute(const Positions& places, std::uint64_t size, std::uint64_t key
 PYBIND11_MODULE(_C, module) {
   module.doc() = "The compiled part of megatron_adapt.";
   megatron_adapt::bind_text(module);
+  megatron_adapt::bind_vocab(module);
 
   py::register_exception_translator([](std::exception_ptr pointer) {
     try {

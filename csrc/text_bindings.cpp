@@ -9,6 +9,7 @@
 #include <stdexcept>
 #include <utility>
 
+#include "arrays.h"
 #include "bpe.h"
 #include "documents.h"
 #include "sequences.h"
@@ -19,16 +20,6 @@ namespace py = pybind11;
 namespace megatron_adapt {
 
 namespace {
-
-using Offsets = py::array_t<std::int64_t, py::array::c_style | py::array::forcecast>;
-
-// A numpy array that owns what the vector held.
-template <typename T>
-py::array_t<T> as_array(std::vector<T>&& values) {
-  auto* const owner = new std::vector<T>(std::move(values));
-  const py::capsule free(owner, [](void* pointer) { delete static_cast<std::vector<T>*>(pointer); });
-  return py::array_t<T>(static_cast<py::ssize_t>(owner->size()), owner->data(), free);
-}
 
 py::tuple take(DocumentScanner& scanner) {
   Documents documents = scanner.take();
@@ -50,12 +41,6 @@ std::pair<std::size_t, std::size_t> scan(DocumentScanner& scanner, const py::buf
   const py::gil_scoped_release released;
   const DocumentScanner::Odd odd = scanner.scan(bytes, begin);
   return {odd.begin, odd.end};
-}
-
-void check_offsets(const Offsets& offsets, std::int64_t limit, const char* name) {
-  bool ascending = offsets.ndim() == 1 && offsets.size() > 0 && offsets.at(0) >= 0 && offsets.at(offsets.size() - 1) <= limit;
-  for (py::ssize_t i = 1; ascending && i < offsets.size(); ++i) ascending = offsets.data()[i - 1] <= offsets.data()[i];
-  if (!ascending) throw py::value_error(std::string(name) + " must ascend within the array they point into");
 }
 
 using Bytes = py::array_t<std::uint8_t, py::array::c_style>;

@@ -7,7 +7,6 @@ import numpy as np
 from megatron_adapt.vocab.weighting import Triples, concatenated
 
 BLOCK_VALUES = 2**22  # similarities held at a time: what a cache holds is twice as fast as what fills memory
-GROUP = 16  # columns whose maximum is looked at first
 WEIGHTS = ("sparsemax", "softmax", "clip")
 
 
@@ -56,48 +55,17 @@ def weights_over(
     return concatenated(*parts)
 
 
-def sparsemax(scores: np.ndarray, first: int = 32) -> Triples:
-    """(row, column, weight) of the projection of every row of ``scores`` [n, m] onto the simplex.
+def sparsemax(scores: np.ndarray) -> Triples:
+    """(row, column, weight) of the projection of every row of ``scores`` float32 [n, m] onto the simplex.
 
     With z sorted downwards, k is the largest for which 1 + k z_k > z_1 + ... + z_k, tau = (z_1 + ... + z_k - 1) / k and
-    the weights are max(z - tau, 0). Only the largest entries matter, so ``first`` of them are sorted, and more only in
-    rows whose support might be larger.
-    """
-    size = scores.shape[1]
-    chosen = _first(scores, first) if 2 * first * GROUP < size else _largest(scores, min(first, size))
-    values = np.take_along_axis(scores, chosen, 1).astype(np.float64)
-    sums = np.cumsum(values, 1)
-    position = np.arange(1, values.shape[1] + 1)
-    support = (1 + position * values > sums).sum(1)
-    complete = (support < values.shape[1]) | (values.shape[1] == size)
-    tau = (np.take_along_axis(sums, support[:, None] - 1, 1) - 1) / support[:, None]
-    weights = np.maximum(values - tau, 0)
-    rows, columns = np.nonzero((weights > 0) & complete[:, None])
-    found = (rows, chosen[rows, columns], weights[rows, columns])
-    if complete.all():
-        return found
-    left = np.flatnonzero(~complete)
-    rows, columns, more = sparsemax(scores[left], first * 8)
-    return concatenated(found, (left[rows], columns, more))
-
-
-def _first(scores: np.ndarray, count: int) -> np.ndarray:
-    """Columns of the ``count`` largest entries of every row, largest first: int64 [n, count]; needs count * GROUP columns.
-
-    The largest entries lie in the groups of columns with the largest maxima, so that only a few columns are looked at twice.
+    the weights are max(z - tau, 0); by row, then by column.
     """
     import torch
 
-    height, width = scores.shape
-    groups = width // GROUP
-    values = torch.from_numpy(scores)
-    whole = values[:, : groups * GROUP].view(height, GROUP, groups)  # column g + k * groups is in group g
-    leading = whole.amax(1).topk(count, sorted=False).indices
-    members = (leading[:, None, :] + torch.arange(0, groups * GROUP, groups)[None, :, None]).reshape(height, -1)
-    rest = torch.arange(groups * GROUP, width).expand(height, -1)
-    candidates = torch.cat([members, rest], 1)
-    best = values.gather(1, candidates).topk(count).indices
-    return candidates.gather(1, best).numpy()
+    from megatron_adapt import _C
+
+    return _C.sparsemax(scores, threads=torch.get_num_threads())
 
 
 def _largest(scores: np.ndarray, count: int) -> np.ndarray:

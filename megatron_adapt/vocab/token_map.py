@@ -197,7 +197,7 @@ class _Work:
     def __init__(self, token_map: TokenMap, matrix: Tensor, seed: int, name: str) -> None:
         import torch
 
-        self.map, self.source = token_map, matrix
+        self.map, self.source = token_map, matrix.contiguous()
         ordinary = matrix[: token_map.source_size]
         self.copies = token_map.copies()
         self.composed = ~self.copies & ~token_map.drawn
@@ -225,8 +225,7 @@ class _Work:
             target = torch.empty(end - begin, self.source.shape[1], dtype=self.source.dtype, device="cpu")
         copied = np.flatnonzero(self.copies[begin:end])
         target[torch.from_numpy(copied)] = self.source[torch.from_numpy(self.map.source_ids[indptr[begin + copied]])]
-        for rows, sums in self._compose(begin + np.flatnonzero(self.composed[begin:end])):
-            target[torch.from_numpy(rows - begin)] = sums.to(target.dtype)
+        self._compose(begin + np.flatnonzero(self.composed[begin:end]), begin, target)
         if self.map.factors is not None:
             chosen = np.flatnonzero(self.dense[begin:end] >= 0)
             target[torch.from_numpy(chosen)] = self._multiply(self.dense[begin + chosen]).to(target.dtype)
@@ -234,33 +233,29 @@ class _Work:
         target[torch.from_numpy(drawn)] = self._draw(len(drawn)).to(target.dtype)
         return target
 
-    def _compose(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Tensor]]:
-        """The sparse rows, as many at a time as CHUNK_VALUES allows."""
+    def _compose(self, rows: np.ndarray, begin: int, target: Tensor) -> None:
+        """The sparse rows into a target that begins at row ``begin``, as many at a time as CHUNK_VALUES allows."""
         import torch
-        from torch.nn.functional import embedding_bag
 
         indptr = self.map.indptr
         groups = np.cumsum(indptr[rows + 1] - indptr[rows]) // max(1, CHUNK_VALUES // self.source.shape[1])
         for chosen in np.split(rows, np.flatnonzero(np.diff(groups)) + 1) if len(rows) else ():
             counts = indptr[chosen + 1] - indptr[chosen]
-            starts = np.cumsum(counts) - counts
-            entries = np.arange(counts.sum()) + np.repeat(indptr[chosen] - starts, counts)
-            offsets = torch.from_numpy(starts)
-            weights = torch.from_numpy(self.map.weights[entries])
+            starts = np.concatenate([[0], np.cumsum(counts)])
+            entries = np.arange(starts[-1]) + np.repeat(indptr[chosen] - starts[:-1], counts)
+            ids, weights = self.map.source_ids[entries], self.map.weights[entries]
             if self.source.dtype == torch.float32 and self.map.norm == "none":  # nothing to convert or to measure
-                local = torch.from_numpy(self.map.source_ids[entries])
-                yield chosen, embedding_bag(local, self.source, offsets, mode="sum", per_sample_weights=weights)
+                _add_up(self.source, starts, ids, weights, target, chosen - begin)
                 continue
-            unique, local = np.unique(self.map.source_ids[entries], return_inverse=True)
-            gathered = self.source[torch.from_numpy(unique)].float()
-            local = torch.from_numpy(local.reshape(-1))
-            sums = embedding_bag(local, gathered, offsets, mode="sum", per_sample_weights=weights)
+            unique, local = np.unique(ids, return_inverse=True)
+            gathered, local = self.source[torch.from_numpy(unique)].float(), local.reshape(-1)
+            sums = _summed(gathered, starts, local, weights)
             if self.map.norm != "none":
                 lengths_of = (gathered - self.centre).norm(dim=1, keepdim=True)
-                wanted = embedding_bag(local, lengths_of, offsets, mode="sum", per_sample_weights=weights.abs())
-                total = embedding_bag(local, torch.ones(len(unique), 1), offsets, mode="sum", per_sample_weights=weights.abs())
+                wanted = _summed(lengths_of, starts, local, np.abs(weights))
+                total = _summed(torch.ones(len(unique), 1), starts, local, np.abs(weights))
                 sums = self._scaled(sums, wanted / total.clamp_min(1e-30))
-            yield chosen, sums
+            target[torch.from_numpy(chosen - begin)] = sums.to(target.dtype)
 
     def _product(self, factors: Factors) -> tuple[Tensor, float]:
         """``right.T @ source[anchors]``, float32 [h, d], and the mean length of the anchors."""
@@ -295,6 +290,26 @@ class _Work:
             mean, std = torch.zeros(width), torch.full((width,), DEVIATIONS[self.map.draw](width, self.map.rows))
         noise = torch.randn(count, width, generator=self.generator, dtype=torch.float32, device="cpu")
         return mean + self.map.spread * std * noise
+
+
+def _add_up(
+    source: Tensor, starts: np.ndarray, ids: np.ndarray, weights: np.ndarray, target: Tensor, places: np.ndarray
+) -> None:
+    """Row ``places[i]`` of ``target`` becomes the weighted sum of the source's rows ``ids[starts[i]:starts[i + 1]]``."""
+    import torch
+
+    from megatron_adapt import _C
+
+    _C.weighted_rows(target.numpy(), places, source.numpy(), starts, ids, weights, threads=torch.get_num_threads())
+
+
+def _summed(source: Tensor, starts: np.ndarray, ids: np.ndarray, weights: np.ndarray) -> Tensor:
+    """The weighted sums alone, float32 [n, d]."""
+    import torch
+
+    sums = torch.empty(len(starts) - 1, source.shape[1])
+    _add_up(source, starts, ids, weights, sums, np.arange(len(sums)))
+    return sums
 
 
 def statistics(source: Tensor) -> tuple[Tensor, Tensor]:

@@ -144,29 +144,6 @@ def test_omp_survives_duplicates_and_few_anchors(ridge):
     assert np.allclose(rebuilt, best, atol=1e-3) if ridge == 0 else np.linalg.norm(rebuilt) <= np.linalg.norm(best) + 1e-6
 
 
-@pytest.mark.parametrize("first", [1, 3, 128])
-def test_sparsemax(first):
-    generator = np.random.default_rng(2)
-    scores = np.concatenate([generator.normal(size=(40, 50)), np.full((2, 50), 0.5), generator.normal(size=(5, 50)) * 1e-3])
-    rows, columns, weights = similarity.sparsemax(scores, first)
-    dense = np.zeros_like(scores)
-    dense[rows, columns] = weights
-    assert np.allclose(dense, np.stack([simplex(row) for row in scores]), atol=1e-9)
-
-
-@pytest.mark.parametrize("first", [2, 5])
-def test_sparsemax_of_many_columns(first):
-    """Where groups of columns are looked at first; supports up to all of them, equal scores, a last group that is not full."""
-    generator = np.random.default_rng(6)
-    scores = generator.normal(size=(60, 213)) * np.repeat([2.0, 0.2, 1e-3], 20)[:, None]
-    scores[5], scores[6, ::2], scores[7, -4:] = 0.3, 0.9, 5.0
-    assert 2 * first * similarity.GROUP < 213
-    rows, columns, weights = similarity.sparsemax(scores, first)
-    dense = np.zeros_like(scores)
-    dense[rows, columns] = weights
-    assert np.allclose(dense, np.stack([simplex(row) for row in scores]), atol=1e-9)
-
-
 def test_focus_is_the_package_of_its_authors(monkeypatch):
     """The rows that deepfocus (pip install deepfocus, which compiles fastText) makes of the same vectors."""
     package = pytest.importorskip("deepfocus.focus", reason="deepfocus is not installed: the formula is checked above")
