@@ -136,7 +136,9 @@ def from_json(document: str) -> Rendered:
 
 
 def is_stored(path: Path) -> bool:
-    """Whether a file holds chats that were held out: its first line has the key "answers"."""
+    """Whether this is a .jsonl file of chats that were held out: its first line has the key "answers"."""
+    if path.suffix != ".jsonl" or not path.is_file():
+        return False
     with path.open("rb") as lines:
         begin = lines.readline(1 << 28)
     try:

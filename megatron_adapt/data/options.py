@@ -77,7 +77,8 @@ class Options:
                     "held_out and max_documents count the documents of a whole corpus: leave them out of a shard "
                     "(held-out text can be a corpus of its own)"
                 )
-        if self.chats is not None and (self.append_bos or self.append_eod or self.split_sentences or self.tokenizer_backend not in (None, "tokenizers")):
+        appended = self.append_bos or self.append_eod or self.split_sentences
+        if self.chats is not None and (appended or self.tokenizer_backend not in (None, "tokenizers")):
             problems.append(
                 "of chats their template writes all special tokens, and tokenizers knows where they stand: leave out append_bos, "
                 "append_eod, split_sentences and other backends"

@@ -97,8 +97,8 @@ class ChatTemplate:
         for begin, end in answers:
             if not text[begin:end].rstrip().endswith(self.closings):
                 raise Unrenderable(
-                    f"no token of the tokenizer ends the answer {_shown(text[begin:end])}, so that a model would not learn to stop: let the "
-                    "template write one there (like {{ eos_token }}), or choose a tokenizer that has it"
+                    f"no token of the tokenizer ends the answer {_shown(text[begin:end])}, so that a model would not learn to stop: "
+                    "let the template write one there (like {{ eos_token }}), or choose a tokenizer that has it"
                 )
         return text, answers
 

@@ -117,7 +117,7 @@ def test_losses_are_those_of_transformers(talk, one):
     assert one.metrics[-1]["held_out/talk"] < expected["bits"]
 
 
-@pytest.mark.parametrize("name, micro", [("DP2", 2), ("DP2", 4), ("one", 8), ("one", 1), ("TP2", 2), ("PP2", 2), ("DP2+DO", 1)])
+@pytest.mark.parametrize("name, micro", [("DP2", 2), ("one", 8), ("TP2", 2), ("PP2", 2), ("DP2+DO", 1)])
 def test_every_target_weighs_the_same_in_every_layout(talk, one, tmp_path, name, micro):
     """Not every rank's mean, nor every micro-batch's: these have different numbers of targets."""
     layout, ranks = LAYOUTS[name]

@@ -128,7 +128,8 @@ def test_held_out_chats_are_stored_with_their_answers(tokenizer, chats, tmp_path
     (tmp_path / "held_out.jsonl").write_text('{"text": "a", "answers": []}\n')
     with pytest.raises(DataError, match="held_out.jsonl:1 is no chat that was held out .*preprocess its corpus again"):
         list(read_stored(tmp_path / "held_out.jsonl"))
-    assert not is_stored(tmp_path / "dev.jsonl")
+    (tmp_path / "no.jsonl").write_text("no JSON\n")
+    assert not any(map(is_stored, (tmp_path / "dev.jsonl", tmp_path / "no.jsonl", tmp_path, tmp_path / "corpus.bin", tmp_path / "missing.jsonl")))
 
 
 def test_max_documents_counts_chats_with_an_answer(tokenizer, chats, tmp_path):
