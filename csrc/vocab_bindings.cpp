@@ -1,8 +1,10 @@
 #include "vocab_bindings.h"
 
 #include <pybind11/numpy.h>
+#include <pybind11/stl.h>
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -61,6 +63,22 @@ void weighted_rows_into(Floats& target, const Ids& places, const Floats& source,
   weighted_rows(from, width, begins, chosen, by, rows, where, out, threads);
 }
 
+using Doubles = py::array_t<double, py::array::c_style>;
+
+void add_columns_to(Doubles& totals, const Floats& source, const std::optional<Doubles>& centre, std::int64_t threads) {
+  const auto fits = [&](const Doubles& values) { return values.ndim() == 1 && values.size() == source.shape(1); };
+  if (source.ndim() != 2 || !fits(totals) || (centre && !fits(*centre))) {
+    throw py::value_error("totals and centre must have a value for each column of the matrix");
+  }
+  check_threads(threads);
+  double* const out = totals.mutable_data();
+  const double* const from = centre ? centre->data() : nullptr;
+  const float* const data = source.data();
+  const std::int64_t rows = source.shape(0), width = source.shape(1);
+  const py::gil_scoped_release released;
+  add_columns(data, rows, width, from, out, threads);
+}
+
 }  // namespace
 
 void bind_vocab(py::module_& module) {
@@ -70,6 +88,10 @@ void bind_vocab(py::module_& module) {
              py::arg("source").noconvert(), py::arg("starts").noconvert(), py::arg("ids").noconvert(),
              py::arg("weights").noconvert(), py::kw_only(), py::arg("threads"),
              "Weighted sums of rows of source into the rows `places` of target, float32; see csrc/weighted_rows.h.");
+  module.def("add_columns", &add_columns_to, py::arg("totals").noconvert(), py::arg("source").noconvert(),
+             py::arg("centre").noconvert(), py::kw_only(), py::arg("threads"),
+             "Adds the columns of a float32 matrix, or their squared distances from a centre, to float64 totals; see "
+             "csrc/weighted_rows.h.");
 }
 
 }  // namespace megatron_adapt

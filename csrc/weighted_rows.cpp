@@ -40,4 +40,18 @@ void weighted_rows(const float* source, std::int64_t width, const std::int64_t* 
   });
 }
 
+void add_columns(const float* source, std::int64_t rows, std::int64_t width, const double* centre, double* totals,
+                 std::int64_t threads) {
+  in_parts(width, threads, [&](std::int64_t, std::int64_t begin, std::int64_t end) {
+    for (std::int64_t i = 0; i < rows; ++i) {
+      const float* const row = source + i * width;
+      if (centre == nullptr) {
+        for (std::int64_t j = begin; j < end; ++j) totals[j] += row[j];
+      } else {
+        for (std::int64_t j = begin; j < end; ++j) totals[j] += (row[j] - centre[j]) * (row[j] - centre[j]);
+      }
+    }
+  });
+}
+
 }  // namespace megatron_adapt

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CHUNK = 1024  # rows held in float32 at a time
-FEW = 128  # rows held in float64 at a time; they stay in the processor's cache
 CHUNK_VALUES = 2**26  # values of the source gathered in float32 at a time
 
 # Standard deviation of drawn rows by width and number of rows, before ``spread``; "matched" follows the source's rows.
@@ -317,15 +316,14 @@ def statistics(source: Tensor) -> tuple[Tensor, Tensor]:
     neither the size of the vocabulary nor the number of threads shows."""
     import torch
 
-    buffer = torch.empty(FEW, source.shape[1], dtype=torch.float64, device="cpu")
+    from megatron_adapt import _C
 
-    def average(centre: Tensor | None) -> Tensor:
+    def average(centre: np.ndarray | None) -> np.ndarray:
         """Of the rows, or of their squared distances from ``centre``."""
-        total = torch.zeros(source.shape[1], dtype=torch.float64)
-        for rows in source.split(FEW):
-            chunk = buffer[: len(rows)].copy_(rows)
-            total += (chunk if centre is None else chunk.sub_(centre).square_()).sum(0)
+        total = np.zeros(source.shape[1])
+        for rows in source.split(CHUNK):
+            _C.add_columns(total, rows.float().contiguous().numpy(), centre, threads=torch.get_num_threads())
         return total / source.shape[0]
 
     mean = average(None)
-    return mean.float(), average(mean).sqrt().float()
+    return torch.from_numpy(mean).float(), torch.from_numpy(average(mean)).sqrt().float()

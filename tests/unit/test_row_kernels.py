@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 
 from megatron_adapt import _C
 from megatron_adapt.vocab import similarity
-from megatron_adapt.vocab.token_map import TokenMap
+from megatron_adapt.vocab.token_map import TokenMap, statistics
 
 LANES = 64  # of csrc/sparsemax.cpp
 
@@ -168,6 +168,23 @@ def test_rows_are_the_same_on_any_number_of_threads_and_in_any_layout(dtype, nor
         weights = torch.zeros(1500, 80, dtype=torch.float64)
         weights[rows, token_map.source_ids] = torch.from_numpy(token_map.weights).double()
         assert torch.allclose(one.double(), weights @ old.double(), atol=1e-5 if dtype == torch.float32 else 2e-2)
+
+
+def test_statistics_are_those_of_float64():
+    """In parts and in whole, on any number of threads; a mean far from 0, which squares of the values would not survive."""
+    source = np.random.default_rng(6).normal(size=(2500, 19)).astype(np.float32) * np.float32(1e-3) + 100
+    mean, deviation = statistics(torch.from_numpy(source))
+    assert np.array_equal(mean.numpy(), source.mean(0, dtype=np.float64).astype(np.float32))
+    assert np.allclose(deviation.numpy(), source.std(0, dtype=np.float64), rtol=1e-6)
+    totals = []
+    for threads, parts in ((1, 1), (2, 5), (30, 3)):
+        totals.append(np.zeros(19))
+        for part in np.array_split(source, parts):
+            _C.add_columns(totals[-1], part, mean.double().numpy(), threads=threads)
+    assert np.array_equal(totals[0], totals[1]) and np.array_equal(totals[0], totals[2])
+    for totals, centre in ((np.zeros(18), None), (np.zeros(19), np.zeros(1))):
+        with pytest.raises(ValueError, match="a value for each column"):
+            _C.add_columns(totals, source, centre, threads=1)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts the threads of /proc")
