@@ -1,6 +1,6 @@
-"""What methods of the vocabulary need besides text, made from what there is: a small model with the new tokenizer, a dictionary.
+"""What methods of the vocabulary need besides text, made from what there is: a small model with the new tokenizer, a dictionary, vectors of words.
 
-Used by ``vocab_methods.py --helper-steps N --pairs FILE``. Both are as good as what they are made from; better ones only help.
+Used by ``vocab_methods.py --helper-steps N --pairs FILE --source-text FILE``. All are as good as what they are made from; better ones only help.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Iterable
 
+import numpy as np
 import torch
 
 from megatron_adapt.hf.tokenizer import Tokenizer
+from megatron_adapt.vocab import word_vectors
 
 WIDTH, LAYERS, HEADS = 64, 4, 4
 BATCH = 8  # windows a step
@@ -21,6 +23,7 @@ WARMUP = 20  # steps
 LR = 3e-3
 LEAST = 3  # sentences in which two words come together
 CERTAIN = 0.3  # Dice coefficient from which one is taken for the translation of the other
+DIM, COMPANY, RARE = 100, 5, 5  # of vectors of words: dimensions, words to each side, occurrences one needs
 
 
 def train_helper(target: Tokenizer, windows: torch.Tensor, steps: int, seed: int, output: Path) -> float:
@@ -71,5 +74,18 @@ def write_dictionary(pairs: Iterable[tuple[str, str]], output: Path) -> int:
     return len(found)
 
 
-def _words(text: str) -> list[str]:
-    return [word for word in (part.strip(".,;:!?\"'()»«„“”–-") for part in text.lower().split()) if word]
+def write_word_vectors(texts: Iterable[str], output: Path) -> int:
+    """Vectors of the words of ``texts`` in fastText's text format, the most frequent word first; how many there are."""
+    documents = [_words(text, lower=False) for text in texts]
+    words = [word for word, times in Counter(word for document in documents for word in document).most_common() if times >= RARE]
+    index = {word: number for number, word in enumerate(words)}
+    ids = [np.array([index[word] for word in document if word in index]) for document in documents]
+    vectors, _ = word_vectors.from_corpus(ids, len(words), DIM, COMPANY, RARE, seed=0)
+    lines = (f"{word} {' '.join(f'{value:.5f}' for value in row)}\n" for word, row in zip(words, vectors))
+    output.write_text(f"{len(words)} {DIM}\n" + "".join(lines), encoding="utf-8")
+    return len(words)
+
+
+def _words(text: str, lower: bool = True) -> list[str]:
+    parts = (text.lower() if lower else text).split()
+    return [word for word in (part.strip(".,;:!?\"'()»«„“”–-") for part in parts) if word]

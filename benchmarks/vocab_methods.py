@@ -9,9 +9,9 @@ mean, copy) in the same run.
 
 A method may carry options, ``subwords:input=last,output=first``, and be calibrated on the corpus: ``subwords+calibrate``. With
 --helper-steps a small model with the new tokenizer is trained first, which ``clp`` and ``omp`` take as helper, with --pairs (lines of
-JSON with a sentence in two languages) a dictionary for ``dictionary`` is counted. The last
---held-out documents of the corpus are measured on and never trained on. Prints a table; with --results FILE it can be stopped, and goes
-on where it was.
+JSON with a sentence in two languages) a dictionary for ``dictionary`` and ``wechsel`` is counted, whose vectors of words come from
+--source-text and the corpus. The last --held-out documents of the corpus are measured on and never trained on. Prints a table; with
+--results FILE it can be stopped, and goes on where it was.
 """
 
 from __future__ import annotations
@@ -145,6 +145,7 @@ def main() -> None:
     parser.add_argument("--characters", type=int, default=15_000, help="of each held-out document")
     parser.add_argument("--helper-steps", type=int, default=0, help="of training a helper for clp and omp; 0: none")
     parser.add_argument("--pairs", help="sentence pairs that a dictionary is counted in, keys --languages")
+    parser.add_argument("--source-text", help="text in the source language, for vectors of its words (wechsel)")
     parser.add_argument("--languages", nargs=2, default=["eng", "deu"], help="source and target in --pairs")
     parser.add_argument("--results", type=Path, help="a line of JSON for every run; what it already holds is not run again")
     given = parser.parse_args()
@@ -196,11 +197,18 @@ def measure_all(given: Any, folder: Path, target_path: Path, training: list[str]
         if method in ("clp", "omp") and given.helper_steps and "helper" not in made:
             vocab_helpers.train_helper(target, trained, given.helper_steps, 0, folder / "helper")
             made["helper"] = {"helper": str(folder / "helper")}
-        if method == "dictionary" and given.pairs and "file" not in made:
+        if method in ("dictionary", "wechsel") and given.pairs and "file" not in made:
             sides = [(document.text for document in read_documents(given.pairs, language)) for language in given.languages]
             print(vocab_helpers.write_dictionary(zip(*sides), folder / "words.tsv"), "pairs of words", flush=True)
             made["file"] = {"file": str(folder / "words.tsv")}
-        return made.get({"clp": "helper", "omp": "helper", "dictionary": "file"}.get(method, ""), {})
+        if method == "wechsel" and given.source_text and "vectors" not in made:
+            sources = (document.text for document in read_documents(given.source_text))
+            for side, texts in (("source", sources), ("target", training)):
+                found = vocab_helpers.write_word_vectors(texts, folder / f"{side}.vec")
+                print(found, f"vectors of {side} words", flush=True)
+            made["vectors"] = {f"{side}_vectors": str(folder / f"{side}.vec") for side in ("source", "target")}
+        kinds = {"clp": ["helper"], "omp": ["helper"], "dictionary": ["file"], "wechsel": ["file", "vectors"]}.get(method, [])
+        return {key: value for kind in kinds for key, value in made.get(kind, {}).items()}
 
     def measure_old() -> dict[str, Any]:
         return {"bits_per_byte": {"0": bits_per_byte(load(given.model), windows(stream(source, held_out)), source_bytes)}}
