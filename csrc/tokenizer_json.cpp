@@ -162,6 +162,35 @@ std::string TokenizerJson::rest() const {
   return rest.append(done, text_.data() + text_.size());
 }
 
+std::string TokenizerJson::compact() const {
+  for (const auto& [left, right] : pairs_) {
+    // A merge that begins with #version is passed over where merges are strings, as that of a merges.txt is.
+    if (left.find(' ') != left.npos || right.find(' ') != right.npos || left.substr(0, 8) == "#version") return text_;
+  }
+  std::string out;
+  out.reserve(text_.size());
+  out.append(text_.data(), merges_.data()).append("[");
+  const char* const end = merges_.data() + merges_.size();
+  bool is_pair = false;
+  for (const char* p = merges_.data() + 1; p < end; ++p) {
+    if (*p == '[') {
+      is_pair = true;
+      out += '"';
+    } else if (*p == ']') {
+      out += is_pair ? '"' : ']';
+      is_pair = false;
+    } else if (*p == ',') {
+      out += is_pair ? ' ' : ',';
+    } else if (*p == '"') {
+      const char* stop = p + 1;
+      while (*stop != '"') stop += *stop == '\\' ? 2 : 1;
+      out.append(p + is_pair, stop + !is_pair);
+      p = stop;
+    }
+  }
+  return out.append(end, text_.data() + text_.size());
+}
+
 std::vector<Merge> TokenizerJson::numbered_merges() const {
   std::vector<Merge> merges;
   merges.reserve(pairs_.size());

@@ -35,14 +35,15 @@ class Definition:
         except ValueError:
             self.head = self.parsed
 
-    @cached_property
-    def text(self) -> str:
-        return text_of(self.file, self._content)
+    @property
+    def content(self) -> bytes:
+        """JSON that says the same as the file, or just that, for others to read: in the form that takes the least time."""
+        return self._content if self.compiled is None else self.compiled.compact
 
     @cached_property
     def parsed(self) -> dict[str, Any]:
         """All of it."""
-        return parse_object(self.file, self.text)
+        return parse_object(self.file, text_of(self.file, self._content))
 
     def with_head(self, **changes: Any) -> str:
         """The text of the file with other values for some of its keys ("model" is none of them)."""
@@ -61,8 +62,12 @@ class Definition:
         rest = canonical_rest(self.head, is_bpe=True)
         parts = {key: _canonical_text(value).encode() for key, value in rest.items()}
         parts |= {"vocab": self.compiled.canonical_vocabulary, "merges": self.compiled.canonical_merges}
-        text = b", ".join(b'"%s": %s' % (key.encode(), parts[key]) for key in sorted(parts))
-        return hashlib.sha256(b"{%s}" % text).hexdigest()
+        digest = hashlib.sha256()
+        for number, key in enumerate(sorted(parts)):  # megabytes, which are not put together first
+            digest.update(b'%s"%s": ' % (b", " if number else b"{", key.encode()))
+            digest.update(parts[key])
+        digest.update(b"}")
+        return digest.hexdigest()
 
     @cached_property
     def ids(self) -> tuple[dict[str, int], dict[str, int], int] | None:

@@ -21,17 +21,17 @@ class Tokenizers:
 
     def __init__(self, definition: Definition) -> None:
         self.file = definition.file
-        self.full = self._made(definition.text)
+        self.full = self._made(definition.content)
         self.plain = _plain(self.full)
         if definition.head.get("model", {}).get("type") == "Unigram":
-            self.plain = _plain(self._made(json.dumps(_without_special_pieces(definition.parsed))))
+            self.plain = _plain(self._made(json.dumps(_without_special_pieces(definition.parsed)).encode()))
         self._parsing: Any = None
 
-    def _made(self, text: str) -> Any:
+    def _made(self, content: bytes) -> Any:
         from tokenizers import Tokenizer as RustTokenizer
 
         try:
-            return RustTokenizer.from_str(text)
+            return RustTokenizer.from_buffer(content)
         except Exception as error:  # the library raises bare Exception for every malformed file
             reason = " ".join(str(error).split())
             raise DataError(f"{self.file} is not a tokenizer that the tokenizers library can read: {reason}.") from None

@@ -252,6 +252,15 @@ def test_deferred_is_the_same_without_the_library(name: str) -> None:
     assert json.loads(deferred.definition.with_head(truncation=None)) == {**deferred.definition.parsed, "truncation": None}
 
 
+def test_merges_that_cannot_be_strings(tmp_path) -> None:
+    for left in ("a b", "#version"):
+        model = {"type": "BPE", "vocab": {left: 0, "c": 1, f"{left}c": 2}, "merges": [[left, "c"]]}
+        content = json.dumps({"model": model}).encode()
+        assert Definition(Path("t.json"), content).content == content
+    content = json.dumps({"model": {**model, "vocab": {"a": 0, "c": 1, "ac": 2}, "merges": [["a", "c"]]}}).encode()
+    assert b'["a c"]' in Definition(Path("t.json"), content).content
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.text(alphabet=st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from('"\\\n\t\x7f/ ')), max_size=5), unique=True),
@@ -267,6 +276,10 @@ def test_definition_of_any_tokens(tokens: list[str], ascii: bool, indent: int) -
     assert json.loads(definition.with_head(normalizer={"type": "NFC"})) == {**parsed, "normalizer": {"type": "NFC"}}
     assert all(definition.compiled.find(token) == number for token, number in vocabulary.items())
     assert definition.compiled.find("nothing") is None and len(definition.compiled) == definition.compiled.count == len(vocabulary)
+    shorter = json.loads(definition.content)  # what the library reads
+    pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in shorter["model"]["merges"]]
+    assert shorter["model"].pop("merges") and pairs == [list(pair) for pair in merges]
+    assert shorter == {**parsed, "model": {key: value for key, value in parsed["model"].items() if key != "merges"}}
 
 
 @pytest.mark.parametrize(
