@@ -7,9 +7,9 @@ namespace megatron_adapt {
 
 namespace {
 
-constexpr std::size_t kFirstSets = std::size_t{1} << 12;
+constexpr std::size_t kFirstSets = std::size_t{1} << 14;  // what a large page holds
 constexpr std::size_t kMostSets = std::size_t{1} << 19;  // 32 MB of short pieces, and as much of half as many long ones
-constexpr std::size_t kGrowth = 8;
+constexpr std::size_t kGrowth = 4;
 constexpr std::size_t kMostIds = std::size_t{2} << 20;  // of pieces with more than fit into an entry, 8 MB in each table
 
 }  // namespace

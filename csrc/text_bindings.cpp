@@ -12,6 +12,7 @@
 #include "arrays.h"
 #include "bpe.h"
 #include "documents.h"
+#include "heap.h"
 #include "sequences.h"
 #include "tokenizer_json.h"
 
@@ -157,6 +158,7 @@ void bind_text(py::module_& module) {
              return std::count_if(json.tokens().begin(), json.tokens().end(), [](auto token) { return token.data() != nullptr; });
            }, "Tokens: as many as ids where these have no holes.")
       .def_property_readonly("rest", [](const TokenizerJson& json) { return string(json.rest()); })
+      .def_property_readonly("compact", [](const TokenizerJson& json) { return py::bytes(json.compact()); })
       .def_property_readonly("vocabulary", [](const TokenizerJson& json) { return string(json.vocabulary()); })
       .def_property_readonly("merges", [](const TokenizerJson& json) { return string(json.merges()); })
       .def_property_readonly("canonical_vocabulary", [](const TokenizerJson& json) { return py::bytes(json.canonical_vocabulary()); })
@@ -169,6 +171,7 @@ void bind_text(py::module_& module) {
   module.def("sequences", &sequences, py::arg("ids"), py::arg("id_offsets"), py::arg("text_offsets"), py::arg("first_text"),
              py::kw_only(), py::arg("bos"), py::arg("eod"), py::arg("unknown"), py::arg("vocab_size"), py::arg("uint16"),
              "(ids as stored, size of each sequence, sequences of each document, counts); see csrc/sequences.h.");
+  module.def("prepare_heap", &prepare_heap, "For a process that does the same again and again; see csrc/heap.h.");
   module.def("start_writeback", &start_writeback, py::arg("descriptor"), py::arg("offset"), py::arg("bytes"),
              "Let the kernel begin to write a part of a file to the disk.");
 }

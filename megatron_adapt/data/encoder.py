@@ -43,12 +43,59 @@ class Sequences(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """Some texts and what the fast encoder makes of them: text [bytes] uint8 and offsets [texts + 1], ids [tokens] and theirs."""
+    """Some texts and what a fast encoder makes of them: text [bytes] uint8 and offsets [texts + 1], ids [tokens] and theirs."""
 
+    backend: str
     text: np.ndarray
     offsets: np.ndarray
     ids: np.ndarray
     id_offsets: np.ndarray
+
+
+class Reference:
+    """The library that defines the ids: slow to load, which it is when first needed."""
+
+    def __init__(self, tokenizer: Tokenizer, parse_special_tokens: bool) -> None:
+        self.tokenizer, self.parse = tokenizer, parse_special_tokens
+
+    def load(self) -> None:
+        self.tokenizer.encode([])
+
+    def encode(self, text: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As :meth:`Encoder.encode`."""
+        pieces: list[np.ndarray] = []
+        begin, count = 0, len(offsets) - 1
+        while begin < count:
+            end = max(begin + 1, int(np.searchsorted(offsets, offsets[begin] + _REFERENCE_BYTES, "right")) - 1)
+            raw = text[offsets[begin] : offsets[end]].tobytes()
+            cuts = (offsets[begin : end + 1] - offsets[begin]).tolist()
+            texts = [raw[a:b].decode("utf-8") for a, b in zip(cuts[:-1], cuts[1:])]
+            pieces += self.tokenizer.encode(texts, True) if self.parse else self.tokenizer.encode(texts)
+            begin = end
+        lengths = [len(piece) for piece in pieces]
+        ids = np.concatenate(pieces).astype(np.int32, copy=False) if pieces else np.empty(0, np.int32)
+        return ids, np.cumsum([0, *lengths], dtype=np.int64)
+
+    def compare(self, sample: Sample) -> None:
+        """
+        Raises:
+            Difference: some ids are others.
+        """
+        backend, text, offsets, ids, id_offsets = sample
+        expected, starts = self.encode(text, offsets)
+        if np.array_equal(starts, id_offsets) and np.array_equal(expected, ids):
+            return
+        for number in range(len(offsets) - 1):
+            found = ids[id_offsets[number] : id_offsets[number + 1]]
+            right = expected[starts[number] : starts[number + 1]]
+            if not np.array_equal(found, right):
+                at = next((i for i, (a, b) in enumerate(zip(found, right)) if a != b), min(len(found), len(right)))
+                piece = text[offsets[number] : offsets[number + 1]].tobytes().decode("utf-8")
+                raise Difference(
+                    f"{backend} and {self.tokenizer.library} give different ids for {piece[:80]!r} with the tokenizer "
+                    f"{self.tokenizer.path}: at token {at} {found[at : at + 5].tolist()} and {right[at : at + 5].tolist()}; "
+                    f"use --tokenizer-backend {self.tokenizer.library} (or auto)"
+                )
 
 
 class Encoder:
@@ -71,7 +118,7 @@ class Encoder:
         self.tokenizer = tokenizer
         self.bos = _special(tokenizer, "BOS", tokenizer.bos_id) if append_bos else -1
         self.eod = _special(tokenizer, "EOD (end-of-text)", tokenizer.eos_id) if append_eod else -1
-        self.parse = parse_special_tokens
+        self.reference = Reference(tokenizer, parse_special_tokens)
         self.fast = fast
         self.backend = tokenizer.library if fast is None else fast.name
         self.dtype = np.dtype(np.uint16 if tokenizer.vocab_size < _UINT16_VOCABULARY else np.int32)
@@ -80,22 +127,7 @@ class Encoder:
 
     def encode(self, text: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """ids [tokens] and their offsets [texts + 1], for text [bytes] uint8 and offsets [texts + 1]."""
-        return self.reference(text, offsets) if self.fast is None else self.fast.encode(text, offsets, self.parallel)
-
-    def reference(self, text: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The same by the library that defines the ids."""
-        pieces: list[np.ndarray] = []
-        begin, count = 0, len(offsets) - 1
-        while begin < count:
-            end = max(begin + 1, int(np.searchsorted(offsets, offsets[begin] + _REFERENCE_BYTES, "right")) - 1)
-            raw = text[offsets[begin] : offsets[end]].tobytes()
-            cuts = (offsets[begin : end + 1] - offsets[begin]).tolist()
-            texts = [raw[a:b].decode("utf-8") for a, b in zip(cuts[:-1], cuts[1:])]
-            pieces += self.tokenizer.encode(texts, True) if self.parse else self.tokenizer.encode(texts)
-            begin = end
-        lengths = [len(piece) for piece in pieces]
-        ids = np.concatenate(pieces).astype(np.int32, copy=False) if pieces else np.empty(0, np.int32)
-        return ids, np.cumsum([0, *lengths], dtype=np.int64)
+        return self.reference.encode(text, offsets) if self.fast is None else self.fast.encode(text, offsets, self.parallel)
 
     def build(self, ids: np.ndarray, id_offsets: np.ndarray, offsets: np.ndarray, first_text: np.ndarray | None) -> Sequences:
         """Sequences of documents; ``first_text`` [documents + 1] where documents consist of several texts.
@@ -126,7 +158,7 @@ class Encoder:
         chosen = sorted(chance.sample(range(len(offsets) - 1), min(wanted, len(offsets) - 1)))
         short = [number for number in chosen if offsets[number + 1] - offsets[number] <= _EXCERPT]
         if short:
-            yield Sample(*_subset(text, offsets, short), *_subset(ids, id_offsets, short))
+            yield Sample(self.backend, *_subset(text, offsets, short), *_subset(ids, id_offsets, short))
         for number in set(chosen) - set(short):
             piece = text[offsets[number] : offsets[number] + _EXCERPT].tobytes().decode("utf-8", "ignore").encode()
             yield self._encoded([piece])
@@ -140,29 +172,7 @@ class Encoder:
 
     def _encoded(self, texts: list[bytes]) -> Sample:
         text, offsets = np.frombuffer(b"".join(texts), np.uint8), np.cumsum([0, *map(len, texts)], dtype=np.int64)
-        return Sample(text, offsets, *self.fast.encode(text, offsets, False))  # type: ignore[union-attr]
-
-    def compare(self, sample: Sample) -> None:
-        """With the ids of the library that defines them.
-
-        Raises:
-            Difference: some are others.
-        """
-        text, offsets, ids, id_offsets = sample
-        expected, starts = self.reference(text, offsets)
-        if np.array_equal(starts, id_offsets) and np.array_equal(expected, ids):
-            return
-        for number in range(len(offsets) - 1):
-            found = ids[id_offsets[number] : id_offsets[number + 1]]
-            right = expected[starts[number] : starts[number + 1]]
-            if not np.array_equal(found, right):
-                at = next((i for i, (a, b) in enumerate(zip(found, right)) if a != b), min(len(found), len(right)))
-                piece = text[offsets[number] : offsets[number + 1]].tobytes().decode("utf-8")
-                raise Difference(
-                    f"{self.backend} and {self.tokenizer.library} give different ids for {piece[:80]!r} with the tokenizer "
-                    f"{self.tokenizer.path}: at token {at} {found[at : at + 5].tolist()} and {right[at : at + 5].tolist()}; "
-                    f"use --tokenizer-backend {self.tokenizer.library} (or auto)"
-                )
+        return Sample(self.backend, text, offsets, *self.fast.encode(text, offsets, False))  # type: ignore[union-attr]
 
 
 def choose(
@@ -181,11 +191,9 @@ def choose(
     plain = Encoder(tokenizer, append_bos, append_eod, parse_special_tokens, None)
     if backend is not None and backend not in BACKENDS:
         raise ConfigError(f"the tokenizer backend is one of {', '.join(BACKENDS)}, not {backend!r}")
-    if backend in ("tokenizers", "sentencepiece"):
-        if tokenizer.library != backend:
-            raise ConfigError(f"the tokenizer {tokenizer.path} is read by {tokenizer.library}, not by {backend}")
-        return plain
-    if backend in (None, "auto") and (corpus_bytes < _SMALL_CORPUS or tokenizer.library != "tokenizers"):
+    if backend in ("tokenizers", "sentencepiece") and tokenizer.library != backend:
+        raise ConfigError(f"the tokenizer {tokenizer.path} is read by {tokenizer.library}, not by {backend}")
+    if not may_be_fast(tokenizer, backend, corpus_bytes):
         return plain
     fast = _fast(tokenizer, backend, parse_special_tokens)
     if fast is None:
@@ -193,6 +201,13 @@ def choose(
     encoder = Encoder(tokenizer, append_bos, append_eod, parse_special_tokens, fast)
     encoder.samples = max(_SAMPLES / max(corpus_bytes, 1), 1 / _SAMPLE_BYTES)
     return encoder
+
+
+def may_be_fast(tokenizer: Tokenizer, backend: str | None, corpus_bytes: int) -> bool:
+    """False where :func:`choose` takes the library that defines the ids, or nothing."""
+    if backend in (None, "auto"):
+        return corpus_bytes >= _SMALL_CORPUS and tokenizer.library == "tokenizers"
+    return backend in ("compiled", "gigatoken")
 
 
 def _fast(tokenizer: Tokenizer, backend: str | None, parse_special_tokens: bool) -> CompiledBPE | Gigatoken | None:

@@ -36,7 +36,7 @@ class Options:
         shard: (i, n): only the i-th (from 0) of n contiguous parts of the corpus.
         seed: of the sample of documents that is encoded by two libraries.
         workers: processes; None: one for each core where the corpus is large enough. Never changes the result.
-        chunk_bytes: input of one task, None: 1 to 16 MiB, by the size of the corpus.
+        chunk_bytes: input of one task, None: 2 to 16 MiB, by the size of the corpus.
     """
 
     chats: Chats | None = None

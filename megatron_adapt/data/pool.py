@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from megatron_adapt.data.worker import BadInput, Worker
+from megatron_adapt.data.worker import BadInput
 from megatron_adapt.errors import AdaptError, DataError
 
+Make = Callable[[Callable[[str, Any], None]], Any]  # is given what to call with names and values meanwhile
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
@@ -24,23 +25,18 @@ class WorkerFailed(RuntimeError):
 
 
 class Pool:
-    """Worker processes by number, as many as are forked.
+    """Worker processes by number, as many as are forked."""
 
-    Args:
-        make: called in each process with what it is to call with names and values meanwhile.
-    """
-
-    def __init__(self, make: Callable[[Callable[[str, Any], None]], Worker]) -> None:
-        self._make = make
+    def __init__(self) -> None:
         self._connections: list[Connection] = []
         self._processes: list[Any] = []
 
-    def fork(self) -> int:
-        """One more process; returns its number."""
+    def fork(self, make: Make) -> int:
+        """One more process, which is asked for methods of what ``make`` returns there; returns its number."""
         context = multiprocessing.get_context("fork")
         here, there = context.Pipe()
         others = [*self._connections, here]
-        process = context.Process(target=_serve, args=(there, others, os.getpid(), self._make), daemon=True)
+        process = context.Process(target=_serve, args=(there, others, os.getpid(), make), daemon=True)
         process.start()
         there.close()
         self._connections.append(here)
@@ -94,6 +90,10 @@ class Pool:
             process.kill()
 
     def __exit__(self, *_: Any) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """None is left when this returns."""
         self.stop()
         for process in self._processes:
             process.join()
@@ -101,8 +101,10 @@ class Pool:
             connection.close()
 
 
-def _serve(connection: Connection, others: list[Connection], parent: int, make: Callable[..., Worker]) -> None:
+def _serve(connection: Connection, others: list[Connection], parent: int, make: Make) -> None:
     """What a worker process does until its parent has gone."""
+    from megatron_adapt import _C
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends us
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     with contextlib.suppress(AttributeError, OSError):  # systems without prctl notice the closed pipe instead
@@ -111,6 +113,7 @@ def _serve(connection: Connection, others: list[Connection], parent: int, make: 
         return
     for other in others:
         other.close()
+    _C.prepare_heap()
     gc.freeze()  # what is inherited stays: walking over it would cost time, and copies of shared pages
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process per core is all there is to share
     worker = make(lambda name, value: connection.send((name, value)))

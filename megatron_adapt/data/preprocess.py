@@ -1,6 +1,6 @@
 """Raw text -> PREFIX.bin and PREFIX.idx: read, encoded and written in input order by all cores, in bounded memory.
 
-Tasks of 1 to 16 MiB (``ranges.py``) go to workers (``worker.py``), each finished one is kept in PREFIX.parts
+Tasks of 2 to 16 MiB (``ranges.py``) go to workers (``worker.py``), each finished one is kept in PREFIX.parts
 (``parts.py``) and lies at its final place in what becomes PREFIX.bin: there is nothing to merge, and a killed run
 continues. Memory: about 300 MB for this process, 200 MB for each worker and for one more that compares samples, and what
 documents above 16 MiB need: a few times their size, but a hundred times where only the tokenizers library can encode
@@ -25,7 +25,7 @@ from megatron_adapt.data import assembly
 from megatron_adapt.data.assembly import LOSS_MASK
 from megatron_adapt.data.corpus import read_documents
 from megatron_adapt.data.documents import Task
-from megatron_adapt.data.encoder import Difference, Encoder, choose
+from megatron_adapt.data.encoder import Difference, Encoder, Reference, choose, may_be_fast
 from megatron_adapt.data.held_out import HeldOutWriter, refuse_shared
 from megatron_adapt.data.indexed import IndexedReader
 from megatron_adapt.data.options import Options
@@ -35,7 +35,7 @@ from megatron_adapt.data.ranges import plan
 from megatron_adapt.data.schedule import Encoding, count
 from megatron_adapt.data.sources import COMPRESSIONS, STDIN, Paths, find_files, find_sources, is_stream
 from megatron_adapt.data.tracker import Progress, Tracker
-from megatron_adapt.data.worker import BadInput, Job, Worker
+from megatron_adapt.data.worker import BadInput, Comparer, Job, Worker
 from megatron_adapt.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 _SMALL_CORPUS = 8 << 20  # bytes below which one process is as fast as several
 _COMPRESSED = 4  # bytes of text in a byte of a compressed file, about
 _NOT_IN_PARTS = ("workers", "held_out_path", "on_error")  # parts with skipped lines are told apart by their headers
-_FORMAT = 1  # of the parts: raise it when those of older versions must not be used
+_FORMAT = 2  # of the parts: raise it when those of older versions must not be used
 
 
 def preprocess(
@@ -193,21 +193,22 @@ class _Run:
             self.text_size = max(self.text_size, _SMALL_CORPUS)
 
     def do(self, held_out_files: list[Path], progress: Progress) -> dict[str, Any]:
-        options = self.options
-        chats = options.chats
-        encoder = choose(
-            self.tokenizer, options.tokenizer_backend if chats is None else self.tokenizer.library, self.text_size,
-            options.append_bos, options.append_eod, options.parse_special_tokens or chats is not None,
-        )  # fmt: skip
-        job = Job(options.text_key, options.on_error, encoder, chats=chats, seed=options.seed)
-        if options.split_sentences is not None:
-            from megatron_adapt.data.sentences import splitter
-
-            job.split = splitter(options.split_sentences, options.keep_newlines)
-        cores = len(os.sched_getaffinity(0))
+        options, cores, chats = self.options, len(os.sched_getaffinity(0)), self.options.chats
+        backend = options.tokenizer_backend if chats is None else self.tokenizer.library
+        parse = options.parse_special_tokens or chats is not None
         workers = min(self._workers(cores), len(self.tasks))
-        encoder.parallel = workers <= 1 and options.workers != 1 and cores > 1 and self.text_size >= _SMALL_CORPUS
         with ExitStack() as stack:
+            pool, comparer = stack.enter_context(Pool()), -1
+            if workers > 1 and may_be_fast(self.tokenizer, backend, self.text_size):
+                comparer = pool.fork(lambda send: Comparer(Reference(self.tokenizer, parse)))
+                pool.ask(comparer, "load")  # while all else is prepared
+            encoder = choose(self.tokenizer, backend, self.text_size, options.append_bos, options.append_eod, parse)
+            encoder.parallel = workers <= 1 and options.workers != 1 and cores > 1 and self.text_size >= _SMALL_CORPUS
+            job = Job(options.text_key, options.on_error, encoder, chats=chats, seed=options.seed)
+            if options.split_sentences is not None:
+                from megatron_adapt.data.sentences import splitter
+
+                job.split = splitter(options.split_sentences, options.keep_newlines)
             kept = HeldOutWriter(self.prefix.parent / "held_out.jsonl")
             stack.enter_context(kept)
             parts = Parts.open(self.prefix, self._key(encoder, held_out_files))
@@ -220,9 +221,11 @@ class _Run:
             self._number(job, make, workers)
             tracker = Tracker(parts, self.tasks, self.on_skip)
             stack.callback(tracker.close)
-            encoding = Encoding(self.tasks, make, progress, tracker.encoded, compares=encoder.fast is not None)
+            stack.callback(pool.end)  # before what the workers write to is closed
+            odd = None if encoder.fast is None else encoder.odd()
+            encoding = Encoding(self.tasks, make, progress, tracker.encoded, odd)
             try:
-                encoding.here() if workers <= 1 else encoding.forked(workers, stack.enter_context(Pool(make)))
+                encoding.here(Comparer(encoder.reference)) if workers <= 1 else encoding.forked(workers, pool, comparer)
             except BadInput as error:
                 raise DataError(tracker.message(error)) from None
             stats = self._finish(parts, encoder, tracker, kept)
@@ -317,7 +320,7 @@ def _describe(encoder: Encoder, tracker: Tracker, held_out: HeldOutWriter, prefi
         "tokenizer_digest": tokenizer.digest, "tokenizer_path": str(tokenizer.path),
         "vocab_size": tokenizer.vocab_size, "dtype": encoder.dtype.name,
         "append_bos": encoder.bos >= 0, "append_eod": encoder.eod >= 0,
-        "parse_special_tokens": encoder.parse, "tokenizer_backend": encoder.backend,
+        "parse_special_tokens": encoder.reference.parse, "tokenizer_backend": encoder.backend,
         "sequences": total["sequences"], "split_sentences": options.split_sentences,
         "skipped_lines": f"{prefix.name}.skipped.jsonl" if tracker.skipped else None,
         **(learnt if options.chats is not None else {}),

@@ -12,14 +12,14 @@ from megatron_adapt.data.documents import Task
 from megatron_adapt.data.sources import BLANK_LINE, COMPRESSIONS, STDIN, kind_of
 from megatron_adapt.errors import ConfigError, DataError
 
-_CHUNK_BYTES = (1 << 20, 16 << 20)  # of input in one piece of work, at least and at most
+_CHUNK_BYTES = (2 << 20, 16 << 20)  # of input in one piece of work, at least and at most
 _CHUNKS = 32  # that a corpus is cut into where these allow it: enough to keep several workers equally busy
 _CHUNK_FILES = 1000
 _PROBE_BYTES = 64 << 10
 
 
 def plan(names: Iterable[str], text_documents: str = "blocks", chunk_bytes: int | None = None) -> list[Task]:
-    """Cut sources into tasks of 1 to 16 MiB, in order; the same for every number of workers.
+    """Cut sources into tasks of 2 to 16 MiB, in order; the same for every number of workers.
 
     Large plain files are cut at line ends (between blocks of plain text at blank lines), parquet files between row
     groups, data sets between rows; compressed files are one task each, small files go together.

@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from megatron_adapt.data.documents import Task
-from megatron_adapt.data.pool import Pool
-from megatron_adapt.data.worker import BadInput, Worker
-
-Make = Callable[[Callable[[str, Any], None]], Worker]
+from megatron_adapt.data.encoder import Sample
+from megatron_adapt.data.pool import Make, Pool
+from megatron_adapt.data.worker import BadInput, Comparer
 
 
 def count(tasks: Sequence[Task], make: Make, workers: int, enough: int | None) -> Iterator[int]:
@@ -22,8 +21,8 @@ def count(tasks: Sequence[Task], make: Make, workers: int, enough: int | None) -
         return
     found: dict[int, int] = {}
     remaining, done, total = iter(tasks), 0, 0
-    with Pool(make) as pool:
-        busy = sum(_ask(pool, pool.fork(), "count", remaining) for _ in range(workers))
+    with Pool() as pool:
+        busy = sum(_ask(pool, pool.fork(make), "count", remaining) for _ in range(workers))
         while busy:
             for number, _, value in pool.receive():
                 busy -= 1
@@ -49,7 +48,7 @@ class Encoding:
     Args:
         on_report: receives increments, see :class:`Worker`.
         on_encoded: receives the header of each task, in order of the tasks.
-        compares: samples are compared, before anything that they were taken from is in its place.
+        odd: compared first; and samples are, before anything that they were taken from is in its place. None: nothing is.
     """
 
     def __init__(
@@ -58,36 +57,36 @@ class Encoding:
         make: Make,
         on_report: Callable[[dict[str, int]], None],
         on_encoded: Callable[[dict[str, Any]], None],
-        compares: bool,
+        odd: Sample | None,
     ) -> None:
-        self.tasks, self.make, self.compares = tasks, make, compares
+        self.tasks, self.make, self.odd = tasks, make, odd
         self.on_report, self.on_encoded = on_report, on_encoded
         self.offset = 0
 
-    def here(self) -> None:
+    def here(self, comparer: Comparer) -> None:
         """In this process.
 
         Raises:
             BadInput: the first bad line, unless these are skipped.
         """
-        worker: Worker
 
         def receive(name: str, value: Any) -> None:
-            self.on_report(value) if name == "report" else worker.compare(*value)
+            self.on_report(value) if name == "report" else comparer.compare(*value)
 
         worker = self.make(receive)
-        if self.compares:
-            worker.compare(None, None)
+        if self.odd is not None:
+            comparer.compare(None, self.odd)
         for task in self.tasks:
             header = worker.encode(task)
             worker.place(task.number, self._advance(header))
 
-    def forked(self, workers: int, pool: Pool) -> None:
-        """In processes of their own, and samples in one more: loading the library that defines the ids takes as long as
-        encoding tens of megabytes. The same result, and the same first error. The pool is stopped at the end."""
+    def forked(self, workers: int, pool: Pool, comparer: int) -> None:
+        """In processes of their own, and samples in ``comparer``, a Comparer in the pool that has been asked to load: that
+        takes as long as encoding tens of megabytes. The same result, and the same first error. The pool is stopped at the end."""
         owners: dict[int, int] = {}
         headers: dict[int, dict[str, Any]] = {}
-        samples: deque[tuple[int | None, Any]] = deque([(None, None)] if self.compares else ())  # the first is at work
+        # The first is at work: at the beginning no sample, but the library.
+        samples: deque[tuple[int | None, Any]] = deque([(None, None), (None, self.odd)] if self.odd else ())
         failure: BadInput | None = None
         order = [task.number for task in self.tasks]
         remaining, encoded, placed = iter(self.tasks), 0, 0
@@ -99,13 +98,10 @@ class Encoding:
 
         def compare() -> None:
             if samples:
-                pool.ask(workers, "compare", *samples[0])
+                pool.ask(comparer, "compare", *samples[0])
 
         for _ in range(workers):
-            start(pool.fork())
-        if self.compares:
-            pool.fork()
-            compare()
+            start(pool.fork(self.make))
         while placed < len(order):
             idle = []
             for worker, name, value in pool.receive():
@@ -115,7 +111,7 @@ class Encoding:
                     samples.append(value)
                     if len(samples) == 1:
                         compare()
-                elif name == "compare":
+                elif name in ("load", "compare"):
                     samples.popleft()
                     compare()
                 elif name == "place":

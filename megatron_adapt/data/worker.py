@@ -16,7 +16,7 @@ import numpy as np
 
 from megatron_adapt.data.chat import Chats, Rendered, encode, from_json
 from megatron_adapt.data.documents import Bad, Batch, Task
-from megatron_adapt.data.encoder import Encoder, Sample
+from megatron_adapt.data.encoder import Encoder, Reference, Sample
 from megatron_adapt.data.held_out import held_out_between, writing
 from megatron_adapt.data.parts import Parts, digest_of
 from megatron_adapt.data.readers import read
@@ -52,27 +52,36 @@ class Job:
     seed: int = 0
 
 
+class Comparer:
+    """Compares samples."""
+
+    def __init__(self, reference: Reference) -> None:
+        self.reference = reference
+
+    def load(self) -> None:
+        self.reference.load()
+
+    def compare(self, number: int | None, sample: Sample) -> int | None:
+        """Of a task; None: of none. Returns the number.
+
+        Raises:
+            Difference: the fast encoder gives other ids than the library that defines them.
+        """
+        self.reference.compare(sample)
+        return number
+
+
 class Worker:
     """Does tasks.
 
     Args:
         send: receives "report", {"read", "bytes", "documents", "tokens"} after each batch, as increments; and "sample", the
-            number of a task and a Sample of it that :meth:`compare` must accept before :meth:`place` is called.
+            number of a task and a Sample of it that :meth:`Comparer.compare` must accept before :meth:`place` is called.
     """
 
     def __init__(self, job: Job, parts: Parts, send: Callable[[str, Any], None]) -> None:
         self.job, self.parts, self.send = job, parts, send
         self.waiting: dict[int, _Waiting] = {}
-
-    def compare(self, number: int | None, sample: Sample | None) -> int | None:
-        """Of a task; None, None: odd strings. Returns the number.
-
-        Raises:
-            Difference: the fast encoder gives other ids than the library that defines them.
-        """
-        encoder = self.job.encoder
-        encoder.compare(encoder.odd() if sample is None else sample)
-        return number
 
     def count(self, task: Task) -> dict[str, Any]:
         """Number of non-empty documents."""

@@ -63,7 +63,7 @@ def test_what_differs_is_never_kept(tmp_path, monkeypatch):
     """A part is finished only after its sample was compared: a run that goes on after a kill would keep wrong ids."""
     tokenizer = Tokenizer.load(assets("tokenizers", "de-32k"), deferred=True)
     source = corpus(tmp_path, *(f"Satz {number}" for number in range(400)))
-    honest, compare = CompiledBPE.encode, encoder.Encoder.compare
+    honest, compare = CompiledBPE.encode, encoder.Reference.compare
 
     def wrong(self, text, offsets, parallel):
         ids, starts = honest(self, text, offsets, parallel)
@@ -74,7 +74,7 @@ def test_what_differs_is_never_kept(tmp_path, monkeypatch):
         compare(self, sample)
 
     monkeypatch.setattr(CompiledBPE, "encode", wrong)
-    monkeypatch.setattr(encoder.Encoder, "compare", late)
+    monkeypatch.setattr(encoder.Reference, "compare", late)
     monkeypatch.setattr(encoder, "_SMALL_CORPUS", 1)
     monkeypatch.setattr(encoder, "_SAMPLE_BYTES", 1)
     with pytest.raises(Difference, match="compiled and tokenizers give different ids for 'Satz 1"):
@@ -103,9 +103,9 @@ def test_long_documents_are_compared_by_an_excerpt(name):
     short, excerpt = found.sample(data, offsets, ids, starts, Random(0))
     assert short.text.tobytes() == b"kurz" and 16_000 < len(excerpt.text) <= 16_384 and len(excerpt.offsets) == 2
     for sample in (short, excerpt, found.odd()):
-        found.compare(sample)
+        found.reference.compare(sample)
     with pytest.raises(Difference, match="give different ids for 'kurz'"):
-        found.compare(short._replace(ids=short.ids + 1))
+        found.reference.compare(short._replace(ids=short.ids + 1))
 
 
 def test_a_bar_on_a_terminal(tmp_path, monkeypatch, capsys):
