@@ -1,6 +1,7 @@
 """Raw text to .bin/.idx against three peers, in this run and on this machine.
 
-Each measurement is a fresh process: tokenizer loaded, text read and encoded, files written; imports do not count.
+Each measurement is a process of its own that has imported what it needs, and nothing else: tokenizer loaded, text read and
+encoded, files written; imports do not count.
 
 * ours: ``preprocess`` with the given number of workers.
 * megatron: the algorithm of Megatron-LM's tools/preprocess_data.py, written from its description: a pool of processes,
@@ -112,18 +113,38 @@ def gigatoken(source: Path, tokenizer: Path, prefix: Path, workers: int) -> None
     library.Tokenizer(str(tokenizer)).encode_files(library.JsonlFileSource([str(source)]), parallel=True)
 
 
-def measure(work: Callable[..., None], *arguments: Any, watched: bool = False) -> tuple[float, float]:
+WORK = {"ours": ours, "gigatoken": gigatoken, "megatron": megatron, "tokenizers": batches}
+
+
+def imports(label: str) -> None:
+    """What a measured process needs, as a user's program would have it: a process with more is slower to fork."""
+    if label == "ours":
+        import megatron_adapt.data.preprocess
+        import megatron_adapt.hf.compiled_bpe
+        import megatron_adapt.hf.flat_encoding
+        import megatron_adapt.hf.tokenizer  # noqa: F401
+    elif label == "gigatoken":
+        import awkward  # noqa: F401
+        import gigatoken  # noqa: F401
+    else:
+        import megatron.core.datasets.indexed_dataset  # noqa: F401
+        import tokenizers  # noqa: F401
+
+        import megatron_adapt.hf.tokenizer  # noqa: F401
+    if label == "megatron":
+        import transformers
+
+        transformers.PreTrainedTokenizerFast  # noqa: B018 (a lazy import)
+
+
+def measure(label: str, *arguments: Any, watched: bool = False) -> tuple[float, float]:
     """Seconds, and the most memory of the process and its children together, in MB: of one that is ``watched``, which takes
     time from it (the kernel counts the pages of all its processes ten times a second)."""
-    context = multiprocessing.get_context("fork")
+    for suffix in (".bin", ".idx"):  # of the run before: to overwrite would take time
+        Path(f"{arguments[2]}{suffix}").unlink(missing_ok=True)
+    context = multiprocessing.get_context("spawn")
     here, there = context.Pipe(duplex=False)
-
-    def run() -> None:
-        began = time.perf_counter()
-        work(*arguments)
-        there.send(time.perf_counter() - began)
-
-    process = context.Process(target=run)
+    process = context.Process(target=_run, args=(label, arguments, there))
     process.start()
     most, done = [0.0], threading.Event()
     watcher = threading.Thread(target=lambda: _watch(process.pid, most, done))
@@ -134,8 +155,15 @@ def measure(work: Callable[..., None], *arguments: Any, watched: bool = False) -
     if watched:
         watcher.join()
     if process.exitcode:
-        raise SystemExit(f"{work.__name__} failed")
+        raise SystemExit(f"{label} failed")
     return here.recv(), most[0]
+
+
+def _run(label: str, arguments: Any, there: Any) -> None:
+    imports(label)
+    began = time.perf_counter()
+    WORK[label](*arguments)
+    there.send(time.perf_counter() - began)
 
 
 def _watch(root: int, most: list[float], done: threading.Event) -> None:
@@ -155,16 +183,16 @@ def compare(name: str, source: Path, tokenizer: Path, folder: Path, options: arg
     part = folder / "part.jsonl"
     with source.open("rb") as stream, part.open("wb") as cut:
         cut.write(stream.read(options.peer_bytes) + stream.readline())
-    runs = [("ours", ours, source), ("gigatoken", gigatoken, source), ("megatron", megatron, part), ("tokenizers", batches, part)]
-    rates: dict[str, list[float]] = {label: [] for label, _, _ in runs}
+    runs = [("ours", source), ("gigatoken", source), ("megatron", part), ("tokenizers", part)]
+    rates: dict[str, list[float]] = {label: [] for label, _ in runs}
     for _ in range(options.repeat):
-        for label, work, text in runs:
-            seconds, _ = measure(work, text, tokenizer, folder / label, options.workers)
+        for label, text in runs:
+            seconds, _ = measure(label, text, tokenizer, folder / label, options.workers)
             rates[label].append(text.stat().st_size / 1e6 / seconds)
     memory = {
-        label: measure(work, text, tokenizer, folder / label, options.workers, watched=True)[1] for label, work, text in runs
+        label: measure(label, text, tokenizer, folder / label, options.workers, watched=True)[1] for label, text in runs
     }
-    measure(ours, part, tokenizer, folder / "ours_part", options.workers)
+    measure("ours", part, tokenizer, folder / "ours_part", options.workers)
     for label in ("megatron", "tokenizers"):
         for suffix in (".bin", ".idx"):
             if Path(f"{folder / 'ours_part'}{suffix}").read_bytes() != Path(f"{folder / label}{suffix}").read_bytes():
@@ -187,18 +215,6 @@ def main() -> None:
     options = parser.parse_args()
     if options.assets is None:
         raise SystemExit("name the folder of the texts: --assets or MEGATRON_ADAPT_ASSETS")
-    # Imported before anything is measured, by the processes' common parent.
-    import awkward  # noqa: F401
-    import gigatoken  # noqa: F401
-    import megatron.core.datasets.indexed_dataset  # noqa: F401
-    import transformers
-
-    import megatron_adapt.data.preprocess
-    import megatron_adapt.hf.compiled_bpe
-    import megatron_adapt.hf.flat_encoding
-    import megatron_adapt.hf.tokenizer  # noqa: F401
-
-    transformers.PreTrainedTokenizerFast  # noqa: B018 (a lazy import)
     print("| text, tokenizer | ours | gigatoken | megatron | tokenizers | / gigatoken | / megatron | / tokenizers |")
     print("|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
