@@ -203,6 +203,9 @@ class _Run:
                 comparer = pool.fork(lambda send: Comparer(Reference(self.tokenizer, parse)))
                 pool.ask(comparer, "load")  # while all else is prepared
             encoder = choose(self.tokenizer, backend, self.text_size, options.append_bos, options.append_eod, parse)
+            if encoder.fast is None:  # nothing to compare after all
+                pool.end()
+                pool = stack.enter_context(Pool())
             encoder.parallel = workers <= 1 and options.workers != 1 and cores > 1 and self.text_size >= _SMALL_CORPUS
             job = Job(options.text_key, options.on_error, encoder, chats=chats, seed=options.seed)
             if options.split_sentences is not None:
