@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 from typing import Any, Iterator
 
+from torch import nn
+
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron_adapt.engine import backend
 from megatron_adapt.errors import ConfigError
@@ -57,10 +59,18 @@ def has_history(config: TransformerConfig) -> bool:
 
 
 @contextlib.contextmanager
-def without_fp8(config: Any) -> Iterator[None]:
-    """Compute in the weights' precision inside: fp8 takes numbers of positions that are multiples of 32 only."""
+def without_fp8(model: nn.Module) -> Iterator[None]:
+    """Compute in the weights' precision inside: fp8 takes numbers of positions that are multiples of 32 only.
+
+    Layers of Transformer Engine that did so last have, to themselves, no history, and a checkpoint made then would lack it: what
+    they were doing before is put back.
+    """
+    config, layers = model.config, [part for part in model.modules() if hasattr(part, "fp8_meta")]
+    before = [(layer.fp8, layer.fp8_meta["fp8_checkpoint"]) for layer in layers]
     chosen, config.fp8 = config.fp8, None
     try:
         yield
     finally:
         config.fp8 = chosen
+        for layer, (computing, kept) in zip(layers, before):
+            layer.fp8, layer.fp8_meta["fp8_checkpoint"] = computing, kept

@@ -226,7 +226,7 @@ class _Run:
     def _evaluated(self) -> dict[str, float]:
         """Bits per byte, loss per token and per document of every held-out text."""
         kinds = {"held_out": "bits_per_byte", "held_out_loss": "token_loss", "held_out_document_loss": "document_loss"}
-        with fp8.without_fp8(self.bare.config):
+        with fp8.without_fp8(self.bare):
             found = {name: evaluate.bits_per_byte(self.model, text, self.job.layout) for name, text in self.held_out.items()}
         return {f"{kind}/{name}": found[name][key] for kind, key in kinds.items() for name in found}
 

@@ -143,6 +143,10 @@ def _build(shape: ModelShape, config: TransformerConfig, recompute: str, logits:
         model.output_layer.register_forward_hook(partial(_cap, shape.logit_softcap))
     if recompute != "none" and model.pre_process:
         model.embedding.register_forward_hook(_require_gradient)
+    if recompute == "selective" and shape.mlp_bias:
+        for layer in model.decoder.layers:
+            # A bias that leaves the recomputed part as itself would be taken for its result: the backward pass never ended.
+            layer.mlp.linear_fc2.register_forward_hook(_with_bias)
     _mark_sharded_parameters(model)
     # Megatron makes learned positions in float32 whatever the model's precision is.
     return model.to(backend.device(), config.params_dtype)
@@ -219,7 +223,29 @@ def freeze(model: GPTModel | Chunks, patterns: Sequence[str]) -> int:
                 f"train: {pattern!r} selects nothing of this model of {num_layers} layers, whose parameters have names "
                 f"such as {EMBEDDING} and decoder.layers.0.mlp.linear_fc1.weight."
             )
+    _add_biases_behind(model)
     return trainable
+
+
+def _add_biases_behind(model: nn.Module) -> None:
+    """Add biases that train without their weights to the product's result.
+
+    Inside the product, neither Megatron nor Transformer Engine computes a bias's gradient where the weight has none.
+    """
+    for part in model.modules():
+        bias = getattr(part, "bias", None)
+        if bias is None or not bias.requires_grad or part.weight.requires_grad:
+            continue
+        if isinstance(part, ColumnParallelLinear) and not part.skip_bias_add:
+            part.skip_bias_add = True
+            part.register_forward_hook(_with_bias)
+        elif getattr(part, "apply_bias", False):
+            part.gemm_bias_unfused_add = True  # as Transformer Engine does in row-parallel layers
+
+
+def _with_bias(module: nn.Module, inputs: tuple, output: tuple[Tensor, Tensor | None]) -> tuple[Tensor, None]:
+    result, bias = output
+    return result if bias is None else result + bias, None
 
 
 def wrap(model: GPTModel | Chunks, precision: str, distributed_optimizer: bool = False) -> DistributedDataParallel | Chunks:

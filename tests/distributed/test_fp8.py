@@ -36,7 +36,9 @@ def test_megatron_is_told(monkeypatch, precision):
     assert not config.fp8_param  # weights stay in bf16
     fp8.set_history(config, 16, "most-recent")
     assert (config.fp8_amax_history_len, config.fp8_amax_compute_algo) == (16, "most_recent")
-    with fp8.without_fp8(config):
+    model = torch.nn.Module()
+    model.config = config
+    with fp8.without_fp8(model):
         assert config.fp8 is None
     assert config.fp8 == fields["fp8"]
 

@@ -37,7 +37,9 @@ def test_training_is_the_same(world: World, kept, tmp_path: Path, layout, recomp
     assert run.norms == pytest.approx(kept[train].norms, rel=RELATIVE)
 
 
-@pytest.mark.parametrize("changes", [{}, {"parallel_residual": True}], ids=["Megatron's layer", "ours"])
+@pytest.mark.parametrize("changes", [
+    {}, {"parallel_residual": True}, {"mlp_bias": True}, {"parallel_residual": True, "mlp_bias": True},
+], ids=["Megatron's layer", "ours", "Megatron's with biases", "ours with biases"])  # fmt: skip
 @pytest.mark.parametrize("recompute, mlps, attentions", [("none", 1, 1), ("selective", 2, 1), ("full", 2, 2)])
 def test_what_is_computed_twice(world: World, changes, recompute, mlps, attentions):
     def count() -> tuple[int, int, float]:

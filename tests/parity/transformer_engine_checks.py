@@ -11,7 +11,7 @@ from family_models import CONFIGS, import_models, make, tokens
 from megatron.core import parallel_state
 from worlds import SEED, Layout, hf_model, on_ranks, same_bits, tensors
 
-from megatron_adapt.engine import backend, checkpoint, convert, model as models
+from megatron_adapt.engine import backend, checkpoint, convert, fp8, model as models
 from megatron_adapt.engine.losses import positions
 from megatron_adapt.families import families, find_family
 from megatron_adapt.hf.directory import HFDirectory
@@ -19,18 +19,18 @@ from megatron_adapt.hf.directory import HFDirectory
 import_models()
 FUSED, PLAIN, ROW = "TELayerNormColumnParallelLinear", "TEColumnParallelLinear", "TERowParallelLinear"
 USED = {
-    ("gpt_neox", "parallel"): {FUSED, ROW, "DotProductAttention", "LayerNorm"},
+    ("gpt_neox", "parallel"): {FUSED, ROW, "TEDotProductAttention", "LayerNorm"},
     ("gpt_neox", "odd"): {FUSED, ROW, "LayerNorm"},
     ("mpt", "released"): {PLAIN, ROW},
-    ("llama", "gqa"): {FUSED, ROW, "DotProductAttention", "RMSNorm", "rope"},
+    ("llama", "gqa"): {FUSED, ROW, "TEDotProductAttention", "RMSNorm", "rope"},
     ("mistral", "window"): {FUSED, ROW, "RMSNorm"},
     ("olmo2", "gqa"): {PLAIN, ROW},
     ("gemma2", "as released"): {PLAIN, ROW},
 }
 
 
-def made(folder: Path, family: str, config: str) -> Path:
-    on_ranks(1, lambda: make(families()[family], CONFIGS[family][config], folder))
+def made(folder: Path, family: str, config: str, **changes: int) -> Path:
+    on_ranks(1, lambda: make(families()[family], {**CONFIGS[family][config], **changes}, folder))
     return folder
 
 
@@ -90,10 +90,13 @@ def test_a_checkpoint_of_either_loads_into_the_other(tmp_path: Path, family, con
     assert set(of_te) == set(of_torch) and all(same_bits(of_te[name], of_torch[name]) for name in of_te)
 
 
-@pytest.mark.parametrize("family, config", [("gpt_neox", "parallel"), ("mpt", "released")])
-def test_all_linear_layers_compute_in_fp8(tmp_path: Path, transformer_engine, family, config):
+WIDE = {"intermediate_size": 48}  # fp8 takes multiples of 16
+
+
+@pytest.mark.parametrize("family, config, changes", [("gpt_neox", "parallel", WIDE), ("mpt", "released", {})])
+def test_all_linear_layers_compute_in_fp8(tmp_path: Path, transformer_engine, family, config, changes):
     """In the forward pass and where it is computed again, as Megatron's layers do it."""
-    path = made(tmp_path / "hf", family, config)
+    path = made(tmp_path / "hf", family, config, **changes)
 
     def run() -> dict[str, tuple[list[str], list[str], dict[str, torch.Tensor]]]:
         directory = HFDirectory.open(path)
@@ -103,7 +106,7 @@ def test_all_linear_layers_compute_in_fp8(tmp_path: Path, transformer_engine, fa
             backend.start(Layout(), SEED)
             model = models.build(shape, Layout(), "fp8-current", recompute)
             convert.load_hf(model, directory, shape)
-            rows = tokens()[:, :-1]
+            rows = tokens()[:, :16]  # fp8 does not take all of them
             transformer_engine.used.clear()
             loss = model.train()(rows, positions(rows), None).float().square().mean()
             forward = list(transformer_engine.used)
@@ -121,6 +124,69 @@ def test_all_linear_layers_compute_in_fp8(tmp_path: Path, transformer_engine, fa
     column = FUSED if family == "gpt_neox" else PLAIN
     assert forward.count("fp8 checkpoint") == 2 and backward == [f"fp8 {column}", f"fp8 {ROW}"] * 2
     assert set(gradients) == set(again) and all(torch.equal(gradients[name], again[name]) for name in gradients)
+
+
+def gradient_sums(path: Path, layers: str, train: list[str]) -> dict[str, torch.Tensor]:
+    """Of all that trains, over two micro-batches."""
+    backend.start(Layout(layers=layers), SEED)
+    directory = HFDirectory.open(path)
+    shape = find_family(directory.config).read_config(directory.config)
+    bare = models.build(shape, Layout(layers=layers), "fp32")
+    models.freeze(bare, train)
+    convert.load_hf(bare, directory, shape)
+    model = models.wrap(bare, "fp32").train()
+    model.zero_grad_buffer()
+    model.set_is_first_microbatch()  # as Megatron's schedules do
+    for rows in tokens().chunk(2):
+        inputs = rows[:, :-1].contiguous()
+        model(inputs, positions(inputs), None, labels=rows[:, 1:].contiguous()).mean().backward()
+    return {name: parameter.main_grad.clone() for name, parameter in models.named_parameters(bare) if parameter.requires_grad}
+
+
+@pytest.mark.parametrize("family, config, train", [
+    ("gpt_neox", "parallel", "all"), ("gpt_neox", "parallel", "norms"), ("gpt_neox", "parallel", r"regex:linear_\w+\.bias$"),
+    ("mpt", "released", "all"), ("llama", "mha, tied, yarn, all biases", r"regex:linear_\w+\.bias$"),
+])  # fmt: skip
+def test_gradients_are_summed_by_the_layers_themselves(tmp_path: Path, family, config, train):
+    """And those of biases and norms alone, whose layers' weights are frozen, are what they are in training everything."""
+    path = made(tmp_path / "hf", family, config)
+
+    def run() -> list[dict[str, torch.Tensor]]:
+        return [gradient_sums(path, layers, [what]) for layers, what in (("torch", "all"), ("torch", train), ("te", train))]
+
+    ((expected, *both),) = on_ranks(1, run)
+    assert set(both[0]) == set(both[1]) and all(expected[name].abs().max() > 0 for name in both[0])
+    for found in both:
+        for name, gradient in found.items():
+            assert torch.allclose(gradient, expected[name], rtol=1e-3, atol=1e-6), name
+
+
+def test_fp8_history_outlives_an_evaluation(tmp_path: Path):
+    """Which is not in fp8; what is saved behind it is what training left, and goes on from there."""
+    path = made(tmp_path / "hf", "gpt_neox", "parallel", **WIDE)
+
+    def run() -> list[dict[str, list[int]]]:
+        backend.start(Layout(), SEED)
+        directory = HFDirectory.open(path)
+        shape = find_family(directory.config).read_config(directory.config)
+        first, second = (models.build(shape, Layout(), "fp8-delayed") for _ in range(2))
+        convert.load_hf(first, directory, shape)
+        rows = tokens()[:, :16]
+        first.train()(rows, positions(rows), None)
+        found = [histories(first)]
+        with fp8.without_fp8(first):
+            logits(first)
+        checkpoint.save(tmp_path / "saved", first, None, checkpoint.Position(), path)
+        checkpoint.load(checkpoint.resolve(tmp_path / "saved"), second)
+        return [*found, histories(first), histories(second)]
+
+    ((trained, evaluated, loaded),) = on_ranks(1, run)
+    assert len(trained) == 8 and all(trained.values()) and trained == evaluated == loaded
+
+
+def histories(model: torch.nn.Module) -> dict[str, list[int]]:
+    states = model.state_dict()
+    return {name: state.tolist() for name, state in states.items() if "linear" in name and name.endswith("_extra_state")}
 
 
 def test_slopes_are_cut_over_ranks(tmp_path: Path):

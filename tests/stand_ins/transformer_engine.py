@@ -27,11 +27,24 @@ def _called(name: str) -> None:
 
 
 class _Module(nn.Module):
+    """Its extra state, delayed scaling's history, is here the number of passes in fp8: nothing where the last one was not."""
+
+    def __init__(self):
+        super().__init__()
+        self.fp8, self.fp8_meta, self.passes = False, {"fp8_checkpoint": False}, 0
+
+    def _begin(self) -> None:
+        _called(type(self).__name__)
+        self.fp8 = self.fp8_meta["fp8_checkpoint"] = _in_fp8
+        self.passes += _in_fp8
+
     def get_extra_state(self) -> Tensor:
-        return torch.empty(0, dtype=torch.uint8)
+        known = self.fp8 or self.fp8_meta["fp8_checkpoint"]
+        return torch.full((int(known),), self.passes, dtype=torch.uint8)
 
     def set_extra_state(self, state: Tensor) -> None:
-        assert state is None or state.numel() == 0
+        if state is not None and state.numel():
+            self.fp8_meta["fp8_checkpoint"], self.passes = True, int(state)
 
 
 def _normed(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
@@ -63,16 +76,44 @@ class LayerNorm(RMSNorm):
     has_bias = True
 
 
+class _Product(torch.autograd.Function):
+    """A weight's gradient is added to ``main_grad``, or begins the sum there, and what is returned in its place is garbage; a
+    bias gets one beside the weight's only."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, adds: bool, first: bool | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.adds, ctx.first = adds, first
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        of_weight = of_bias = None
+        if ctx.needs_input_grad[1]:
+            flat = gradient.flatten(0, -2)
+            of_weight, of_bias = flat.t() @ x.flatten(0, -2), flat.sum(0) if ctx.needs_input_grad[2] else None
+            if ctx.adds:
+                weight.main_grad.mul_(0 if ctx.first else 1).add_(of_weight)
+                of_weight = None
+                if hasattr(weight, "grad_added_to_main_grad"):
+                    weight.grad_added_to_main_grad, of_weight = True, torch.full_like(weight, torch.nan)
+        return gradient @ weight, of_weight, of_bias, None, None
+
+
 class Linear(_Module):
     def __init__(self, in_features, out_features, sequence_parallel=False, fuse_wgrad_accumulation=False, tp_group=None,
                  tp_size=1, get_rng_state_tracker=None, rng_tracker_name=None, init_method=None, bias=True, return_bias=False,
                  params_dtype=None, parallel_mode=None, device="cuda"):  # fmt: skip
         super().__init__()
-        assert not fuse_wgrad_accumulation and parallel_mode in ("column", "row")
+        assert parallel_mode in ("column", "row")
+        self.fuse_wgrad_accumulation = fuse_wgrad_accumulation
         self.row, self.group, self.parallel_mode = parallel_mode == "row", tp_group, parallel_mode
         self.sequence_parallel = sequence_parallel and tp_size > 1
         self.in_features, self.out_features, self.tp_size = in_features, out_features, tp_size
         self.return_bias, self.use_bias, self.save_original_input = return_bias, bias, False
+        self.apply_bias = bias and not return_bias
+        self.gemm_bias_unfused_add = self.row and self.apply_bias
         if self.row:
             in_features //= tp_size
         else:
@@ -93,22 +134,31 @@ class Linear(_Module):
         parameter.tensor_model_parallel, parameter.partition_dim, parameter.partition_stride = True, dim, 1
 
     def forward(self, x: Tensor, is_first_microbatch: bool | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        self._begin()
+        return self._mapped(x, is_first_microbatch)
+
+    def _mapped(self, x: Tensor, first: bool | None) -> Tensor | tuple[Tensor, Tensor]:
         from megatron.core.tensor_parallel import mappings
 
-        _called(type(self).__name__)
         if self.row:
             into = mappings.reduce_scatter_to_sequence_parallel_region if self.sequence_parallel else (
                 mappings.reduce_from_tensor_model_parallel_region
             )  # fmt: skip
-            out = into(F.linear(x, self.weight), group=self.group)
+            out = into(self._product(x, first), group=self.group)
         else:
             from_all = mappings.gather_from_sequence_parallel_region if self.sequence_parallel else (
                 mappings.copy_to_tensor_model_parallel_region
             )  # fmt: skip
-            out = F.linear(from_all(x, group=self.group), self.weight)
-        if self.return_bias:
-            return out, self.bias
-        return out + self.bias if self.use_bias else out
+            out = self._product(from_all(x, group=self.group), first)
+        if self.gemm_bias_unfused_add:
+            out = out + self.bias
+        return (out, self.bias) if self.return_bias else out
+
+    def _product(self, x: Tensor, first: bool | None) -> Tensor:
+        for tensor in (x, self.weight) if _in_fp8 else ():
+            assert tensor[..., 0].numel() % 8 == 0 and tensor.size(-1) % 16 == 0, f"fp8 takes no {list(tensor.shape)}"
+        bias = self.bias if self.apply_bias and not self.gemm_bias_unfused_add else None
+        return _Product.apply(x, self.weight, bias, self.fuse_wgrad_accumulation, first)
 
 
 class LayerNormLinear(Linear):
@@ -125,7 +175,8 @@ class LayerNormLinear(Linear):
             self.layer_norm_bias.sequence_parallel = self.sequence_parallel
 
     def forward(self, x: Tensor, is_first_microbatch: bool | None = None) -> Tensor | tuple[Tensor, Tensor]:
-        return super().forward(_normed(x, self.layer_norm_weight, self.layer_norm_bias, self.eps))
+        self._begin()
+        return self._mapped(_normed(x, self.layer_norm_weight, self.layer_norm_bias, self.eps), is_first_microbatch)
 
 
 class DotProductAttention(_Module):
@@ -140,7 +191,7 @@ class DotProductAttention(_Module):
                 cu_seqlens_q_padded=None, cu_seqlens_kv_padded=None, max_seqlen_q=None, max_seqlen_kv=None, attn_mask_type=None,
                 total_tokens=None, seq_idx=None, num_splits=None, pad_between_seqs=None):  # fmt: skip
         """``[s, b, heads, d]`` -> ``[s, b, heads d]``; with ``thd`` ``[t, heads, d]`` -> ``[t, heads d]``, documents apart."""
-        _called("DotProductAttention")
+        self._begin()
         assert attention_mask is None
         if qkv_format == "sbhd":
             assert attn_mask_type == "causal"
@@ -192,7 +243,7 @@ def checkpoint(function, *args, distribute_saved_activations=False, get_rng_stat
         with fp8_autocast(within):
             return function(*again, **kwargs)
 
-    return torch.utils.checkpoint.checkpoint(run, *args, use_reentrant=False)
+    return torch.utils.checkpoint.checkpoint(run, *args, use_reentrant=True)
 
 
 class _Recipe:
