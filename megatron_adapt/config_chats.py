@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from megatron_adapt.config import Corpus, Phase
+from megatron_adapt.config import Corpus, Phase, Recipe
 
 _Path = tuple[str | int, ...]
 
@@ -32,6 +32,15 @@ def check(
         found = [name for name in phase.data if name in chats] if isinstance(phase.data, dict) else []
         if found and phase.packing == "chunks":
             yield (*path, "packing"), f"chats ({', '.join(found)}) must not see one another, nor be cut; set it to 'documents'"
+
+
+def template_of(recipe: Recipe) -> str | None:
+    """The template file of the chats that the recipe's model has learnt last; None: none, or the tokenizer's own template."""
+    for phase in reversed(recipe.phases):
+        chats = [recipe.data[name] for name in phase.data if recipe.data[name].messages is not None]
+        if chats:
+            return next((corpus.chat_template for corpus in chats if corpus.chat_template), None)
+    return None
 
 
 def _of_chats(corpus: Corpus) -> Iterator[tuple[str, str]]:

@@ -33,6 +33,7 @@ def run(
     tie: str = "keep",
     family: str | None = None,
     hf_config: Path | None = None,
+    chat_template: Path | None = None,
 ) -> dict[str, Any]:
     """Write config, tokenizer and weights to ``output``; weight files that are there already and right are kept.
 
@@ -42,6 +43,7 @@ def run(
         dtype: "keep" = config.json's, or where that says none, the checkpoint's.
         tie: "untie" gives a tied model a head of its own, "tie" removes a head that equals the embedding.
         texts, verify: as for an import.
+        chat_template: file that becomes the tokenizer's chat template.
     """
     found = find_source(source, family, hf_config)
     for note in found.notes:
@@ -53,6 +55,8 @@ def run(
         verify = "weights"
     verify = verification.choose(verify, found.shape, reporter)
     result = verification.apart(lambda: _convert(found, output, dtype, max_shard_bytes, tie, verify != "off", reporter))
+    if chat_template is not None:  # transformers prefers this file to what tokenizer_config.json says
+        shutil.copyfile(chat_template, output / "chat_template.jinja")
     if verify == "logits":
         from megatron_adapt.engine import convert
 

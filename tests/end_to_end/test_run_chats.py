@@ -42,6 +42,7 @@ def test_chats_beside_text(shop: Shop) -> None:
     held_out = [json.loads(line) for line in (shop / "talk/data/base/talk/held_out.jsonl").read_text().splitlines()]
     assert found["base"]["bytes"] == sum(line["bytes"] for line in held_out) and found["base"]["documents"] == len(held_out) == 6
     assert found["adapted-sft"]["bits_per_byte"] < found["base"]["bits_per_byte"]
+    assert (shop / "talk/model/chat_template.jinja").read_text() == TEMPLATES["chatml"]  # what a user of the model needs
     assert "everything of 'talk' is done" in shop.run("run", "talk.yaml").succeeded().out
     (shop / "chatml.jinja").write_text(TEMPLATES["llama3"])
     shop.run("run", "talk.yaml").refused("data/base/talk", "the content of its input 'chat_template' changed")
