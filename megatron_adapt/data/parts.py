@@ -2,7 +2,8 @@
 
 Files of the folder: ``lock``; ``plan.json``, what the parts belong to; ``data``, which becomes PREFIX.bin, with every
 finished part at its final place; and of each part NUMBER.json (written last), NUMBER.sizes (int32, tokens of its
-sequences), and where they are needed NUMBER.texts (int32, sequences of its documents), NUMBER.skipped, NUMBER.held.
+sequences), and where they are needed NUMBER.texts (int32, sequences of its documents), NUMBER.mask (uint8, of chats: tokens
+that are learnt), NUMBER.skipped, NUMBER.held.
 """
 
 from __future__ import annotations
