@@ -19,6 +19,10 @@ using megatron_adapt::IndexedWriter;
 
 namespace {
 
+// Raised together with INTERFACE of megatron_adapt/__init__.py whenever a name, an argument or a meaning below or in the
+// other *bindings.cpp changes: an extension that is older than the Python files is recognised by it.
+constexpr int kInterface = 1;
+
 using Lengths = py::array_t<std::int64_t, py::array::c_style>;
 
 // False where the array does not hold Id.
@@ -126,6 +130,7 @@ Positions permute(const Positions& places, std::uint64_t size, std::uint64_t key
 
 PYBIND11_MODULE(_C, module) {
   module.doc() = "The compiled part of megatron_adapt.";
+  module.attr("interface") = kInterface;
   megatron_adapt::bind_text(module);
   megatron_adapt::bind_vocab(module);
 

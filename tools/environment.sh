@@ -18,7 +18,7 @@ if [ -z "${VIRTUAL_ENV:-}" ]; then
   source .venv/bin/activate
 fi
 stamp=$VIRTUAL_ENV/.megatron_adapt.$(cat setup.py pyproject.toml csrc/* | sha256sum | cut -c1-16)
-if [ ! -e "$stamp" ] || ! python -c 'import megatron_adapt._C' 2>/dev/null; then
+if [ ! -e "$stamp" ] || ! python -c 'from megatron_adapt import _C' 2>/dev/null; then
   echo "installing megatron_adapt and what it needs into $VIRTUAL_ENV"
   python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
   touch "$stamp"

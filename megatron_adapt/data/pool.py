@@ -33,6 +33,8 @@ class Pool:
 
     def fork(self, make: Make) -> int:
         """One more process, which is asked for methods of what ``make`` returns there; returns its number."""
+        from megatron_adapt import _C  # noqa: F401 (here what is wrong with it is said once, and as an error)
+
         context = multiprocessing.get_context("fork")
         here, there = context.Pipe()
         others = [*self._connections, here]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import os
 import platform
@@ -17,6 +16,7 @@ from packaging.requirements import Requirement
 
 from megatron_adapt import launch
 from megatron_adapt.engine import backend
+from megatron_adapt.errors import ConfigError
 from megatron_adapt.families import find_family
 from megatron_adapt.hf.directory import HFDirectory
 
@@ -80,11 +80,11 @@ def _requirements() -> Iterator[Finding]:
 
 def _extension() -> Iterator[Finding]:
     try:
-        file = importlib.import_module(f"{PROJECT}._C").__file__
-    except ImportError as error:
-        yield Finding("problem", "C++ extension", f"{error}; build it: pip install -e . (needs a C++17 compiler and Python's headers)")
-    else:
-        yield Finding("ok", "C++ extension", str(file))
+        from megatron_adapt import _C
+
+        yield Finding("ok", "C++ extension", str(_C.__file__))
+    except ConfigError as error:
+        yield Finding("problem", "C++ extension", str(error))
 
 
 def _devices() -> Iterator[Finding]:

@@ -10,6 +10,7 @@ from typing import Callable
 
 import pytest
 
+import megatron_adapt
 from megatron_adapt import cli
 from megatron_adapt.engine import backend
 from megatron_adapt.errors import ConfigError
@@ -52,9 +53,10 @@ def test_sources_that_are_not_installed(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_the_extension_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found("C++ extension").kind == "ok"
+    monkeypatch.delattr(megatron_adapt, "_C")
     monkeypatch.setitem(sys.modules, "megatron_adapt._C", None)
     finding = found("C++ extension")
-    assert finding.kind == "problem" and "pip install -e ." in finding.text
+    assert finding.kind == "problem" and "build it: pip install -e " in finding.text
 
 
 def test_an_apex_that_is_not_nvidias(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
