@@ -14,11 +14,11 @@ import numpy as np
 
 from megatron_adapt.data.held_out import HeldOutWriter, writing
 from megatron_adapt.data.indexed import HEADER, MAGIC, TYPE_CODES
+from megatron_adapt.data.loss_mask import SUFFIX as LOSS_MASK
 from megatron_adapt.data.parts import Parts
 from megatron_adapt.errors import DataError
 
 _UNSUPPORTED = (errno.EINVAL, errno.EROFS)
-LOSS_MASK = ".loss_mask"  # PREFIX.loss_mask of chats: uint8, 1 for each token of PREFIX.bin that is learnt
 _ENTRIES = 1 << 20  # of an index at a time
 
 

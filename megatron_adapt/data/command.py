@@ -7,11 +7,15 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from megatron_adapt.data.encoder import BACKENDS
+from megatron_adapt.data.loss_mask import SUFFIX as LOSS_MASK
 from megatron_adapt.data.preprocess import preprocess_keys, tokenizer_file
 from megatron_adapt.errors import AdaptError, ConfigError
+
+if TYPE_CHECKING:
+    from megatron_adapt.hf.tokenizer import Tokenizer
 
 # Flags of Megatron's tool that have nothing to switch here, and what they take.
 _NEEDLESS: dict[str, tuple[dict[str, Any], str]] = {
@@ -22,6 +26,9 @@ _NEEDLESS: dict[str, tuple[dict[str, Any], str]] = {
     "make-vocab-size-divisible-by": ({"type": int}, "ids do not depend on how the model pads its vocabulary"),
     "dataset-impl": ({"choices": ["mmap"]}, "there is no other format"),
 }
+# Flags that say how text is read or ends; of chats their template says it.
+_OF_TEXT = ("json-keys", "append-eod", "append-bos", "parse-special-tokens", "split-sentences", "keep-newlines")
+_OF_CHATS = ("chat-template", "loss-on")
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
@@ -32,6 +39,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
             print(f"--{flag} changes nothing: {reason}", file=sys.stderr)
     shown = _Progress(arguments.log_interval)
     try:
+        _check(arguments)
         if arguments.vocab_file or arguments.merge_file:
             raise ConfigError(
                 "--vocab-file and --merge-file are not read: load them with transformers' AutoTokenizer, save_pretrained() "
@@ -45,10 +53,11 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
                 arguments.input,
                 tokenizer,
                 arguments.output_prefix,
-                arguments.json_keys,
+                [arguments.messages] if arguments.messages is not None else arguments.json_keys or ["text"],
                 on_skip=shown.skipped,
                 on_progress=shown,
                 **_options(arguments),
+                **_chats(arguments, tokenizer),
             )
     except AdaptError as error:
         print(error, file=sys.stderr)
@@ -67,7 +76,10 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     inputs = "files, folders, globs (.jsonl .json .txt, also .gz and .zst, .parquet), - or hf:NAME[@CONFIG][:SPLIT]"
     add("--input", nargs="+", required=True, metavar="PATH", help=inputs)
     add("--output-prefix", required=True, type=Path, metavar="PREFIX", help="begin of the output's path")
-    add("--json-keys", nargs="+", default=["text"], metavar="KEY", help="keys of the text (text); a corpus each")
+    add("--json-keys", nargs="+", metavar="KEY", help="keys of the text (text); a corpus each")
+    add("--messages", metavar="KEY", help="chats: key of the list of messages, instead of text; PREFIX.loss_mask says what is learnt")
+    add("--chat-template", type=Path, metavar="FILE", help="with --messages: their template (Jinja); without it the tokenizer's")
+    add("--loss-on", choices=["answers", "all"], help="with --messages: the tokens that are learnt (answers)")
     types = ["HuggingFaceTokenizer", "SentencePieceTokenizer"]
     add("--tokenizer-type", choices=types, help="without it: what --tokenizer-model holds")
     add("--tokenizer-model", required=True, type=Path, metavar="PATH", help="directory, tokenizer.json or .model")
@@ -93,6 +105,34 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
         add(f"--{flag}", help=argparse.SUPPRESS)
     add("--log-interval", type=int, default=1000, metavar="N", help="where there is no terminal: a line every N documents (1000)")
     return parser
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """ConfigError for flags that do not go with one another."""
+    is_chats = arguments.messages is not None
+    found = [f"--{flag}" for flag in (_OF_TEXT if is_chats else _OF_CHATS) if getattr(arguments, flag.replace("-", "_"))]
+    if is_chats:
+        found += [] if arguments.text_documents == "blocks" else ["--text-documents files"]
+        found += [] if arguments.tokenizer_backend in (None, "tokenizers") else [f"--tokenizer-backend {arguments.tokenizer_backend}"]
+    if not found:
+        return
+    named = f"{', '.join(found)} {'is' if len(found) == 1 else 'are'} for"
+    if not is_chats:
+        raise ConfigError(f"{named} chats: give --messages KEY, too, or leave out what is for them")
+    raise ConfigError(
+        f"{named} text, and --messages says that these are chats: they stay whole, their template writes all special tokens, and "
+        "tokenizers knows where these stand; leave out one or the other"
+    )
+
+
+def _chats(arguments: argparse.Namespace, tokenizer: Tokenizer) -> dict[str, Any]:
+    if arguments.messages is None:
+        return {}
+    from megatron_adapt.data.chat import Chats
+    from megatron_adapt.hf.chat_template import ChatTemplate
+
+    template = ChatTemplate.load(tokenizer, arguments.chat_template)
+    return {"chats": Chats(arguments.messages, template, arguments.loss_on or "answers")}
 
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -175,16 +215,18 @@ def _summary(prefix: str, stats: dict[str, Any]) -> str:
     extra = {
         "held out": stats["held_out_documents"],
         "bad lines skipped": stats["skipped"],
-        "empty documents left out": stats["empty"],
+        f"{'chats without an answer' if 'loss_mask' in stats else 'empty documents'} left out": stats["empty"],
         "lone surrogates replaced": stats["replaced_surrogates"],
         "unknown tokens": stats["unknown_tokens"],
     }
-    size = sum(os.path.getsize(f"{prefix}{suffix}") for suffix in (".bin", ".idx"))
+    suffixes = (".bin", ".idx", LOSS_MASK) if "loss_mask" in stats else (".bin", ".idx")
+    size = sum(os.path.getsize(f"{prefix}{suffix}") for suffix in suffixes)
     per_token = f" ({stats['bytes'] / stats['tokens']:.2f} a token)" if stats["tokens"] else ""
     return ", ".join([
         f"{prefix}: {stats['documents']} documents",
         f"{stats['tokens']} tokens ({stats['dtype']}, {stats['tokenizer_backend']})",
         f"{stats['bytes']} bytes of text{per_token}",
+        *([f"{stats['trained_tokens']} tokens are learnt"] if "loss_mask" in stats else []),
         f"{size / 1e6:.1f} MB on disk",
         f"{stats['seconds']:.1f} s",
         *(f"{count} {name}" for name, count in extra.items() if count),

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from megatron_adapt.data import loss_mask
 from megatron_adapt.data.indexed import VERSION, IndexedReader
 from megatron_adapt.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from megatron_adapt.hf.tokenizer import Tokenizer
 
 _EDGES = 2 ** np.arange(32, dtype=np.int64)  # of the histogram: 0 | 1 | 2-3 | 4-7 | ...
 _CHUNK = 1 << 20  # documents counted at a time
@@ -21,21 +25,31 @@ def describe(prefix: str | Path) -> dict[str, Any]:
     Returns:
         "prefix", "dtype", "version", "documents", "sequences", "tokens", "bin_bytes", "idx_bytes"; "mean", "shortest"
         and "longest" in tokens a document; "histogram" [{"from", "to" (inclusive), "documents", "tokens"}] without empty
-        bins; "description": the content of PREFIX.json, None without one.
+        bins; "description": the content of PREFIX.json, None without one; of chats "trained_tokens", those that are learnt.
 
     Raises:
         DataError: a file is missing or damaged.
     """
     reader = IndexedReader(prefix)
-    sizes = reader.sizes
+    sizes, description = reader.sizes, _description(prefix)
+    trained = {"trained_tokens": _trained(reader, description)} if loss_mask.has_mask(prefix, description) else {}
     return {
         "prefix": str(prefix), "dtype": reader.dtype.name, "version": VERSION,
         "documents": reader.num_documents, "sequences": reader.num_sequences, "tokens": reader.num_tokens,
         "bin_bytes": Path(f"{prefix}.bin").stat().st_size, "idx_bytes": Path(f"{prefix}.idx").stat().st_size,
         "mean": reader.num_tokens / len(sizes) if len(sizes) else 0.0,
         "shortest": int(sizes.min(initial=2**31 - 1)) if len(sizes) else 0, "longest": int(sizes.max(initial=0)),
-        "histogram": histogram(sizes), "description": _description(prefix),
+        "histogram": histogram(sizes), "description": description, **trained,
     }  # fmt: skip
+
+
+def _trained(reader: IndexedReader, description: dict[str, Any] | None) -> int:
+    found = int(np.count_nonzero(loss_mask.open_mask(reader)))
+    if (described := (description or {}).get("trained_tokens", found)) != found:
+        raise DataError(
+            f"by {reader.prefix}{loss_mask.SUFFIX} {found} tokens are learnt, by {reader.prefix}.json {described}; preprocess the corpus again"
+        )
+    return found
 
 
 def histogram(sizes: np.ndarray) -> list[dict[str, int]]:
@@ -55,7 +69,8 @@ def histogram(sizes: np.ndarray) -> list[dict[str, int]]:
 
 
 def read_document(prefix: str | Path, number: int, tokenizer: str | Path | None = None) -> dict[str, Any]:
-    """One document as ids and text: {"number", "ids", "text", "tokenizer"}.
+    """One document as ids and text: {"number", "ids", "text", "tokenizer"}; of chats "runs", too: [{"begin", "end" (of ids), "learnt"
+    (true or false), "text"}], of which each goes on as far as what is learnt does not change.
 
     Args:
         number: from 0, or from the end where negative.
@@ -72,7 +87,8 @@ def read_document(prefix: str | Path, number: int, tokenizer: str | Path | None 
     if not -count <= number < count:
         has = f"the documents 0 to {count - 1}" if count else "no document"
         raise ConfigError(f"{prefix} has {has}, none of number {number}")
-    stats = _description(prefix) or {}
+    description = _description(prefix)
+    stats = description or {}
     path = tokenizer or stats.get("tokenizer_path")
     if path is None:
         raise ConfigError(f"{prefix}.json does not say which tokenizer made this corpus; name it with --tokenizer")
@@ -87,7 +103,23 @@ def read_document(prefix: str | Path, number: int, tokenizer: str | Path | None 
             f"document {number} of {prefix} has ids of {min(ids)} to {max(ids)}, the tokenizer {path} has 0 to "
             f"{loaded.vocab_size - 1}: another one made this corpus; name it with --tokenizer"
         )
-    return {"number": number % count, "ids": ids, "text": loaded.decode(ids), "tokenizer": str(path)}
+    found = {"number": number % count, "ids": ids, "text": loaded.decode(ids), "tokenizer": str(path)}
+    if not loss_mask.has_mask(prefix, description):
+        return found
+    first = reader.first_token(number % count)
+    return found | {"runs": _runs(ids, loss_mask.open_mask(reader)[first : first + len(ids)], loaded)}
+
+
+def _runs(ids: list[int], mask: np.ndarray, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    edges = [0, *(np.flatnonzero(np.diff(mask)) + 1).tolist(), len(ids)] if ids else []
+    runs, before = [], ""
+    for begin, end in zip(edges, edges[1:]):
+        through = tokenizer.decode(ids[:end])
+        # As a part of the whole, since some decoders drop the first space; where a character is cut, alone.
+        text = through[len(before) :] if through.startswith(before) else tokenizer.decode(ids[begin:end])
+        runs.append({"begin": begin, "end": end, "learnt": bool(mask[begin]), "text": text})
+        before = through
+    return runs
 
 
 def _description(prefix: str | Path) -> dict[str, Any] | None:
@@ -120,6 +152,9 @@ def show(facts: dict[str, Any], document: dict[str, Any] | None = None) -> None:
     stats = facts["description"]
     if stats is not None and "bytes" in stats and facts["tokens"]:
         lines["text"] = f"{stats['bytes']:,} bytes, {stats['bytes'] / facts['tokens']:.2f} a token"
+    if "trained_tokens" in facts:
+        trained = facts["trained_tokens"]
+        lines["learnt"] = f"{trained:,} tokens, {trained / max(facts['tokens'], 1):.1%}"
     if stats is not None and "tokenizer_path" in stats:
         lines["tokenizer"] = stats["tokenizer_path"]
     for name, value in lines.items():
@@ -135,4 +170,8 @@ def show(facts: dict[str, Any], document: dict[str, Any] | None = None) -> None:
         console.print(table)
     if document is not None:
         console.print(f"document {document['number']:,}, {len(document['ids']):,} tokens, by {document['tokenizer']}:", markup=False)
-        console.print(document["text"], markup=False, end="\n")
+        if "runs" not in document:
+            console.print(document["text"], markup=False, end="\n")
+        for run in document.get("runs", []):
+            shown = json.dumps(run["text"], ensure_ascii=False)
+            console.print(f"{'learnt' if run['learnt'] else '-':<6} {shown}", markup=False, style="green" if run["learnt"] else None)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_adapt.data.assembly import LOSS_MASK
+from megatron_adapt.data.loss_mask import SUFFIX as LOSS_MASK
 from megatron_adapt.data.held_out import writing
 from megatron_adapt.data.indexed import IndexedReader, WriteErrors
 from megatron_adapt.errors import AdaptError, ConfigError, DataError

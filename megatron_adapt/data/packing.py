@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_adapt.data.assembly import LOSS_MASK
 from megatron_adapt.data.index_cache import load_or_build
 from megatron_adapt.data.indexed import IndexedReader
+from megatron_adapt.data.loss_mask import open_mask
 from megatron_adapt.data.sampling import Piece
 from megatron_adapt.errors import ConfigError, DataError
 
@@ -133,19 +133,3 @@ def pack(sizes: Sequence[int], capacity: int) -> list[int]:
         owners.append(sample)
         insort(room, (left - size, sample))
     return owners
-
-
-def open_mask(reader: IndexedReader) -> np.ndarray:
-    """[tokens] uint8, memory-mapped: which tokens of a corpus of chats are learnt.
-
-    Raises:
-        DataError: the file is missing, or of another length than the corpus.
-    """
-    path = Path(f"{reader.prefix}{LOSS_MASK}")
-    try:
-        size = path.stat().st_size
-    except OSError as error:
-        raise DataError(f"cannot open {path}: {error.strerror}; preprocess the corpus of chats again") from None
-    if size != reader.num_tokens:
-        raise DataError(f"{path} has {size} bytes, one for each token, but the corpus {reader.num_tokens} tokens; preprocess it again")
-    return np.memmap(path, dtype=np.uint8, mode="r")

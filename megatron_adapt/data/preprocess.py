@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_adapt.data import assembly
-from megatron_adapt.data.assembly import LOSS_MASK
 from megatron_adapt.data.corpus import read_documents
 from megatron_adapt.data.documents import Task
 from megatron_adapt.data.encoder import Difference, Encoder, Reference, choose, may_be_fast
 from megatron_adapt.data.held_out import HeldOutWriter, refuse_shared
 from megatron_adapt.data.indexed import IndexedReader
+from megatron_adapt.data.loss_mask import SUFFIX as LOSS_MASK
 from megatron_adapt.data.options import Options
 from megatron_adapt.data.parts import Parts
 from megatron_adapt.data.pool import Pool
@@ -103,6 +103,7 @@ def preprocess_keys(
     """One corpus for each JSON key, named PREFIX_<key>_document (or _sentence) as Megatron's tool does.
 
     Args:
+        keys: of the text; of chats the one of their messages.
         options: those of :func:`preprocess`, except ``text_key``.
 
     Returns:

@@ -14,8 +14,9 @@ from chats import HARD, TEMPLATES, chat, write_chats, write_tokenizer
 from megatron_adapt.data import worker
 from megatron_adapt.data.chat import Chats, encode, from_json, is_stored, read_stored
 from megatron_adapt.data.indexed import IndexedReader
+from megatron_adapt.data.loss_mask import open_mask
 from megatron_adapt.data.merge import merge
-from megatron_adapt.data.packing import FILL, PackedOrder, open_mask, pack
+from megatron_adapt.data.packing import FILL, PackedOrder, pack
 from megatron_adapt.data.preprocess import open_corpus, preprocess
 from megatron_adapt.engine.batches import Batches
 from megatron_adapt.errors import ConfigError, DataError
