@@ -84,7 +84,7 @@ Documents DocumentScanner::take() {
 
 DocumentScanner::Odd DocumentScanner::scan(std::string_view data, std::size_t begin) {
   reserve(data.size() - begin);
-  return is_json_ ? scan_json(data, begin) : scan_blocks(data, begin);
+  return kind_ == Kind::json ? scan_json(data, begin) : scan_text(data, begin);
 }
 
 DocumentScanner::Odd DocumentScanner::scan_json(std::string_view data, std::size_t begin) {
@@ -108,7 +108,7 @@ DocumentScanner::Odd DocumentScanner::scan_json(std::string_view data, std::size
   return {data.size(), data.size()};
 }
 
-DocumentScanner::Odd DocumentScanner::scan_blocks(std::string_view data, std::size_t begin) {
+DocumentScanner::Odd DocumentScanner::scan_text(std::string_view data, std::size_t begin) {
   const char* const base = data.data();
   const char* const end = base + data.size();
   const auto is_blank = [](const char* p, const char* stop) { return std::all_of(p, stop, is_space); };
@@ -123,7 +123,7 @@ DocumentScanner::Odd DocumentScanner::scan_blocks(std::string_view data, std::si
     char* out = start;
     std::int64_t lines = 0;
     const char* next = p;
-    do {  // one line of the block, without the carriage returns at its end
+    do {  // one line of the document, without the carriage returns at its end
       const char* last = stop;
       while (last > next && last[-1] == '\r') --last;
       if (out > start) *out++ = '\n';
@@ -132,7 +132,7 @@ DocumentScanner::Odd DocumentScanner::scan_blocks(std::string_view data, std::si
       lines += stop < end;
       next = std::min(stop + 1, end);
       stop = find(next, end, '\n');
-    } while (next < end && !is_blank(next, stop));
+    } while (kind_ == Kind::blocks && next < end && !is_blank(next, stop));
     if (!is_utf8(start, out)) return {static_cast<std::size_t>(p - base), static_cast<std::size_t>(next - base)};
     finish(documents_.size + static_cast<std::size_t>(out - start), lines_);
     lines_ += lines;

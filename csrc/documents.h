@@ -1,4 +1,4 @@
-// Documents out of raw corpus bytes: the string under one key of each JSON line, or blocks of plain text lines.
+// Documents out of raw corpus bytes: the string under one key of each JSON line, or lines or blocks of lines of plain text.
 //
 // What is decided here is decided as Python's json.loads and str.decode would: everything else (a broken line, a lone
 // surrogate, NaN, an escaped key, very deep nesting) is handed back to the caller, who asks Python.
@@ -32,8 +32,11 @@ class DocumentScanner {
     std::size_t begin, end;  // of what was not decided; both are the size of the data when everything was
   };
 
-  // `key`: of the text in a JSON line; without `is_json` documents are runs of non-blank lines.
-  DocumentScanner(std::string key, bool is_json) : key_(std::move(key)), is_json_(is_json) {}
+  // What is a document: the text under a key in a line of JSON, a line of text, a run of lines of it. None is of blank lines.
+  enum class Kind { json, lines, blocks };
+
+  // `key`: of the text in a JSON line.
+  DocumentScanner(std::string key, Kind kind) : key_(std::move(key)), kind_(kind) {}
 
   // Reads whole lines (the last may lack its end) from `begin` up to what it cannot decide; resume behind that.
   Odd scan(std::string_view data, std::size_t begin);
@@ -50,10 +53,10 @@ class DocumentScanner {
   void reserve(std::size_t bytes);
   void finish(std::size_t size, std::int64_t line);
   Odd scan_json(std::string_view data, std::size_t begin);
-  Odd scan_blocks(std::string_view data, std::size_t begin);
+  Odd scan_text(std::string_view data, std::size_t begin);
 
   const std::string key_;
-  const bool is_json_;
+  const Kind kind_;
   std::int64_t lines_ = 0;
   std::size_t capacity_ = 0;
   Documents documents_;

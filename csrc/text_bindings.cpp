@@ -30,6 +30,13 @@ py::tuple take(DocumentScanner& scanner) {
   return py::make_tuple(std::move(text), as_array(std::move(documents.offsets)), as_array(std::move(documents.lines)));
 }
 
+std::unique_ptr<DocumentScanner> make_scanner(std::string key, const std::string& kind) {
+  using Kind = DocumentScanner::Kind;
+  if (kind != "json" && kind != "lines" && kind != "text") throw py::value_error("documents are of json, lines or text");
+  const Kind text = kind == "lines" ? Kind::lines : Kind::blocks;
+  return std::make_unique<DocumentScanner>(std::move(key), kind == "json" ? Kind::json : text);
+}
+
 std::string_view view(const py::buffer_info& buffer) {
   if (buffer.itemsize != 1 || buffer.ndim != 1 || buffer.strides[0] != 1) throw py::value_error("data must be contiguous bytes");
   return {static_cast<const char*>(buffer.ptr), static_cast<std::size_t>(buffer.size)};
@@ -136,7 +143,7 @@ void start_writeback([[maybe_unused]] int descriptor, [[maybe_unused]] std::int6
 
 void bind_text(py::module_& module) {
   py::class_<DocumentScanner>(module, "DocumentScanner", "Documents of JSON lines or of plain text; see csrc/documents.h.")
-      .def(py::init<std::string, bool>(), py::arg("key"), py::arg("is_json"))
+      .def(py::init(&make_scanner), py::arg("key"), py::arg("kind"))
       .def("scan", &scan, py::arg("data"), py::arg("begin") = 0,
            "Read whole lines up to what Python has to decide; returns where that begins and ends.")
       .def("push", [](DocumentScanner& scanner, const py::bytes& text) { scanner.push(static_cast<std::string_view>(text)); },

@@ -129,6 +129,9 @@ class Corpus(Strict):
     alternatives: ClassVar[tuple[str, ...]] = ("held_out", "held_out_path")
     path: Texts = Field(description="file, directory, glob or hf:NAME[@CONFIG][:SPLIT], or a list of them")
     text_key: Text = Field("text", description="key of the text in a line of JSON")
+    text_documents: Literal["blocks", "lines", "files"] = Field(
+        "blocks", description="documents of .txt: what stands between blank lines, each line, or each file"
+    )
     messages: Text | None = Field(
         None, description="key of a chat's messages instead, a list of {role, content} or {from, value}; null: it is text"
     )

@@ -46,6 +46,8 @@ def template_of(recipe: Recipe) -> str | None:
 def _of_chats(corpus: Corpus) -> Iterator[tuple[str, str]]:
     if isinstance(corpus.text_key, str) and corpus.text_key != "text":
         yield "text_key", "belongs to text, and 'messages' says that these are chats; remove one of them"
+    if corpus.text_documents in ("lines", "files"):
+        yield "text_documents", "belongs to .txt files, which hold no chats; remove it"
     for key, given in (("bos", corpus.bos is True or corpus.bos is False), ("eos", corpus.eos is False)):
         if given:
             yield key, "belongs to text: where special tokens stand in chats their template says; remove it"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from megatron_adapt.data.encoder import BACKENDS
 from megatron_adapt.data.loss_mask import SUFFIX as LOSS_MASK
 from megatron_adapt.data.preprocess import preprocess_keys, tokenizer_file
+from megatron_adapt.data.sources import TEXT_DOCUMENTS
 from megatron_adapt.errors import AdaptError, ConfigError
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     add("--append-eod", action="store_true", help="end every document with the end-of-text token")
     add("--append-bos", action="store_true", help="begin every document with the begin-of-text token")
     add("--parse-special-tokens", action="store_true", help="special tokens spelled in the text get their ids")
-    add("--text-documents", choices=["blocks", "files"], default="blocks", help="documents of .txt: between blank lines (blocks)")
+    add("--text-documents", choices=list(TEXT_DOCUMENTS), default="blocks", help="documents of .txt: between blank lines (blocks)")
     add("--split-sentences", action="store_true", help="a sequence for each sentence (nltk); <output-prefix>_<key>_sentence")
     add("--keep-newlines", action="store_true", help="with --split-sentences: line ends between sentences stay")
     add("--lang", default="english", help="of the model that splits sentences (english)")

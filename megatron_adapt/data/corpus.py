@@ -32,27 +32,29 @@ def read_documents(
     on_error: str = "stop",
     on_skip: Callable[[str], None] | None = None,
     chats: ChatReader | None = None,
+    text_documents: str = "blocks",
 ) -> Iterator[Document]:
     """Stream the documents of files, folders, globs and data sets (``hf:NAME``) in order.
 
     ``.jsonl``, ``.json`` (one object per line): the string under ``text_key``. ``.txt``: blocks separated by blank
-    lines, line ends normalised to ``\\n``. Both may be compressed (``.gz``, ``.zst``). ``.parquet``: the column
+    lines (or what ``text_documents`` says), line ends normalised to ``\\n``. Both may be compressed (``.gz``, ``.zst``). ``.parquet``: the column
     ``text_key``. Blank lines, byte order marks, ``\\r\\n`` are accepted.
 
     Args:
         on_error: "stop" raises at a bad line, "skip" goes on with the next one.
         on_skip: receives the message of every skipped line.
         chats: what makes the documents, where these are chats; ``text_key`` counts for nothing then.
+        text_documents: "blocks", "lines" or whole "files" are the documents of ``.txt`` files.
 
     Raises:
-        ConfigError: ``on_error`` is neither.
+        ConfigError: ``on_error`` or ``text_documents`` is none of these.
         DataError: "FILE:LINE: ..." when a line is not UTF-8, not JSON, or without a string under ``text_key``; with
             either ``on_error`` when a file cannot be read or decompressed.
     """
     check_on_error(on_error)
     for name in find_repeatable(paths):
         # In one piece: it is read in order anyway, and lines count from its begin.
-        for task in plan([name], chunk_bytes=1 << 62):
+        for task in plan([name], text_documents, chunk_bytes=1 << 62):
             for batch in read(task, text_key, chats):
                 yield from _documents(batch, Path(name), on_error, on_skip)
 

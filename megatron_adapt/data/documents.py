@@ -23,7 +23,7 @@ class Task:
     """One piece of work: whole files, or a part of one.
 
     Attributes:
-        kind: "json", "text" (blocks between blank lines), "file" (a document each), "parquet", "hub".
+        kind: "json", "text" (blocks between blank lines), "lines" (a document each), "file" (a document each), "parquet", "hub".
         begin, end: bytes of a plain file (None: all of it), row groups of a parquet file, rows of a data set.
         size: bytes on disk, what progress is counted in.
         first: number of the corpus's non-empty documents before this task, where somebody counted.

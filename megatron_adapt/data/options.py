@@ -21,7 +21,7 @@ class Options:
         chats: how they are read, where the documents are chats: PREFIX.loss_mask says then which tokens are learnt. Their template
             writes all special tokens, so nothing is appended.
         text_key: of the text in a JSON line, or the column of a table.
-        text_documents: "blocks" between blank lines or whole "files" are the documents of .txt files.
+        text_documents: "blocks" between blank lines, "lines" or whole "files" are the documents of .txt files.
         append_bos, append_eod: begin each document with ``tokenizer.bos_id``, end it with ``tokenizer.eos_id``; not
             where it has that token there already.
         parse_special_tokens: give special tokens spelled in the text their ids; else their spelling is text.

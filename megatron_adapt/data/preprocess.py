@@ -218,7 +218,8 @@ class _Run:
             parts = Parts.open(self.prefix, self._key(encoder, held_out_files))
             stack.callback(parts.close)
             if held_out_files:
-                for document in read_documents(held_out_files, options.text_key, options.on_error, self.on_skip, chats):
+                reading = (options.text_key, options.on_error, self.on_skip, chats, options.text_documents)
+                for document in read_documents(held_out_files, *reading):
                     if document.text:
                         kept.write({"text": document.text} if chats is None else json.loads(document.text))
             make = lambda send: Worker(job, parts, send)  # noqa: E731

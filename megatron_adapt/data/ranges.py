@@ -9,7 +9,7 @@ from pathlib import Path
 
 from megatron_adapt.data import tables
 from megatron_adapt.data.documents import Task
-from megatron_adapt.data.sources import BLANK_LINE, COMPRESSIONS, STDIN, kind_of
+from megatron_adapt.data.sources import BLANK_LINE, COMPRESSIONS, STDIN, TEXT_DOCUMENTS, kind_of
 from megatron_adapt.errors import ConfigError, DataError
 
 _CHUNK_BYTES = (2 << 20, 16 << 20)  # of input in one piece of work, at least and at most
@@ -24,8 +24,8 @@ def plan(names: Iterable[str], text_documents: str = "blocks", chunk_bytes: int 
     Large plain files are cut at line ends (between blocks of plain text at blank lines), parquet files between row
     groups, data sets between rows; compressed files are one task each, small files go together.
     """
-    if text_documents not in ("blocks", "files"):
-        raise ConfigError(f"text_documents must be 'blocks' or 'files', not {text_documents!r}")
+    if text_documents not in TEXT_DOCUMENTS:
+        raise ConfigError(f"text_documents must be one of {', '.join(TEXT_DOCUMENTS)}, not {text_documents!r}")
     names = list(names)
     if chunk_bytes is None:
         total = sum(Path(name).stat().st_size for name in names if Path(name).is_file())
@@ -43,7 +43,7 @@ def plan(names: Iterable[str], text_documents: str = "blocks", chunk_bytes: int 
 
 
 def _fit(last: Task, part: Task, chunk_bytes: int) -> bool:
-    whole = last.kind == part.kind in ("json", "text", "file") and last.end is part.end is None
+    whole = last.kind == part.kind in ("json", "text", "lines", "file") and last.end is part.end is None
     return whole and last.size + part.size <= chunk_bytes and len(last.files) < _CHUNK_FILES and STDIN not in last.files
 
 

@@ -42,18 +42,17 @@ def read(task: Task, text_key: str, chats: ChatReader | None = None) -> Iterator
 
 
 class _Scanned:
-    """Batches of a file of JSON lines or blocks of text."""
+    """Batches of a file of JSON lines, or lines or blocks of text."""
 
     def __init__(self, file: str, task: Task, text_key: str, chats: ChatReader | None) -> None:
         from megatron_adapt import _C
 
         self.file, self.key, self.task = file, text_key, task
-        self.is_json = task.kind == "json"
-        self.parse = parse_json if self.is_json else parse_block
+        self.parse = parse_json if task.kind == "json" else parse_block  # a line is a block of one
         if chats is not None:
             self.parse = lambda data, _key: chats.parse(data)
             text_key = _NO_KEY
-        self.scanner = _C.DocumentScanner(text_key.encode("utf-8", "surrogatepass"), self.is_json)
+        self.scanner = _C.DocumentScanner(text_key.encode("utf-8", "surrogatepass"), task.kind)
 
     def __iter__(self) -> Iterator[Batch]:
         tail = b""
@@ -71,7 +70,7 @@ class _Scanned:
 
     def _cut(self, data: bytes, seen: int) -> int:
         """Where the last whole line or block ends; no need to look again at the ``seen`` bytes at the begin."""
-        if self.is_json:
+        if self.task.kind != "text":
             return data.rfind(b"\n", seen) + 1
         newline = max(data.rfind(b"\n\n", max(seen - 1, 0)), data.rfind(b"\n\r\n", max(seen - 2, 0)))
         if newline >= 0:
@@ -103,8 +102,8 @@ class _Scanned:
         limit = f"{MAX_BYTES >> 20} MiB"
         message = (
             f"the line is longer than {limit}; is this text?"
-            if self.is_json
-            else f"no blank line in {limit}; blank lines separate the documents of a .txt file"
+            if self.task.kind != "text"
+            else f"no blank line in {limit}; blank lines separate the documents of a .txt file (or text_documents 'lines': each line)"
         )
         batch.bad.append(Bad(len(batch.lines), self.file, self.scanner.lines, message, fatal=True))
         return batch

@@ -13,6 +13,7 @@ from megatron_adapt.errors import DataError
 Paths = str | Path | Iterable[str | Path]
 
 KINDS = {".jsonl": "json", ".json": "json", ".txt": "text"}
+TEXT_DOCUMENTS = {"blocks": "text", "lines": "lines", "files": "file"}  # what text_documents makes of .txt, as kinds of tasks
 COMPRESSIONS = (".gz", ".zst")
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".json.zst", ".txt", ".txt.gz", ".txt.zst", ".parquet")
 # Plain .json is read when it is named, but not when a folder is searched: there it is more often something else.
@@ -78,7 +79,7 @@ def is_stream(name: str) -> bool:
 
 
 def kind_of(name: str, text_documents: str = "blocks") -> str:
-    """What :class:`Task` says about it; ``text_documents``: "blocks" or "files"."""
+    """What :class:`Task` says about it; ``text_documents``: one of ``TEXT_DOCUMENTS``."""
     if name.startswith(HUB):
         return "hub"
     if name.endswith(".parquet"):
@@ -86,7 +87,7 @@ def kind_of(name: str, text_documents: str = "blocks") -> str:
     for suffix in COMPRESSIONS:
         name = name.removesuffix(suffix)
     kind = "json" if name == STDIN else KINDS[Path(name).suffix]
-    return "file" if kind == "text" and text_documents == "files" else kind
+    return TEXT_DOCUMENTS[text_documents] if kind == "text" else kind
 
 
 def _expand(path: Path) -> list[Path]:
@@ -110,4 +111,6 @@ def reading(corpus: Any) -> dict[str, Any]:
     """What of a corpus decides which text is read; where its files lie does not, and of data sets there is but the name."""
     known = {"data_sets": sets} if (sets := [name for name in find_repeatable(corpus.path) if is_stream(name)]) else {}
     chats = corpus.model_dump(include={"messages", "loss_on"}) if corpus.messages is not None else {}
-    return corpus.model_dump(include={"text_key", "held_out", "on_error", "max_documents", "bos", "eos"}) | known | chats
+    # Receipts from before there was a choice do not name it.
+    texts = {} if corpus.text_documents == "blocks" else {"text_documents": corpus.text_documents}
+    return corpus.model_dump(include={"text_key", "held_out", "on_error", "max_documents", "bos", "eos"}) | known | texts | chats

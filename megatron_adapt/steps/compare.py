@@ -221,7 +221,7 @@ def _identity(source: Path, tokenizer: Path, contest: Contest) -> dict[str, Any]
         settings[method] = options.settings(chosen)
         inputs |= {f"{method}.{key}": path for key, path in options.paths(chosen).items()}
     files = [[receipt.digest(file) for file in find_files(corpus.path)] for corpus in contest.corpora]
-    reading = [corpus.model_dump(include={"text_key", "held_out", "on_error", "max_documents"}) for corpus in contest.corpora]
+    reading = [corpus.model_dump(include={"text_key", "text_documents", "held_out", "on_error", "max_documents"}) for corpus in contest.corpora]
     return {"settings": settings, "inputs": {key: receipt.digest(path) for key, path in inputs.items()}, "corpora": [files, reading]}
 
 

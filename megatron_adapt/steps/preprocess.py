@@ -35,6 +35,7 @@ def run(corpus: Corpus, tokenizer_dir: Path, output: Path, reporter: Reporter, s
         tokenizer,
         output / PREFIX,
         text_key=corpus.text_key,
+        text_documents=corpus.text_documents,
         **(special | {"tokenizer_backend": "auto"} if corpus.messages is None else {"chats": chats(corpus, tokenizer), "append_eod": False}),
         on_error=corpus.on_error,
         on_skip=lambda message: reporter.log(f"skipped {message}"),
@@ -50,7 +51,7 @@ def run(corpus: Corpus, tokenizer_dir: Path, output: Path, reporter: Reporter, s
     if corpus.held_out and not stats["held_out_documents"]:
         raise DataError(
             f"{corpus.path}: nothing to hold out (held_out {corpus.held_out:g}): a single document. Split it (blank lines separate "
-            f"the documents of a .txt file; text with one on each line is JSON lines to be), give a held_out_path, or set held_out to 0."
+            f"the documents of a .txt file; with text_documents 'lines' each line is one), give a held_out_path, or set held_out to 0."
         )
     if corpus.messages is not None:
         reporter.log(f"{stats['trained_tokens']:,} tokens are learnt, {stats['empty']:,} chats without an answer left out")

@@ -24,7 +24,8 @@ def training_texts(corpora: Sequence[Corpus], max_bytes: int | None = None) -> I
     size = 0
     for corpus in corpora:
         paths = [corpus.path] if isinstance(corpus.path, str) else list(corpus.path)
-        documents = read_documents(paths, text_key=corpus.text_key, on_error=corpus.on_error)
+        reading = {"text_key": corpus.text_key, "on_error": corpus.on_error, "text_documents": corpus.text_documents}
+        documents = read_documents(paths, **reading)
         texts = islice((document.text for document in documents if document.text), corpus.max_documents)
         share = Fraction(0) if corpus.held_out_path else Fraction(str(corpus.held_out))
         # A tokenizer must not be fitted to what it will be measured on.

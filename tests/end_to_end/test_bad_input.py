@@ -145,7 +145,7 @@ def test_a_corpus_with_a_single_document_has_nothing_to_hold_out(bad: Shop) -> N
     (bad / "single.txt").write_text("Ein einziger Satz.")
     recipe = ("bad.yaml", "data.german.path=single.txt", "output=single")
     leaves_nothing(bad, "run", *recipe).refused(
-        "single.txt: nothing to hold out (held_out 0.05): a single document", "blank lines separate the documents of a .txt file"
+        "single.txt: nothing to hold out (held_out 0.05): a single document", "blank lines separate the documents of a .txt file; with text_documents 'lines'"
     )
 
 

@@ -40,6 +40,7 @@ def loaded(place: Path, tokenizer="with", corpus=None, phase=None, **changes) ->
 
 REFUSED = {
     "text_key": ({"corpus": {"text_key": "t"}}, "data.talk.text_key: belongs to text, and 'messages' says that these are chats; remove one"),
+    "lines": ({"corpus": {"text_documents": "lines"}}, "data.talk.text_documents: belongs to .txt files, which hold no chats; remove it"),
     "bos": ({"corpus": {"bos": False}}, "data.talk.bos: belongs to text: where special tokens stand in chats their template says; remove it"),
     "eos": ({"corpus": {"eos": False}}, "data.talk.eos: belongs to text: where special tokens stand"),
     "unique": ({"corpus": {"unique_tokens": 9}}, "data.talk.unique_tokens: belongs to text: chats are not cut, and every epoch has each once"),

@@ -39,6 +39,20 @@ def test_plain_text_blocks(tmp_path, name):
     assert list(read_documents(file)) == [Document("eins\nzwei", file, 3), Document("drei", file, 7)]
 
 
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz"])
+def test_lines_of_plain_text(tmp_path, name):
+    file = write(tmp_path / name, "\n\ufeffeins\r\n  zwei \n \t\n\ndrei")
+    expected = [Document("\ufeffeins", file, 2), Document("  zwei ", file, 3), Document("drei", file, 6)]
+    assert list(read_documents(file, text_documents="lines")) == expected
+
+
+def test_whole_files(tmp_path):
+    file = write(tmp_path / "a.txt", "\neins\n\nzwei\n")
+    assert texts(file, text_documents="files") == ["\neins\n\nzwei"]
+    with pytest.raises(ConfigError, match="text_documents must be one of blocks, lines, files, not 'words'"):
+        texts(file, text_documents="words")
+
+
 def test_windows_files(tmp_path):
     bom = b"\xef\xbb\xbf"
     assert texts(write(tmp_path / "a.jsonl", bom + b'{"text": "a\\r\\nb"}\r\n\r\n{"text": "c"}\r\n')) == ["a\r\nb", "c"]
@@ -132,6 +146,10 @@ def test_endless_line_and_block(tmp_path, monkeypatch):
     block = write(tmp_path / "a.txt", b"good\n\n" + b"line\n" * (1 << 18))
     with pytest.raises(DataError, match="a.txt:3: no blank line in 1 MiB; blank lines separate the documents"):
         texts(block)
+    assert len(texts(block, text_documents="lines")) == (1 << 18) + 1
+    line = write(tmp_path / "b.txt", b"good\n" + b"x" * (1 << 21))
+    with pytest.raises(DataError, match="b.txt:2: the line is longer than 1 MiB; is this text?"):
+        texts(line, text_documents="lines")
 
 
 def test_bad_paths(tmp_path):

@@ -169,3 +169,5 @@ def test_the_last_document_is_cut(tmp_path):
     corpora = [Corpus(path=str(tmp_path / "more.txt")), Corpus(path=str(tmp_path / "one.txt"))]
     assert list(work.training_texts(corpora, 8)) == ["abc", "äö"] and list(work.training_texts(corpora, 3)) == ["abc"]
     assert list(work.training_texts(corpora)) == ["abc", "äöü" * 100]
+    (tmp_path / "more.txt").write_text("abc\ndef\n", encoding="utf-8")
+    assert list(work.training_texts([Corpus(path=str(tmp_path / "more.txt"), text_documents="lines")])) == ["abc", "def"]

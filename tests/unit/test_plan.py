@@ -141,6 +141,7 @@ def test_what_no_result_depends_on(override: str) -> None:
         ("data.german.held_out=0.1", "tokenizers/target"),
         ("data.german.max_documents=5", "tokenizers/target"),
         ("data.german.path=other.jsonl", "tokenizers/target"),
+        ("data.german.text_documents=lines", "tokenizers/target"),
         ("data.german.unique_tokens=5K", "copy/embeddings"),
         ("data.english.shuffled_epochs=2", "base/pretrain"),
         ("vocabulary.tokenizer.train.vocab_size=500", "tokenizers/target"),

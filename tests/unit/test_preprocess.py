@@ -14,11 +14,14 @@ import numpy as np
 import pytest
 from harness import ROOT, assets
 
+from megatron_adapt.config import Corpus
 from megatron_adapt.data.command import main
 from megatron_adapt.data.held_out import without_held_out
 from megatron_adapt.data.indexed import IndexedReader
 from megatron_adapt.data.preprocess import open_corpus, preprocess, preprocess_keys, tokenizer_file
 from megatron_adapt.errors import ConfigError, DataError
+from megatron_adapt.steps import preprocess as step
+from megatron_adapt.steps.reporter import Reporter
 
 BOS, EOS, UNK = 256, 257, 63
 
@@ -154,6 +157,8 @@ def test_held_out_file(tmp_path):
     stats = preprocess(source, ByteTokenizer(), tmp_path / "out" / "c", held_out_path=own)
     assert held_out(tmp_path / "out") == ["eins\nzwei", "\U0001f600 drei"]
     assert (stats["held_out_documents"], stats["held_out_bytes"], stats["documents"]) == (2, 18, 2)
+    stats = preprocess(source, ByteTokenizer(), tmp_path / "out" / "c", held_out_path=own, text_documents="lines")
+    assert held_out(tmp_path / "out") == ["eins", "zwei", "\U0001f600 drei"]
 
 
 def test_max_documents(tmp_path):
@@ -243,6 +248,20 @@ def test_command(tmp_path, capsys):
     output = capsys.readouterr()
     assert "Processed" not in output.err and f"skipped {source}:4: no key 'text'" in output.err
     assert "1 bad lines skipped" in output.out
+
+
+def test_lines_by_a_recipe(tmp_path):
+    (tmp_path / "in.txt").write_text("ein Satz\nein\n", encoding="utf-8")
+    recipe = Corpus(path=str(tmp_path / "in.txt"), text_documents="lines")
+    step.run(recipe, word_tokenizer(tmp_path / "tok"), tmp_path / "out", Reporter(), 1, "german")
+    assert documents(tmp_path / "out" / step.PREFIX) == [[2, 3, 1], [2, 1]]
+
+
+def test_lines_by_the_command(tmp_path):
+    (tmp_path / "in.txt").write_text("ein Satz\r\nein\r\n\r\n", encoding="utf-8", newline="")
+    arguments = ["--input", str(tmp_path / "in.txt"), "--tokenizer-model", str(word_tokenizer(tmp_path / "tok"))]
+    assert main([*arguments, "--output-prefix", str(tmp_path / "c"), "--text-documents", "lines"]) == 0
+    assert documents(tmp_path / "c_text_document") == [[2, 3], [2]]
 
 
 def test_shards_by_the_command(tmp_path, capsys):

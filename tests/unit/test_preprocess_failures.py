@@ -122,7 +122,7 @@ def test_full_disk_at_the_end_leaves_the_former_corpus(tmp_path):
         ({"shard": (0, 2), "held_out": 0.1}, "held_out and max_documents count the documents of a whole corpus: leave"),
         ({"keep_newlines": True}, "keep_newlines is about sentences: it needs split_sentences"),
         ({"paths": "-", "max_documents": 2}, "standard input can be read once, and held_out and max_documents read twi"),
-        ({"text_documents": "lines"}, "text_documents must be 'blocks' or 'files', not 'lines'"),
+        ({"text_documents": "words"}, "text_documents must be one of blocks, lines, files, not 'words'"),
         ({"tokenizer_backend": "fast"}, "the tokenizer backend is one of auto, compiled, gigatoken, tokenizers, senten"),
         ({"tokenizer_backend": "sentencepiece"}, "byte-tokenizer is read by tokenizers, not by sentencepiece"),
         ({"output_prefix": "."}, "the output prefix '.' has no file name; name it like corpus"),

@@ -31,7 +31,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def sources(folder: Path) -> list[Path]:
-    """The texts in order, in plain and compressed files of both kinds."""
+    """The texts in order, in plain and compressed files of both kinds; of plain text a line and a block are the same."""
     plain = corpus(folder, *TEXTS[:300], name="a.jsonl")
     text = folder / "b.txt"
     text.write_text("\n\n\n".join(TEXTS[300:450]) + "\n", encoding="utf-8")
@@ -42,7 +42,7 @@ def sources(folder: Path) -> list[Path]:
     return [plain, text, folder / "c.jsonl.gz"]
 
 
-@pytest.mark.parametrize("options", [{}, {"held_out": 0.1}, {"held_out": 0.0001}, {"max_documents": 333, "held_out": 0.02}])
+@pytest.mark.parametrize("options", [{}, {"text_documents": "lines"}, {"held_out": 0.1}, {"held_out": 0.0001}, {"max_documents": 333, "held_out": 0.02}])
 def test_workers_and_chunks_do_not_change_the_result(tmp_path, options):
     inputs = sources(tmp_path / "in")
     preprocess(inputs, ByteTokenizer(), tmp_path / "one" / "c", append_bos=True, workers=1, **options)
@@ -59,7 +59,7 @@ def test_workers_and_chunks_do_not_change_the_result(tmp_path, options):
         assert len(stats["shards"]) >= (10 if chunk_bytes == 500 else 3)
         assert sum(shard[1] for shard in stats["shards"]) == stats["tokens"]
     texts = TEXTS[: options.get("max_documents")]
-    kept = held_out(tmp_path / "one") if options else []
+    kept = held_out(tmp_path / "one") if "held_out" in options else []
     assert [bytes(ids[1:-1]).decode() for ids in documents(tmp_path / "one" / "c")] == [
         text.strip() for text in texts if text not in kept
     ]
@@ -98,12 +98,15 @@ def test_bad_lines_are_named_by_file_and_line(tmp_path, workers, chunk_bytes):
     assert "c.skipped.jsonl" not in files(tmp_path / "out")
 
 
-def test_shards_join_to_the_whole(tmp_path):
+@pytest.mark.parametrize("kind", ["blocks", "lines"])
+def test_shards_join_to_the_whole(tmp_path, kind):
     inputs = sources(tmp_path / "in")
     preprocess(inputs, ByteTokenizer(), tmp_path / "one" / "c", chunk_bytes=700)
+    assert len(documents(tmp_path / "one" / "c")) == len(TEXTS)
     parts = []
     for index in range(5):
-        stats = preprocess(inputs, ByteTokenizer(), tmp_path / "parts" / "c", chunk_bytes=700, shard=(index, 5))
+        options = {"chunk_bytes": 700, "shard": (index, 5), "text_documents": kind}
+        stats = preprocess(inputs, ByteTokenizer(), tmp_path / "parts" / "c", **options)
         parts.append(tmp_path / "parts" / f"c_{index:05d}-of-00005")
         assert stats["documents"] == len(documents(parts[-1]))
     merge(parts, tmp_path / "merged" / "c")
@@ -113,7 +116,7 @@ def test_shards_join_to_the_whole(tmp_path):
     assert documents(tmp_path / "few" / "c_00003-of-00009") == []
     with pytest.raises(DataError, match=r"b.txt:\d+: not UTF-8"):
         inputs[1].write_bytes(inputs[1].read_bytes()[:-1] + b"\xff\n")
-        preprocess(inputs, ByteTokenizer(), tmp_path / "bad" / "c", chunk_bytes=700, shard=(4, 5), text_key="text")
+        preprocess(inputs, ByteTokenizer(), tmp_path / "bad" / "c", chunk_bytes=700, shard=(4, 5), text_documents=kind)
 
 
 def test_bad_line_in_a_later_shard_has_the_number_of_the_file(tmp_path):
@@ -192,15 +195,17 @@ def test_killed_anywhere_it_continues_to_the_same_files(tmp_path):
     with inputs[0].open("a") as stream:
         stream.write("broken\n")
     options = {"chunk_bytes": 400, "append_bos": True, "held_out": 0.05, "on_error": "skip"}
-    preprocess(inputs, ByteTokenizer(), tmp_path / "whole" / "c", workers=1, **options)
-    expected = content(tmp_path / "whole")
+    expected = {}
+    for kind in ("blocks", "lines"):
+        preprocess(inputs, ByteTokenizer(), tmp_path / kind / "c", workers=1, text_documents=kind, **options)
+        expected[kind] = content(tmp_path / kind)
     chance, kills, kept, attempt = random.Random(1), 0, 0, 0
     while kills < 20:
-        out = tmp_path / f"out{attempt}"
+        out, kind = tmp_path / f"out{attempt}", ("blocks", "lines")[attempt % 2]
         attempt += 1
         done, patience = False, 0.05
         while not done:
-            process = start(inputs, Slow(), out / "c", workers=chance.choice([1, 2, 2]), **options)
+            process = start(inputs, Slow(), out / "c", workers=chance.choice([1, 2, 2]), text_documents=kind, **options)
             process.join(chance.uniform(0.01, patience))
             done = process.exitcode is not None
             process.kill()
@@ -209,7 +214,7 @@ def test_killed_anywhere_it_continues_to_the_same_files(tmp_path):
             patience *= 1.2
             kept += (out / "c.parts").exists() and any((out / "c.parts").glob("*[0-9].json"))
         assert process.exitcode == 0
-        assert content(out) == expected
+        assert content(out) == expected[kind]
     assert kept >= 5  # most kills came when something was finished
 
 

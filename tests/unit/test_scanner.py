@@ -14,6 +14,7 @@ from megatron_adapt import _C
 from megatron_adapt.data import readers
 from megatron_adapt.data.parsing import BadLine, parse_json
 from megatron_adapt.data.preprocess import preprocess
+from megatron_adapt.data.ranges import plan
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
 values = st.recursive(
@@ -34,7 +35,7 @@ broken = st.builds(
 @given(st.lists(lines | broken | st.just(b"") | st.just(b'{"text": "' + b"xyz" * 20 + b'", "text": "last"}'), max_size=6))
 def test_the_scanner_reads_lines_as_python_does(found):
     data = b"\n".join(line.replace(b"\n", b" ") for line in found)
-    scanner, begin, texts, handed_over = _C.DocumentScanner(b"text", True), 0, [], 0
+    scanner, begin, texts, handed_over = _C.DocumentScanner(b"text", "json"), 0, [], 0
     while True:
         begin, end = scanner.scan(data, begin)
         if begin == len(data):
@@ -66,7 +67,7 @@ def test_the_scanner_decides_ordinary_lines_itself():
     for ascii_only in (True, False):
         record = {"id": -1.5e-3, "meta": {"a": [1, True, None, {}], "b": []}, "text": text, "url": "x"}
         line = json.dumps(record, ensure_ascii=ascii_only).encode()
-        scanner = _C.DocumentScanner(b"text", True)
+        scanner = _C.DocumentScanner(b"text", "json")
         assert scanner.scan(line, 0) == (len(line), len(line))
         assert scanner.take()[0].tobytes().decode() == text
 
@@ -88,6 +89,50 @@ def test_blocks_do_not_depend_on_how_a_file_is_read(text):
         assert blocks(3) == blocks(1 << 20)
     finally:
         readers._open = opened
+
+
+def plain_lines(data: bytes) -> tuple[list[tuple[int, str]], list[int]]:
+    """What csrc/documents.h does, once more: (number, text) of documents, and the numbers of lines that are none."""
+    found, bad = [], []
+    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n")):
+        if line.strip(b" \t\r\n\x0b\x0c"):
+            try:
+                found.append((number, line.rstrip(b"\r").decode()))
+            except UnicodeDecodeError:
+                bad.append(number)
+    return found, bad
+
+
+pieces_of_text = st.sampled_from([b"a", b" ", b"\n", b"\n\n", b"\r", b"\r\n", b"\t", b"\x0c", b"\0", b"word" * 9])
+pieces_of_text |= st.sampled_from([s.encode() for s in ("\u00e9", "\u2028", "\x85", "\ufeff", "\U0001f600")]) | st.binary(max_size=2)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(pieces_of_text, max_size=40).map(b"".join), st.booleans(), st.integers(1, 60), st.sampled_from([3, 7, 1 << 20]))
+def test_lines_of_text_are_those_of_python(tmp_path_factory, data, bom, chunk_bytes, size):
+    """However a file is cut into byte ranges, and however these are read."""
+    file = tmp_path_factory.getbasetemp() / "lines.txt"
+    file.write_bytes(b"\xef\xbb\xbf" * bom + data)
+    found, bad, before = [], [], 0
+    readers._READ_BYTES, old = size, readers._READ_BYTES
+    try:
+        for task in plan([str(file)], "lines", chunk_bytes):
+            passed = 0
+            for batch in readers.read(task, "text"):
+                text = batch.text.tobytes()
+                parts = zip(batch.lines.tolist(), batch.offsets.tolist(), batch.offsets.tolist()[1:])
+                found += [(before + line, text[begin:end].decode()) for line, begin, end in parts]
+                bad += [before + one.line for one in batch.bad]
+                passed = batch.passed
+            before += passed
+    finally:
+        readers._READ_BYTES = old
+    assert (found, bad) == plain_lines(file.read_bytes())
+
+
+def test_kinds_that_the_scanner_does_not_know():
+    with pytest.raises(ValueError, match="documents are of json, lines or text"):
+        _C.DocumentScanner(b"text", "words")
 
 
 @settings(max_examples=30, deadline=None)
