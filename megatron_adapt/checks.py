@@ -71,6 +71,8 @@ def check(plan: Plan) -> list[tuple[str, Phase, ModelShape]]:
         problems += shape.layout_problems(parallel.tensor, parallel.pipeline, parallel.virtual_pipeline)
     for _, phase, shape in phases:
         problems += _phase_problems(phase, shape)
+        narrow = shape.fp8_problems(phase.precision or recipe.precision, parallel.tensor)
+        problems += [f"phase '{phase.name}': {text}" for text in narrow]
     problems += _template_problems(plan)
     length = recipe.evaluation.sequence_length
     if length is not None and length > after.max_position_embeddings:

@@ -17,6 +17,7 @@ from megatron_adapt.config import (
     AUTO, BF16_ALONE, CALIBRATED, DEFAULT, FP8, Corpus, Evaluation, FromScratch, Model, Optimizer, Parallel, Phase, Probe, RampUp, Recipe,
     Schedule, Strict, TokenizerChoice, TokenizerTraining, Vocabulary, kinds, model_of, step_into,
 )
+from megatron_adapt.config_phases import FP8_POSITIONS
 from megatron_adapt.config_types import did_you_mean
 from megatron_adapt.schedule import problem
 
@@ -184,8 +185,8 @@ def _phase(phase: Phase, path: tuple[str | int, ...], parallel: Any, precision: 
         if INVALID not in (phase.sequence_length, phase.micro_batch_size, parallel.tensor, parallel.sequence):
             positions = phase.sequence_length * phase.micro_batch_size
             parts = parallel.tensor if parallel.sequence else 1
-            if positions % (32 * parts):
-                why = f"{phase.micro_batch_size} x sequence_length {phase.sequence_length} positions are no multiple of {32 * parts}"
+            if positions % (FP8_POSITIONS * parts):
+                why = f"{phase.micro_batch_size} x sequence_length {phase.sequence_length} positions are no multiple of {FP8_POSITIONS * parts}"
                 yield (*path, "micro_batch_size"), f"{why}, which precision {phase.precision or precision!r} needs"
     if (phase.precision or precision) not in ("fp8-delayed", "fp8-delayed-true", INVALID):
         for key in ("amax_history", "amax_choice"):

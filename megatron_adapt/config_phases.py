@@ -13,7 +13,9 @@ from megatron_adapt.config_types import Count, Integer, Name, NotNegative, Numbe
 # before), by block, or as MXFP8.
 FP8_TRUE = ("fp8-current-true", "fp8-delayed-true", "fp8-blockwise-true", "fp8-mx-true")
 FP8 = ("fp8-current", "fp8-delayed", "fp8-blockwise", "fp8-mx", *FP8_TRUE)
+FP8_POSITIONS = 32  # what the positions of a rank's pass have to be a multiple of
 BF16_ALONE = ("bf16-true", *FP8_TRUE)  # no float32 copies of weights, gradients and moments
+
 Precision = Annotated[
     Literal[
         "fp32", "bf16-mixed", "bf16-true", "fp8-current", "fp8-delayed", "fp8-blockwise", "fp8-mx",
@@ -21,6 +23,16 @@ Precision = Annotated[
     ],  # fmt: skip
     BeforeValidator(lambda value: "bf16-mixed" if value == "bf16" else value),
 ]
+
+
+def fp8_multiple(precision: str) -> int:
+    """What the sides of matrices have to be multiples of in this precision."""
+    return (32 if precision.startswith("fp8-mx") else 16) if precision in FP8 else 1
+
+
+def bf16_of(precision: str) -> str:
+    """The precision whose weights, gradients and moments one of fp8 has, too."""
+    return "bf16-true" if precision in FP8_TRUE else "bf16-mixed"
 
 
 class Strict(BaseModel):
@@ -145,7 +157,7 @@ class Phase(Strict):
     schedule: Schedule = Field(default_factory=Schedule, description="learning rate over the steps")
     on_spike: Spikes = Field(default_factory=Spikes, description="what happens when the loss jumps")
     precision: Precision | None = Field(None, description="arithmetic of this phase; null: the recipe's")
-    amax_history: Count = Field(1024, description="fp8-delayed: so many steps' largest numbers of a tensor are remembered")
+    amax_history: Count = Field(1024, description="fp8-delayed: so many micro-batches' largest numbers of a tensor are remembered")
     amax_choice: Literal["max", "most-recent"] = Field("max", description="fp8-delayed: which of them scales the tensor")
     evaluate_every: Count | None = Field(None, description="steps between evaluations while training; null: none")
     save_every: Count | None = Field(None, description="steps between checkpoints; null: only at the end")

@@ -26,7 +26,7 @@ from megatron_adapt.errors import ConfigError
 from megatron_adapt.families import family_named
 from megatron_adapt.hf.directory import HFDirectory, read_json
 
-CPU_SIZES = workload.llama(512, 64, 172, 2, 4, 2)
+CPU_SIZES = workload.llama(512, 64, 176, 2, 4, 2)
 GPU_SIZES = workload.llama(2048, 512, 1408, 6, 8, 2, tied=False)
 # Layers that Megatron Core has not: side by side with a part of each head rotated, and ALiBi (of a number of heads that is no
 # power of two) with norms that have no bias.

@@ -34,7 +34,7 @@ SHAPES = {
     "llama-8b": workload.llama(128_256, 4096, 14336, 32, 32, 8, tied=False),
     "llama-1b": workload.llama(128_256, 2048, 8192, 16, 32, 8),
     "mistral-7b": workload.llama(32_000, 4096, 14336, 32, 32, 8, tied=False),
-    "tiny": workload.llama(640, 64, 172, 4, 4, 2, tied=False),
+    "tiny": workload.llama(640, 64, 176, 4, 4, 2, tied=False),
 }
 
 

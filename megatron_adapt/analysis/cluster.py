@@ -30,7 +30,7 @@ from typing import Any, Iterator, Sequence
 from megatron_adapt import recipe as recipes
 from megatron_adapt.analysis import estimate
 from megatron_adapt.config import BF16_ALONE, FP8, Parallel, Phase
-from megatron_adapt.config_phases import slices_logits
+from megatron_adapt.config_phases import FP8_POSITIONS, slices_logits
 from megatron_adapt.errors import ConfigError
 from megatron_adapt.families.family import ModelShape
 
@@ -133,10 +133,12 @@ def efficiency(measured: Path | None, cluster: Cluster) -> tuple[float, str]:
     return speeds[best] / cluster.card.tflops, f"measured: {speeds[best]:.0f} TFLOP/s in {best} on {device}"
 
 
-def layouts(phases: Phases, cluster: Cluster) -> Iterator[Parallel]:
-    """Those on all GPUs that model and batches can be divided by; tensor ranks stay within a node."""
+def layouts(phases: Phases, precision: str, cluster: Cluster) -> Iterator[Parallel]:
+    """Those on all GPUs that model, batches and fp8's multiples can be divided by; tensor ranks stay within a node."""
     sharing = all(phase.optimizer.type != "muon" for _, phase, _ in phases)  # which needs whole matrices
     for tensor in _divisors(cluster.gpus):
+        if any(_too_narrow(phase, shape, phase.precision or precision, tensor) for _, phase, shape in phases):
+            continue
         for pipeline in _divisors(cluster.world // tensor):
             data = cluster.world // (tensor * pipeline)
             if any(shape.layout_problems(tensor, pipeline) for _, _, shape in phases):
@@ -145,6 +147,12 @@ def layouts(phases: Phases, cluster: Cluster) -> Iterator[Parallel]:
                 continue
             distributed = sharing and data > 1
             yield Parallel(tensor=tensor, pipeline=pipeline, data=data, sequence=tensor > 1, distributed_optimizer=distributed)
+
+
+def _too_narrow(phase: Phase, shape: ModelShape, precision: str, tensor: int) -> bool:
+    """Whether fp8 does not take a rank's matrices or, with sequence parallelism, its positions."""
+    positions = phase.sequence_length * phase.micro_batch_size
+    return bool(shape.fp8_problems(precision, tensor)) or (precision in FP8 and positions % (FP8_POSITIONS * tensor) > 0)
 
 
 def _divisors(number: int) -> list[int]:
@@ -217,7 +225,7 @@ def ranked(phases: Phases, precision: str, cluster: Cluster, share: float) -> tu
     def total(one: Cost) -> float:
         return sum(count * seconds for count, seconds in zip(steps, one.seconds))
 
-    found = [cost(phases, parallel, precision, cluster, share) for parallel in layouts(phases, cluster)]
+    found = [cost(phases, parallel, precision, cluster, share) for parallel in layouts(phases, precision, cluster)]
     limit = cluster.card.memory * 2**30 * USABLE
     fitting = sorted((one for one in found if one.memory <= limit), key=total)
     if fitting:
@@ -265,7 +273,7 @@ def _missing(phases: Phases, precision: str, cluster: Cluster, too_large: list[C
     smallest, limit = too_large[0], cluster.card.memory * 2**30 * USABLE
 
     def fits(name: str, changed: Phases, precision: str, cluster: Cluster) -> list[str]:
-        found = [cost(changed, one, precision, cluster, ASSUMED).memory for one in layouts(changed, cluster)]
+        found = [cost(changed, one, precision, cluster, ASSUMED).memory for one in layouts(changed, precision, cluster)]
         return [name] if found and min(found) <= limit else []
 
     def with_(**changes: Any) -> Phases:

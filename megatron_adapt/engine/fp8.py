@@ -12,6 +12,7 @@ from typing import Any, Iterator
 from torch import nn
 
 from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron_adapt.config_phases import bf16_of
 from megatron_adapt.engine import backend
 from megatron_adapt.errors import ConfigError
 
@@ -43,7 +44,7 @@ def precision_fields(precision: str) -> dict[str, Any]:
     if reasons:
         raise ConfigError(
             f"precision: {precision} needs a GPU and Transformer Engine's layers: {'; '.join(reasons)}. "
-            f"Choose bf16-{'mixed' if kind == precision else 'true'}."
+            f"Choose {bf16_of(precision)}."
         )
     return FP8_FIELDS[kind]
 

@@ -113,6 +113,8 @@ def build(
     if problems := shape.layout_problems(layout.tensor, layout.pipeline, layout.virtual_pipeline):
         raise ConfigError("; ".join(problems) + ".")
     config = transformer_config(shape, layout, precision, recompute)
+    if problems := shape.fp8_problems(precision, layout.tensor):
+        raise ConfigError("; ".join(problems) + ".")
     if layout.virtual_pipeline == 1:
         return _build(shape, config, recompute, logits, None)
     return Chunks(_build(shape, config, recompute, logits, stage) for stage in range(layout.virtual_pipeline))

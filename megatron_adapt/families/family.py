@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Mapping
 
+from megatron_adapt.config_phases import bf16_of, fp8_multiple
 from megatron_adapt.errors import ConfigError
 from megatron_adapt.families.rope import DEFAULT_THETA, attention_factor, inverse_frequencies, read_rope
 from megatron_adapt.families.rules import FLOATS, Rule, Shape, expand
@@ -131,6 +132,30 @@ class ModelShape:
             stages = f" x parallel.virtual_pipeline={virtual_pipeline}" if virtual_pipeline > 1 else ""
             problems.append(f"{self.num_layers} layers cannot be divided by parallel.pipeline={pipeline}{stages}")
         return problems
+
+    def fp8_problems(self, precision: str, tensor: int) -> list[str]:
+        """Why ``precision``, where it is one of fp8, cannot multiply the layers' matrices, cut over ``tensor`` ranks, in words.
+
+        Each of a matrix's sides is the inner one of a product, forward or backward, and fp8 reads 16 numbers of that at a time
+        (Transformer Engine refuses others), MXFP8 the 32 that share a scale.
+        """
+        multiple = fp8_multiple(precision)
+        sides = (
+            ("hidden units", self.hidden_size, 1),
+            ("rows of queries", self.query_size, tensor),
+            ("rows of queries, keys and values", self.qkv_size, tensor),
+            ("feed-forward units", self.ffn_hidden_size, tensor),
+        )
+        # What ranks cannot divide at all is one of `layout_problems`.
+        found = [(what, size // ranks, ranks) for what, size, ranks in sides if size % ranks == 0 and size // ranks % multiple]
+        if not found:
+            return []
+        odd, is_cut = [f"{size} {what}" for what, size, _ in found], any(ranks > 1 for *_, ranks in found)
+        works = (n for n in range(tensor - 1, 0, -1) if not self.layout_problems(n, 1) + self.fp8_problems(precision, n))
+        choices = [f"parallel.tensor={n}" for n in works][:1] + [f"precision {bf16_of(precision)}"]
+        of_rank = f", which are a rank's under parallel.tensor={tensor}" if is_cut else ""
+        takes = f"precision {precision} takes widths that are multiples of {multiple}"
+        return [f"{takes}, not {' or '.join(odd)}{of_rank}; choose {' or '.join(choices)}"]
 
     def inverse_frequencies(self) -> torch.Tensor:
         """Rotary frequencies, float32 [rotary_dim / 2], bit for bit those of transformers."""

@@ -13,6 +13,7 @@ from worlds import SEED, Layout, hf_model, on_ranks, same_bits, tensors
 
 from megatron_adapt.engine import backend, checkpoint, convert, fp8, model as models
 from megatron_adapt.engine.losses import positions
+from megatron_adapt.errors import ConfigError
 from megatron_adapt.families import families, find_family
 from megatron_adapt.hf.directory import HFDirectory
 
@@ -124,6 +125,32 @@ def test_all_linear_layers_compute_in_fp8(tmp_path: Path, transformer_engine, fa
     column = FUSED if family == "gpt_neox" else PLAIN
     assert forward.count("fp8 checkpoint") == 2 and backward == [f"fp8 {column}", f"fp8 {ROW}"] * 2
     assert set(gradients) == set(again) and all(torch.equal(gradients[name], again[name]) for name in gradients)
+
+
+def test_widths_that_fp8_takes_are_computed_and_others_refused_by_name(tmp_path: Path):
+    """The layers themselves, which end in an assertion, are never asked for the others."""
+    path = made(tmp_path / "hf", "llama", "gqa", intermediate_size=64)
+
+    def run() -> list[str]:
+        said = []
+        directory = HFDirectory.open(path)
+        shape = find_family(directory.config).read_config(directory.config)
+        for width in (64, 80):
+            backend.start(Layout(tensor=2), SEED)
+            try:
+                model = models.build(replace(shape, ffn_hidden_size=width), Layout(tensor=2), "fp8-current")
+            except ConfigError as error:
+                said.append(str(error))
+            else:
+                rows = tokens()[:, :16]
+                model.train()(rows, positions(rows), None).float().sum().backward()
+        return said
+
+    refused = (
+        "precision fp8-current takes widths that are multiples of 16, not 40 feed-forward units, which are a rank's under "
+        "parallel.tensor=2; choose parallel.tensor=1 or precision bf16-mixed."
+    )
+    assert on_ranks(2, run) == [[refused]] * 2
 
 
 def gradient_sums(path: Path, layers: str, train: list[str]) -> dict[str, torch.Tensor]:

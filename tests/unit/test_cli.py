@@ -186,6 +186,11 @@ def test_all_problems_of_a_recipe_at_once(run: Run, verb: str) -> None:
     [
         ("parallel.tensor=3", "4 attention heads cannot be divided by parallel.tensor=3"),
         ("parallel.pipeline=3", "2 layers cannot be divided by parallel.pipeline=3"),
+        (
+            "phases.full.precision=fp8-current-true",
+            "phase 'full': precision fp8-current-true takes widths that are multiples of 16, not 24 feed-forward units, which are a "
+            "rank's under parallel.tensor=2; choose parallel.tensor=1 or precision bf16-true",
+        ),
         ("phases.full.sequence_length=65", "phase 'full': sequence_length 65 exceeds the model's max_position_embeddings 64"),
         ("evaluation.sequence_length=65", "evaluation.sequence_length 65 exceeds the model's max_position_embeddings 64"),
         ("phases.full={packing: documents, restart_positions: false}", "this model's are relative (rope), so it changes nothing"),

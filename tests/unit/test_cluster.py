@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,19 @@ def test_small_models_are_not_split() -> None:
 
 
 def test_muon_keeps_matrices_whole() -> None:
-    found = list(clusters.layouts(phases("1b", optimizer={"lr": 1e-3, "type": "muon"}), Cluster(1, 8, "h100")))
+    found = list(clusters.layouts(phases("1b", optimizer={"lr": 1e-3, "type": "muon"}), "bf16-mixed", Cluster(1, 8, "h100")))
     assert max(one.data for one in found) == 8 and not any(one.distributed_optimizer for one in found)
+
+
+def test_fp8_is_not_split_into_what_it_does_not_take() -> None:
+    (branch, phase, model), cluster = phases("1b", sequence_length=1056)[0], Cluster(1, 8, "h100")
+
+    def widths(precision: str, narrow: ModelShape = model) -> set[int]:
+        return {one.tensor for one in clusters.layouts([(branch, phase, narrow)], precision, cluster)}
+
+    assert widths("bf16-mixed") == {1, 2, 4, 8} and widths("fp8-current") == {1}  # 1056 = 33 x 32
+    (branch, phase, _), narrow = phases("1b")[0], replace(model, ffn_hidden_size=64)
+    assert widths("fp8-current") == {1, 2, 4, 8} and widths("fp8-current", narrow) == {1, 2, 4} and widths("fp8-mx", narrow) == {1, 2}
 
 
 def test_a_model_is_split_where_memory_asks_for_it() -> None:
@@ -66,7 +78,7 @@ def test_a_model_is_split_where_memory_asks_for_it() -> None:
     assert large.parallel.sequence == (large.parallel.tensor > 1)
     assert best("8b", "gpus=8,gpu=h100").parallel.tensor == 1  # the shared optimizer makes it fit
     # Across nodes tensor parallelism would go over the network: it is not even considered.
-    assert all(one.tensor <= 2 for one in clusters.layouts(phases("1b"), Cluster(4, 2, "h100")))
+    assert all(one.tensor <= 2 for one in clusters.layouts(phases("1b"), "bf16-mixed", Cluster(4, 2, "h100")))
 
 
 def test_where_nothing_fits_it_says_what_would() -> None:

@@ -197,6 +197,28 @@ def test_real_models(name):
         assert shape.num_parameters() == sum(math.prod(reader.info(key)[0]) for key in reader.names())
 
 
+@pytest.mark.parametrize("precision, tensor, changes, said", [
+    ("bf16-mixed", 1, {}, []),
+    ("fp8-current", 1, {"intermediate_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 64}, []),
+    ("fp8-current", 1, {}, ["takes widths that are multiples of 16, not 20 feed-forward units; choose precision bf16-mixed"]),
+    ("fp8-mx-true", 1, {"intermediate_size": 32}, [
+        "takes widths that are multiples of 32, not 48 hidden units or 48 rows of queries; choose precision bf16-true"]),
+    ("fp8-delayed", 3, {"intermediate_size": 96, "hidden_size": 96}, []),
+    ("fp8-delayed", 6, {"intermediate_size": 96, "hidden_size": 96, "num_key_value_heads": 6}, []),
+    ("fp8-blockwise", 3, {"intermediate_size": 96}, []),
+    ("fp8-blockwise", 3, {"intermediate_size": 144, "hidden_size": 54, "head_dim": 8}, [
+        "takes widths that are multiples of 16, not 54 hidden units; choose precision bf16-mixed"]),
+    ("fp8-current", 2, {"intermediate_size": 80, "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}, [
+        "takes widths that are multiples of 16, not 40 feed-forward units, which are a rank's under parallel.tensor=2; "
+        "choose parallel.tensor=1 or precision bf16-mixed"]),
+    ("fp8-current", 4, {"intermediate_size": 96, "hidden_size": 64, "num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 4}, [
+        "takes widths that are multiples of 16, not 8 rows of queries or 24 rows of queries, keys and values or 24 feed-forward units, "
+        "which are a rank's under parallel.tensor=4; choose parallel.tensor=2 or precision bf16-mixed"]),
+])  # fmt: skip
+def test_widths_that_fp8_takes(precision, tensor, changes, said):
+    assert read(**changes).fp8_problems(precision, tensor) == [f"precision {precision} {text}" for text in said]
+
+
 def test_shapes_need_no_torch():
     scratch = {"hidden_size": 48, "intermediate_size": 20, "num_hidden_layers": 2, "num_attention_heads": 6}
     code = (
