@@ -13,10 +13,12 @@ from megatron_adapt.analysis import cluster as clusters, estimate
 from megatron_adapt.config import Parallel, Phase, Recipe, TokenizerChoice
 from megatron_adapt.config_types import selected_layers
 from megatron_adapt.data.sources import HUB, find_files
-from megatron_adapt.errors import ConfigError, DataError
+from megatron_adapt.errors import CheckpointError, ConfigError, DataError
 from megatron_adapt.families import find_family
 from megatron_adapt.families.family import ModelShape
+from megatron_adapt.families.rules import header_problems
 from megatron_adapt.hf.directory import HFDirectory
+from megatron_adapt.hf.weights import weights_file
 from megatron_adapt.plan import Plan
 from megatron_adapt.steps.receipt import read
 from megatron_adapt.vocab.surgery import check_tokenizer
@@ -74,14 +76,32 @@ def check(plan: Plan) -> list[tuple[str, Phase, ModelShape]]:
         narrow = shape.fp8_problems(phase.precision or recipe.precision, parallel.tensor)
         problems += [f"phase '{phase.name}': {text}" for text in narrow]
     problems += _template_problems(plan)
+    problems += _weight_problems(recipe, before)
     length = recipe.evaluation.sequence_length
     if length is not None and length > after.max_position_embeddings:
         problems.append(
             f"evaluation.sequence_length {length} exceeds the model's max_position_embeddings {after.max_position_embeddings}"
         )
     if problems:
-        raise ConfigError(";\n".join(dict.fromkeys(problems)) + ".")
+        text = ";\n".join(dict.fromkeys(problems))
+        raise ConfigError(text if text.endswith("?") else f"{text}.")
     return phases
+
+
+def _weight_problems(recipe: Recipe, shape: ModelShape) -> Iterator[str]:
+    """What the import would refuse of the source's weights, from the headers of safetensors; pickles need torch to be opened."""
+    if recipe.model.source is None:
+        return
+    directory = HFDirectory.open(recipe.model.source)
+    if "safetensors" not in str(weights_file(directory.path)):
+        return
+    try:
+        with directory.weights() as reader:
+            found = header_problems(find_family(directory.config), shape, reader)
+    except CheckpointError as error:
+        found = str(error)
+    if found:
+        yield found.removesuffix(".")
 
 
 def _template_problems(plan: Plan) -> Iterator[str]:

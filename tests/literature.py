@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+
+from megatron_adapt.families import find_family
+from megatron_adapt.families.rules import expand
 
 MISTRAL = {
     "architectures": ["MistralForCausalLM"], "model_type": "mistral", "vocab_size": 32000, "hidden_size": 4096,
@@ -38,11 +42,11 @@ TOKENIZERS = {"sp-bpe-de-32k": 32768, "sp-bpe-ar-32k": 32768, "czech-64k": 64000
 
 
 def write(folder: Path) -> None:
-    """Models without weights, tokenizers, a line of text for each corpus."""
+    """Models whose weights are holes in their files, tokenizers, a line of text for each corpus."""
     for name, config in MODELS.items():
         (folder / "models" / name).mkdir(parents=True)
         (folder / "models" / name / "config.json").write_text(json.dumps(config))
-        (folder / "models" / name / "model.safetensors").write_bytes(b"")
+        write_weights(folder / "models" / name, config)
         write_tokenizer(folder / "models" / name, TOKENIZERS.get(name, 1000))
     for name, size in TOKENIZERS.items():
         write_tokenizer(folder / "tokenizers" / name, size)
@@ -65,6 +69,22 @@ def write(folder: Path) -> None:
     write_text(folder / "corpora/c4/validation.jsonl")
     (folder / "dictionaries").mkdir()
     (folder / "dictionaries/en-cs.tsv").write_text("dog\tpes\n")
+
+
+def write_weights(folder: Path, config: dict, **changes: list[int] | None) -> None:
+    """The weights of a configuration, all zero in no space on the disk; ``changes``: other shapes by name, None: no such tensor."""
+    family = find_family(config)
+    shape = family.read_config(config)
+    sizes = {name: list(size) for rule in expand(family, shape) for name, size in zip(rule.hf, rule.hf_shapes(shape))}
+    header, end = {}, 0
+    for name, size in (sizes | changes).items():
+        if size is not None:
+            begin, end = end, end + 2 * math.prod(size)
+            header[name] = {"dtype": "BF16", "shape": size, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
 
 
 def write_text(path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Callable, Iterable, Protocol
 import numpy as np
 
 from megatron_adapt.errors import CheckpointError
-from megatron_adapt.families.rules import EMBEDDING, FLOATS, OUTPUT, Block, Rule, Shape, expand
+from megatron_adapt.families.rules import EMBEDDING, FLOATS, OUTPUT, Block, Rule, Shape, expand, some
 from megatron_adapt.streams.bits import Info, Source, bands, empty, whole
 
 if TYPE_CHECKING:
@@ -108,9 +108,9 @@ class Canonical:
                 if (dtype := reader.info(source)[1]) not in FLOATS
             ]
         unused = sorted(stored - used)
-        problems = [f"tensors are missing: {_some(missing)}"] if missing else []
-        problems += [f"tensors have no place in a {family.name} model: {_some(unused)}"] if unused else []
-        problems += [_some(wrong)] if wrong else []
+        problems = [f"tensors are missing: {some(missing)}"] if missing else []
+        problems += [f"tensors have no place in a {family.name} model: {some(unused)}"] if unused else []
+        problems += [some(wrong)] if wrong else []
         if problems:
             raise CheckpointError(f"{where}: {'; '.join(problems)}. Do the configuration and the weights belong together?")
 
@@ -234,8 +234,3 @@ def tied(family: Family, shape: ModelShape, source: Source, where: str) -> Model
             f"{where}: the head differs from the embedding; tying them would change the model. Say tie: keep."
         )
     return replace(shape, tied=True)
-
-
-def _some(names: list[str], most: int = 6) -> str:
-    shown = "; ".join(names[:most]) if any(" " in name for name in names) else ", ".join(names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

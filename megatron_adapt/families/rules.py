@@ -210,7 +210,7 @@ def megatron_to_hf(
             )
         yield from zip(rule.hf, rule.to_hf(tensor, shape))
     if missing := [name for name in rules if name not in written]:
-        raise CheckpointError(f"Megatron tensors are missing: {_some(missing)}.")
+        raise CheckpointError(f"Megatron tensors are missing: {some(missing)}.")
 
 
 def check_weights(family: Family, shape: ModelShape, reader: Reader) -> None:
@@ -218,29 +218,48 @@ def check_weights(family: Family, shape: ModelShape, reader: Reader) -> None:
     a head stored beside tied embeddings must equal them.
 
     Raises:
-        CheckpointError: missing or unused tensors, wrong shapes, mixed or unsupported dtypes, an untied head.
+        CheckpointError: all that :func:`header_problems` finds; an untied head.
+    """
+    if problems := header_problems(family, shape, reader):
+        raise CheckpointError(problems)
+    redundant_head(family, shape, reader)
+
+
+def header_problems(family: Family, shape: ModelShape, reader: Reader) -> str | None:
+    """What does not fit of the tensors' names, shapes and dtypes, all of it; None where nothing is wrong.
+
+    Tensors are missing or have no place, have another shape than config.json announces, or a dtype that is not supported
+    or differs among those of one rule.
     """
     reader = with_prefix(family, reader)
-    where = getattr(reader, "path", "the weights")
     buffers = re.compile("|".join((r".*rotary_emb\.inv_freq", *family.buffers)))
-    stored = [name for name in reader.names() if not buffers.fullmatch(name)]
-    wanted = {name: size for rule in expand(family, shape) for name, size in zip(rule.hf, rule.hf_shapes(shape))}
-    redundant = redundant_head(family, shape, reader)
-    missing = [name for name in wanted if name not in set(stored)]
+    stored = {name: reader.info(name) for name in reader.names() if not buffers.fullmatch(name)}
+    rules = expand(family, shape)
+    wanted = {name: size for rule in rules for name, size in zip(rule.hf, rule.hf_shapes(shape))}
+    redundant = _heads(family)[0] if shape.tied else None
+    missing = [name for name in wanted if name not in stored]
     unused = [name for name in stored if name not in wanted and name != redundant]
-    if missing or unused:
-        parts = [f"tensors are missing: {_some(missing)}"] if missing else []
-        parts += [f"tensors have no place in a {family.name} model: {_some(unused)}"] if unused else []
-        raise CheckpointError(f"{where}: {'; '.join(parts)}. Do config.json and the weights belong together?")
-    for name, size in wanted.items():
-        found, dtype = reader.info(name)
-        if tuple(found) != size:
-            raise CheckpointError(f"{where}: {name} has shape {list(found)}, config.json announces {list(size)}.")
-        if dtype not in FLOATS:
-            raise CheckpointError(f"{where}: {name} is stored as {dtype}; convert it to one of {', '.join(FLOATS)}.")
-    for rule in expand(family, shape):
-        if len(dtypes := {reader.info(name)[1] for name in rule.hf}) > 1:
-            raise CheckpointError(f"{where}: {', '.join(rule.hf)} differ in dtype ({', '.join(sorted(dtypes))}).")
+    there = {name: (size, *stored[name]) for name, size in wanted.items() if name in stored}
+    wrong = [
+        f"{name} has shape {list(found)}, config.json announces {list(size)}"
+        for name, (size, found, _) in there.items()
+        if tuple(found) != size
+    ]
+    dtypes = [
+        f"{name} is stored as {dtype}; convert it to one of {', '.join(FLOATS)}"
+        for name, (_, _, dtype) in there.items()
+        if dtype not in FLOATS
+    ]
+    for names in (rule.hf for rule in rules):
+        if len(found := {stored[name][1] for name in names if name in stored}) > 1:
+            dtypes.append(f"{', '.join(names)} differ in dtype ({', '.join(sorted(found))})")
+    problems = [f"tensors are missing: {some(missing)}"] if missing else []
+    problems += [f"tensors have no place in a {family.name} model: {some(unused)}"] if unused else []
+    problems += [some(each) for each in (wrong, dtypes) if each]
+    if not problems:
+        return None
+    question = ". Do config.json and the weights belong together?" if missing or unused or wrong else "."
+    return f"{_where(reader)}: {'; '.join(problems)}{question}"
 
 
 def redundant_head(family: Family, shape: ModelShape, reader: Reader) -> str | None:
@@ -250,16 +269,25 @@ def redundant_head(family: Family, shape: ModelShape, reader: Reader) -> str | N
         CheckpointError: the two differ, so the model is not tied.
     """
     reader = with_prefix(family, reader)
-    names = {rule.megatron: rule.hf[0] for rule in family.rules}
-    head, embedding = names[OUTPUT], names[EMBEDDING]
+    head, embedding = _heads(family)
     if not shape.tied or not {head, embedding} <= set(reader.names()):
         return None
     if not reader.get(head).equal(reader.get(embedding)):
         raise CheckpointError(
-            f"{getattr(reader, 'path', 'the weights')}: config.json says tie_word_embeddings, but {head} differs from "
+            f"{_where(reader)}: config.json says tie_word_embeddings, but {head} differs from "
             f"{embedding}. Set tie_word_embeddings to false, or remove {head}."
         )
     return head
+
+
+def _heads(family: Family) -> tuple[str, str]:
+    """(head, embedding) as Hugging Face names them."""
+    names = {rule.megatron: rule.hf[0] for rule in family.rules}
+    return names[OUTPUT], names[EMBEDDING]
+
+
+def _where(reader: Reader) -> str:
+    return str(getattr(reader, "path", "the weights"))
 
 
 class _WithPrefix:
@@ -315,6 +343,7 @@ def _at_layer(rule: RuleType, layer: int) -> RuleType:
     return replace(rule, megatron=rule.megatron.format(layer=layer), hf=hf)
 
 
-def _some(names: list[str], most: int = 6) -> str:
-    shown = ", ".join(names[:most])
+def some(names: list[str], most: int = 6) -> str:
+    """The first few of them."""
+    shown = "; ".join(names[:most]) if any(" " in name for name in names) else ", ".join(names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

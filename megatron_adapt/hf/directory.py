@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_adapt.errors import ConfigError
-from megatron_adapt.hf.weights import WEIGHTS, WeightReader
+from megatron_adapt.hf.weights import WeightReader, weights_file
 
 
 class HFDirectory:
@@ -39,7 +39,7 @@ class HFDirectory:
         config = read_json(path / "config.json")
         if config is None:
             raise ConfigError(f"{path} holds no config.json; it is not a Hugging Face model directory.")
-        if weights and not any((path / name).is_file() for name in WEIGHTS):
+        if weights and weights_file(path) is None:
             raise ConfigError(f"{path} holds no weights: neither model.safetensors nor its index, nor a .bin file.")
         return cls(path, config)
 

@@ -42,6 +42,11 @@ MAPPED = 256 * 2**20  # bytes of a pickle file that may be mapped at a time
 Info = tuple[tuple[int, ...], str]
 
 
+def weights_file(folder: Path) -> str | None:
+    """The name of the file that a directory's weights, or their index, are in; None where there is none."""
+    return next((name for name in WEIGHTS if (folder / name).is_file()), None)
+
+
 class WeightReader:
     """All tensors of a directory, read one at a time. Safetensors, in one file or sharded with an index; a
     ``pytorch_model.bin`` is read too (without executing what it holds). ``file``: only this one of the directory.
@@ -52,7 +57,7 @@ class WeightReader:
 
     def __init__(self, path: str | Path, file: str | None = None) -> None:
         self.path = Path(path)
-        kind = file or next((name for name in WEIGHTS if (self.path / name).is_file()), None)
+        kind = file or weights_file(self.path)
         if kind is None:
             raise CheckpointError(f"{self.path} holds no weights: neither model.safetensors nor its index.")
         open_file = _SafetensorsFile if "safetensors" in kind else _PickleFile

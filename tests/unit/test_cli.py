@@ -12,11 +12,15 @@ import sys
 from pathlib import Path
 from typing import Any, Callable, Iterator
 
+import literature
 import pytest
 import tiny
 from commands import Result, entries
 from megatron_adapt import checks, cli, launch, pipeline
+from megatron_adapt.errors import CheckpointError
 from megatron_adapt.launch import Outcome, StepFailed
+from megatron_adapt.steps import import_hf
+from megatron_adapt.steps.reporter import Reporter
 
 Run = Callable[..., Result]
 
@@ -237,6 +241,36 @@ def test_a_tokenizer_with_more_ids_than_the_model_has_rows(run: Run) -> None:
     (source / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": [], **tokenizer}))
     result = untouched(run, "run", written(), "model.source=model")
     result.refused("model: the tokenizer has ids up to 4, but the model only 3 rows", "Without a row: 'd', 'e'")
+
+
+def test_weights_that_do_not_fit_their_configuration(run: Run) -> None:
+    """All that the import would refuse, from the headers, beside what else is wrong."""
+    source = Path("model")
+    config = {**tiny.CONFIG, "vocab_size": 8, "rms_norm_eps": 1e-5, "model_type": "llama", "hidden_act": "silu"}
+    source.mkdir()
+    (source / "config.json").write_text(json.dumps(config))
+    tokenizer = {"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}
+    (source / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": [], **tokenizer}))
+    changes = {
+        "lm_head.weight": None, "model.layers.1.self_attn.k_proj.weight": None, "score.weight": [2, 32],
+        "model.norm.weight": [31], "model.layers.0.mlp.down_proj.weight": [48, 32],
+    }  # fmt: skip
+    literature.write_weights(source, config, **changes)
+    expected = (
+        "model: tensors are missing: model.layers.1.self_attn.k_proj.weight, lm_head.weight; tensors have no place in a llama model: "
+        "score.weight; model.layers.0.mlp.down_proj.weight has shape [48, 32], config.json announces [32, 48]; model.norm.weight has "
+        "shape [31], config.json announces [32]. Do config.json and the weights belong together?"
+    )
+    for verb in ("check", "plan", "run"):
+        result = untouched(run, verb, written(), "model.source=model", "parallel.tensor=3")
+        result.refused("4 attention heads cannot be divided by parallel.tensor=3;\n", f"{expected}\n")
+    with pytest.raises(CheckpointError) as error:
+        import_hf.run(source, Path("imported"), Reporter(), verify="off")
+    assert str(error.value) == expected
+    (source / "model.safetensors").write_bytes(b"")
+    untouched(run, "check", written(), "model.source=model").refused("model.safetensors is truncated or not a safetensors file")
+    literature.write_weights(source, config)
+    run("check", written(), "model.source=model").succeeded()
 
 
 # ---------------------------------------------------------------------------------------------- arguments it refuses
