@@ -21,7 +21,7 @@ namespace {
 
 // Raised together with INTERFACE of megatron_adapt/__init__.py whenever a name, an argument or a meaning below or in the
 // other *bindings.cpp changes: an extension that is older than the Python files is recognised by it.
-constexpr int kInterface = 2;
+constexpr int kInterface = 3;
 
 using Lengths = py::array_t<std::int64_t, py::array::c_style>;
 
@@ -51,13 +51,13 @@ void add(IndexedWriter& writer, const py::array& ids, const Lengths& lengths) {
 }
 
 std::pair<std::uint64_t, std::uint64_t> merge_indexed(const std::vector<std::string>& prefixes,
-                                                      const std::string& output) {
+                                                      const std::string& output, bool masked) {
   const py::gil_scoped_release released;
   const auto pause = [] {
     const py::gil_scoped_acquire acquired;
     if (PyErr_CheckSignals() != 0) throw py::error_already_set();
   };
-  const megatron_adapt::Merged merged = megatron_adapt::merge_indexed(prefixes, output, pause);
+  const megatron_adapt::Merged merged = megatron_adapt::merge_indexed(prefixes, output, masked, pause);
   return {merged.documents, merged.tokens};
 }
 
@@ -159,7 +159,7 @@ PYBIND11_MODULE(_C, module) {
       .def_property_readonly("num_tokens", &IndexedWriter::num_tokens)
       .def_property_readonly("is_uint16", &IndexedWriter::is_uint16);
 
-  module.def("merge_indexed", &merge_indexed, py::arg("prefixes"), py::arg("output_prefix"),
+  module.def("merge_indexed", &merge_indexed, py::arg("prefixes"), py::arg("output_prefix"), py::arg("masked"),
              "Merge datasets in constant memory; returns (documents, tokens). See csrc/merge.h.");
 
   py::class_<DocumentOrder>(module, "DocumentOrder", "A random order of documents as a stream; see csrc/sampling.h.")

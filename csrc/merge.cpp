@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <optional>
 #include <utility>
 
 #include "indexed_dataset.h"
@@ -16,7 +17,8 @@ namespace {
 
 constexpr std::size_t kHeaderBytes = 34;
 constexpr std::size_t kBlock = std::size_t{1} << 16;            // index entries read at a time
-constexpr std::uint64_t kCopyBytes = std::uint64_t{64} << 20;  // ids copied between two pauses
+constexpr std::uint64_t kCopyBytes = std::uint64_t{64} << 20;  // copied between two pauses
+constexpr const char* kMask = ".loss_mask";
 
 // One file, read front to back or in blocks from any place.
 class Input {
@@ -110,8 +112,8 @@ class Index {
   std::uint64_t boundaries_ = 0;
 };
 
-void copy_ids(const Index& index, std::uint64_t bytes, TemporaryFile& out, const std::function<void()>& pause) {
-  const Input file(index.prefix() + ".bin");
+void copy(const std::string& path, std::uint64_t bytes, TemporaryFile& out, const std::function<void()>& pause) {
+  const Input file(path);
   while (bytes > 0) {
     const std::uint64_t part = std::min(bytes, kCopyBytes);
     out.append_file(file.descriptor(), file.path(), part);
@@ -122,9 +124,13 @@ void copy_ids(const Index& index, std::uint64_t bytes, TemporaryFile& out, const
   if (::read(file.descriptor(), &more, 1) > 0) throw ValueError(file.path() + " is longer than its index describes");
 }
 
+void remove(const std::string& path) {
+  if (::unlink(path.c_str()) != 0 && errno != ENOENT) throw FileError(errno, path);
+}
+
 }  // namespace
 
-Merged merge_indexed(const std::vector<std::string>& prefixes, const std::string& output,
+Merged merge_indexed(const std::vector<std::string>& prefixes, const std::string& output, bool masked,
                      const std::function<void()>& pause) {
   if (prefixes.empty()) throw ValueError("there is nothing to merge");
   // Open one at a time: there may be more inputs than a process may have open files.
@@ -138,6 +144,8 @@ Merged merge_indexed(const std::vector<std::string>& prefixes, const std::string
   }
   TemporaryFile data(output + ".bin.tmp");
   TemporaryFile out(output + ".idx.tmp");
+  std::optional<TemporaryFile> masks;
+  if (masked) masks.emplace(output + kMask + ".tmp");
   const std::uint64_t version = 1;
   out.append("MMIDIDX\0\0", 9);
   out.append(&version, sizeof version);
@@ -155,7 +163,8 @@ Merged merge_indexed(const std::vector<std::string>& prefixes, const std::string
       out.append(sizes, count * sizeof *sizes);
       pause();
     });
-    copy_ids(index, tokens * index.id_bytes(), data, pause);
+    copy(prefix + ".bin", tokens * index.id_bytes(), data, pause);
+    if (masked) copy(prefix + kMask, tokens, *masks, pause);
     merged.tokens += tokens;
   }
   std::int64_t pointer = 0;
@@ -185,6 +194,11 @@ Merged merge_indexed(const std::vector<std::string>& prefixes, const std::string
   }
   data.sync();
   out.sync();
+  if (masked) masks->sync();
+  // Wherever this is killed: a description is never beside data that it was not written for, and without an index there is
+  // no dataset, so no index finds another one's mask.
+  for (const char* suffix : {".json", ".idx", kMask}) remove(output + suffix);
+  if (masked) masks->rename_to(output + kMask);
   publish(output, data, out);
   return merged;
 }

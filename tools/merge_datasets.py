@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Megatron's merge_datasets.py by its flags: several corpora of .bin/.idx to one, in order, in constant memory."""
+"""Megatron's merge_datasets.py by its flags: several corpora of .bin/.idx (of chats .loss_mask, too) to one, in order, in constant memory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ def main() -> int:
     except AdaptError as error:
         print(error, file=sys.stderr)
         return 2
-    print(f"{arguments.output_prefix}: {len(paths)} corpora, {stats['documents']} documents, {stats['tokens']} tokens")
+    learnt = f", {stats['trained_tokens']} of them learnt" if "trained_tokens" in stats else ""
+    print(f"{arguments.output_prefix}: {len(paths)} corpora, {stats['documents']} documents, {stats['tokens']} tokens{learnt}")
     if missing:
         print(f"no {arguments.output_prefix}.json: {', '.join(map(str, missing[:3]))} missing", file=sys.stderr)
     return 0

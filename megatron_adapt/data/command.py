@@ -113,7 +113,7 @@ def _check(arguments: argparse.Namespace) -> None:
     is_chats = arguments.messages is not None
     found = [f"--{flag}" for flag in (_OF_TEXT if is_chats else _OF_CHATS) if getattr(arguments, flag.replace("-", "_"))]
     if is_chats:
-        found += [] if arguments.text_documents == "blocks" else ["--text-documents files"]
+        found += [] if arguments.text_documents == "blocks" else [f"--text-documents {arguments.text_documents}"]
         found += [] if arguments.tokenizer_backend in (None, "tokenizers") else [f"--tokenizer-backend {arguments.tokenizer_backend}"]
     if not found:
         return

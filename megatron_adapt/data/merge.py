@@ -8,13 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_adapt.data.loss_mask import SUFFIX as LOSS_MASK
+from megatron_adapt.data import loss_mask
 from megatron_adapt.data.held_out import writing
 from megatron_adapt.data.indexed import IndexedReader, WriteErrors
 from megatron_adapt.errors import AdaptError, ConfigError, DataError
 
 # Of a description (PREFIX.json): these add up; held-out text and skipped lines stay with the inputs.
-_COUNTS = ("documents", "tokens", "bytes", "skipped", "empty", "replaced_surrogates", "unknown_tokens", "sequences")
+_COUNTS = (
+    "documents", "tokens", "bytes", "skipped", "empty", "replaced_surrogates", "unknown_tokens", "sequences", "trained_tokens", "trained_bytes",
+)  # fmt: skip
 _LEFT = {"held_out": None, "held_out_documents": 0, "held_out_bytes": 0, "skipped_lines": None}
 _REQUIRED = {"documents", "tokens", "bytes", "tokenizer_digest", "tokenizer_path"}
 
@@ -45,9 +47,10 @@ def merge(prefixes: Sequence[str | Path], output_prefix: str | Path) -> tuple[di
 
     All inputs are validated before anything is written; memory does not grow with the corpora. Where every input has a
     description, OUTPUT.json is written last: counts add up, what is the same in all is kept, held-out text is left out.
+    Of corpora of chats OUTPUT.loss_mask says what is learnt. Text has no place beside them: it may be cut, and chats may not.
 
     Args:
-        prefixes: corpora whose ids have one type and, where they are described, come from one tokenizer.
+        prefixes: corpora of text or of chats, whose ids have one type and, where they are described, come from one tokenizer.
 
     Returns:
         {"documents", "tokens", ...}: the description, or these two numbers alone without one; and the descriptions
@@ -63,28 +66,23 @@ def merge(prefixes: Sequence[str | Path], output_prefix: str | Path) -> tuple[di
         raise ConfigError("there is nothing to merge: name at least one corpus")
     if output.resolve() in {path.resolve() for path in inputs}:
         raise ConfigError(f"{output} is an input and would be overwritten; choose another output prefix")
-    masked = [f"{path}{LOSS_MASK}" for path in inputs if Path(f"{path}{LOSS_MASK}").exists()]
-    if masked:
-        raise ConfigError(f"corpora of chats cannot be merged, which of their tokens are learnt would be lost: {', '.join(masked)}")
-    described = [path for path in inputs if Path(f"{path}.json").exists()]
-    missing = [Path(f"{path}.json") for path in inputs if path not in described]
-    _check(inputs)
-    merged = None if missing else _description(inputs)
+    described, masked = _check(inputs)
+    found = [stats for stats in described if stats is not None]
+    missing = [Path(f"{prefix}.json") for prefix, stats in zip(inputs, described) if stats is None]
+    merged = None if missing else _description(found, output)
     with writing(output.parent):
         output.parent.mkdir(parents=True, exist_ok=True)
-    documents, tokens = merge_indexed(inputs, output)
-    description = Path(f"{output}.json")
-    with writing(description):
-        # Until here a former description names other counts than the new index, so nobody takes it for this one's.
-        if merged is None:
-            description.unlink(missing_ok=True)
-        else:
+    documents, tokens = merge_indexed(inputs, output, masked)  # a former description is gone then
+    if merged is not None:
+        description = Path(f"{output}.json")
+        with writing(description):
             _replace(description, merged)
     return merged or {"documents": documents, "tokens": tokens}, missing
 
 
-def merge_indexed(prefixes: Sequence[Path], output: Path) -> tuple[int, int]:
-    """The two files alone, of corpora that are known to be whole; returns (documents, tokens).
+def merge_indexed(prefixes: Sequence[Path], output: Path, masked: bool = False) -> tuple[int, int]:
+    """The two files alone, of corpora that are known to be whole, and OUTPUT.loss_mask where they are ``masked``; returns
+    (documents, tokens). What OUTPUT.json and OUTPUT.loss_mask were before is removed.
 
     Raises:
         DataError: the types of ids differ, a file changes meanwhile, the output cannot be written.
@@ -92,52 +90,72 @@ def merge_indexed(prefixes: Sequence[Path], output: Path) -> tuple[int, int]:
     from megatron_adapt import _C
 
     with WriteErrors(output):
-        return _C.merge_indexed([os.fsencode(prefix) for prefix in prefixes], os.fsencode(output))
+        return _C.merge_indexed([os.fsencode(prefix) for prefix in prefixes], os.fsencode(output), masked)
 
 
-def _check(prefixes: Sequence[Path]) -> None:
-    """Every corpus opens, and they have one type of ids; DataError with all that is wrong."""
+def _check(prefixes: Sequence[Path]) -> tuple[list[dict[str, Any] | None], bool]:
+    """The description of each corpus, None without one, and whether all are of chats; DataError with all that is wrong."""
     problems: list[str] = []
+    found: list[dict[str, Any] | None] = [None] * len(prefixes)  # a corpus that is named twice is there twice
     kinds: dict[str, Path] = {}
-    for prefix in prefixes:
+    masked: dict[bool, list[Path]] = {True: [], False: []}
+    for number, prefix in enumerate(prefixes):
         try:
-            kinds.setdefault(IndexedReader(prefix).dtype.name, prefix)
+            found[number] = _read(prefix)
+            reader = IndexedReader(prefix)
+            kinds.setdefault(reader.dtype.name, prefix)
+            is_masked = loss_mask.has_mask(prefix, found[number])
+            if is_masked:
+                loss_mask.open_mask(reader)
+            masked[is_masked].append(prefix)
         except AdaptError as error:
             problems.append(str(error))
     if len(kinds) > 1:
         listed = ", ".join(f"{prefix} has {name}" for name, prefix in kinds.items())
         problems.append(f"ids of different types cannot be merged: {listed}; preprocess all with the same vocabulary")
-    if problems:
-        raise DataError(";\n".join(problems))
-
-
-def _description(prefixes: Sequence[Path]) -> dict[str, Any]:
-    """One description of all."""
-    read: list[tuple[Path, dict[str, Any]]] = []  # a corpus that is named twice is there twice
-    problems = []
-    for prefix in prefixes:
-        path = Path(f"{prefix}.json")
-        try:
-            stats = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(stats, dict) or not _REQUIRED <= stats.keys():
-                raise ValueError
-            read.append((prefix, stats))
-        except OSError as error:
-            problems.append(f"cannot read {path}: {error.strerror}")
-        except ValueError:
-            problems.append(f"{path} is not a description of a corpus; preprocess {prefix} again")
-    tokenizers = {stats["tokenizer_digest"]: f"{prefix} with {stats['tokenizer_path']}" for prefix, stats in reversed(read)}
+    if all(masked.values()):
+        chats, text = (", ".join(map(str, dict.fromkeys(masked[kind]))) for kind in (True, False))
+        problems.append(
+            f"chats ({chats}) and text ({text}) cannot be merged: chats are never cut, and of them answers alone are learnt; keep two "
+            "corpora, which a phase of a recipe mixes by weight"
+        )
+    tokenizers: dict[str, str] = {}
+    for prefix, stats in zip(prefixes, found):
+        if stats is not None:
+            tokenizers.setdefault(stats["tokenizer_digest"], f"{prefix} with {stats['tokenizer_path']}")
     if len(tokenizers) > 1:
-        listed = ", ".join(reversed(tokenizers.values()))
+        listed = ", ".join(tokenizers.values())
         problems.append(f"corpora of different tokenizers cannot be merged: {listed}; preprocess all with the same one")
     if problems:
         raise DataError(";\n".join(problems))
-    first, *others = every = [stats for _, stats in read]
+    return found, bool(masked[True])
+
+
+def _read(prefix: Path) -> dict[str, Any] | None:
+    """PREFIX.json; None: there is none."""
+    path = Path(f"{prefix}.json")
+    try:
+        stats = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError:
+        stats = None
+    if not isinstance(stats, dict) or not _REQUIRED <= stats.keys():
+        raise DataError(f"{path} is not a description of a corpus; preprocess {prefix} again")
+    return stats
+
+
+def _description(every: Sequence[dict[str, Any]], output: Path) -> dict[str, Any]:
+    """One description of all."""
+    first, *others = every
     same = {key: value for key, value in first.items() if all(other.get(key) == value for other in others)}
     # In the order of the first: the keys that add up or are the same everywhere.
     counts = {key: sum(stats.get(key, 0) for stats in every) for key in _COUNTS}
     shards = [shard for stats in every for shard in stats.get("shards", [])]  # of the ids, which lie in this order
-    values = {**same, "tokenizer_path": first["tokenizer_path"], **_LEFT, **counts, "shards": shards}
+    own = {"tokenizer_path": first["tokenizer_path"], "loss_mask": f"{output.name}{loss_mask.SUFFIX}", "shards": shards}
+    values = {**same, **_LEFT, **counts, **own}
     return {key: values[key] for key in first if key in values}
 
 

@@ -15,7 +15,6 @@ from megatron_adapt.data import worker
 from megatron_adapt.data.chat import Chats, encode, from_json, is_stored, read_stored
 from megatron_adapt.data.indexed import IndexedReader
 from megatron_adapt.data.loss_mask import open_mask
-from megatron_adapt.data.merge import merge
 from megatron_adapt.data.packing import FILL, PackedOrder, pack
 from megatron_adapt.data.preprocess import open_corpus, preprocess
 from megatron_adapt.engine.batches import Batches
@@ -174,9 +173,6 @@ def test_what_cannot_be_preprocessed(tokenizer, chats, tmp_path):
         preprocess([tmp_path / "a.txt"], tokenizer, tmp_path / "corpus", chats=chats)
     with pytest.raises(DataError, match="0 bad lines were skipped, 1 chats have no answer"):
         made(tokenizer, chats, tmp_path, [[{"role": "user", "content": "a"}]])
-    prefix, _ = made(tokenizer, chats, tmp_path, many(3))
-    with pytest.raises(ConfigError, match="corpora of chats cannot be merged, .*corpus.loss_mask"):
-        merge([prefix], tmp_path / "merged")
 
 
 # --------------------------------------------------------------------------------------------------------------- packing
