@@ -34,12 +34,12 @@ def check(
             yield (*path, "packing"), f"chats ({', '.join(found)}) must not see one another, nor be cut; set it to 'documents'"
 
 
-def template_of(recipe: Recipe) -> str | None:
-    """The template file of the chats that the recipe's model has learnt last; None: none, or the tokenizer's own template."""
+def learnt_last(recipe: Recipe) -> Corpus | None:
+    """The chats that the recipe's model has learnt last, of several those with a template file; None: only text."""
     for phase in reversed(recipe.phases):
         chats = [recipe.data[name] for name in phase.data if recipe.data[name].messages is not None]
         if chats:
-            return next((corpus.chat_template for corpus in chats if corpus.chat_template), None)
+            return next((corpus for corpus in chats if corpus.chat_template), chats[0])
     return None
 
 

@@ -17,7 +17,7 @@ from typing import Any, Iterator
 
 from megatron_adapt import recipe as recipes, schedule
 from megatron_adapt.config import ADJUSTABLE, AUTO, DEFAULT, FP8, Phase, Recipe, TokenizerChoice
-from megatron_adapt.config_chats import template_of
+from megatron_adapt.config_chats import learnt_last
 from megatron_adapt.data.sources import files_of, reading
 from megatron_adapt.errors import ConfigError
 from megatron_adapt.hf.tokenizer import COMPANIONS
@@ -318,12 +318,15 @@ class _Builder:
         """``own``: the recipe's model; else the base model, as its config.json says."""
         export = self.recipe.export
         dtype, tie = (export.dtype, export.tie) if own else ("keep", "keep")
-        template = {"chat_template": Path(file)} if own and (file := template_of(self.recipe)) else {}
+        chats = learnt_last(self.recipe) if own else None
+        template = {"chat_template": Path(chats.chat_template)} if chats and chats.chat_template else {}
 
         def action(directory: Path, reporter: Reporter) -> dict[str, Any]:
             from megatron_adapt.steps import export_hf
 
-            return export_hf.run(source, directory, reporter, dtype, export.max_shard_size, self._samples(), tie=tie, **template)
+            return export_hf.run(
+                source, directory, reporter, dtype, export.max_shard_size, self._samples(), tie=tie, chats=chats is not None, **template
+            )
 
         return self._add(
             name=name,

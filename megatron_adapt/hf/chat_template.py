@@ -109,7 +109,21 @@ class ChatTemplate:
     def said(self, text: str, answer: Span) -> str:
         """An answer without the token that closes it and spaces around it, which may be the template's."""
         words = text[slice(*answer)].rstrip()
-        return words[: len(words) - max((len(token) for token in self.closings if words.endswith(token)), default=0)].strip()
+        return words[: len(words) - len(self._closing(words))].strip()
+
+    def ends(self) -> list[str]:
+        """The tokens that answers end with: one that is the last, and those of a longer conversation."""
+        found = []
+        for messages in (_PROBE, _PROBE * 2):
+            try:
+                text, answers = self.render(messages)
+            except Unrenderable:  # the short one was rendered when the template was loaded, long ones may need marks
+                continue
+            found += [self._closing(text[begin:end].rstrip()) for begin, end in answers]
+        return list(dict.fromkeys(found))
+
+    def _closing(self, words: str) -> str:
+        return max((token for token in self.closings if words.endswith(token)), key=len, default="")
 
     def _answer(self, text: str, messages: Sequence[Mapping[str, str]], number: int) -> Span:
         before = self._rendered(messages[:number], prompt=True)[0]

@@ -12,7 +12,10 @@ from megatron_adapt.errors import ConfigError
 from megatron_adapt.families.conversion import AsHF, AsMegatron, Canonical, Untied, tied, untied
 from megatron_adapt.families.rules import FLOATS, OUTPUT
 from megatron_adapt.hf import writer
+from megatron_adapt.hf.chat_template import ChatTemplate
 from megatron_adapt.hf.directory import HFDirectory, tokenizer_files
+from megatron_adapt.hf.tokenizer import Tokenizer
+from megatron_adapt.hf.tokenizer_files import write_json
 from megatron_adapt.steps import verification
 from megatron_adapt.steps.foreign import Source, find_source
 from megatron_adapt.steps.reporter import Reporter
@@ -34,6 +37,7 @@ def run(
     family: str | None = None,
     hf_config: Path | None = None,
     chat_template: Path | None = None,
+    chats: bool = False,
 ) -> dict[str, Any]:
     """Write config, tokenizer and weights to ``output``; weight files that are there already and right are kept.
 
@@ -44,6 +48,7 @@ def run(
         tie: "untie" gives a tied model a head of its own, "tie" removes a head that equals the embedding.
         texts, verify: as for an import.
         chat_template: file that becomes the tokenizer's chat template.
+        chats: the model has learnt answers to end: what generates text is told at which tokens to stop.
     """
     found = find_source(source, family, hf_config)
     for note in found.notes:
@@ -57,6 +62,8 @@ def run(
     result = verification.apart(lambda: _convert(found, output, dtype, max_shard_bytes, tie, verify != "off", reporter))
     if chat_template is not None:  # transformers prefers this file to what tokenizer_config.json says
         shutil.copyfile(chat_template, output / "chat_template.jinja")
+    if chats:
+        result |= stop_after_answers(output, reporter)
     if verify == "logits":
         from megatron_adapt.engine import convert
 
@@ -118,6 +125,33 @@ def _convert(
         "config_changes": changes,
         "peak_bytes": verification.peak_memory(),
     }
+
+
+def stop_after_answers(output: Path, reporter: Reporter) -> dict[str, Any]:
+    """generation_config.json of a model of chats names the tokens that end answers, beside the ends of text that it has.
+
+    A base model's end of text seldom is the end of a turn: without this it would be asked for the next question, too.
+
+    Returns:
+        {"eos_token_id": [ids]}, or {} where nothing was missing.
+    """
+    tokenizer, directory = Tokenizer.load(output), HFDirectory.open(output)
+    ends = ChatTemplate.load(tokenizer).ends()
+    tokens = tokenizer.tokens()
+    generation = directory.generation_config()
+    old = (generation or {}).get("eos_token_id")
+    old = directory.config.get("eos_token_id") if old is None else old
+    known = [] if old is None else old if isinstance(old, list) else [old]
+    added = {index: token for token in ends if (index := tokens.index(token)) not in known}
+    if not added:
+        return {}
+    if generation is None:  # then transformers takes from config.json what that says, and no more once there is a file
+        generation = {key: value for key in ("bos_token_id", "pad_token_id") if (value := directory.config.get(key)) is not None}
+    write_json(output / "generation_config.json", generation | {"eos_token_id": [*known, *added]})
+    named = ", ".join(f"{token!r} ({index})" for index, token in added.items())
+    also = ", ".join(f"{tokens[index]!r} ({index})" for index in known if 0 <= index < len(tokens))
+    reporter.log(f"generation_config.json: text ends at {named} as well, which ends answers{also and f', not at {also} alone'}")
+    return {"eos_token_id": [*known, *added]}
 
 
 def _clear(output: Path) -> None:

@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import tiny
-from chats import TEMPLATES, chat, write_chats, write_tokenizer
+from chats import SPECIAL, TEMPLATES, chat, write_chats, write_tokenizer
 from commands import Shop
 
 
@@ -43,6 +43,10 @@ def test_chats_beside_text(shop: Shop) -> None:
     assert found["base"]["bytes"] == sum(line["bytes"] for line in held_out) and found["base"]["documents"] == len(held_out) == 6
     assert found["adapted-sft"]["bits_per_byte"] < found["base"]["bits_per_byte"]
     assert (shop / "talk/model/chat_template.jinja").read_text() == TEMPLATES["chatml"]  # what a user of the model needs
+    ends = [SPECIAL.index("</s>"), SPECIAL.index("<|im_end|>")]
+    assert json.loads((shop / "talk/model/generation_config.json").read_text())["eos_token_id"] == ends
+    assert json.loads((shop / "talk/model/receipt.json").read_text())["metrics"]["eos_token_id"] == ends
+    assert "generation_config.json: text ends at '<|im_end|>' (3) as well, which ends answers, not at '</s>' (1) alone" in out
     assert "everything of 'talk' is done" in shop.run("run", "talk.yaml").succeeded().out
     (shop / "chatml.jinja").write_text(TEMPLATES["llama3"])
     shop.run("run", "talk.yaml").refused("data/base/talk", "the content of its input 'chat_template' changed")
