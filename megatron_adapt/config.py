@@ -192,7 +192,7 @@ class Recipe(Strict):
     data: dict[Name, Corpus] = Field(description="the corpora by name")
     parallel: Parallel = Field(default_factory=Parallel, description="how the ranks share the work")
     precision: Precision = Field("bf16-mixed", description="arithmetic of training")
-    backend: Literal["auto", "te", "torch"] = Field("auto", description="whose layers a GPU computes with")
+    backend: Literal["auto", "te", "torch"] = Field("auto", description="whose layers, and AdamW, a GPU computes with")
     phases: list[Phase] = Field(min_length=1, description="the phases of training, in order")
     evaluation: Evaluation = Field(default_factory=Evaluation, description="what is measured on held-out text")
     export: Export = Field(default_factory=Export, description="the exported model")

@@ -5,5 +5,5 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader || true
-python3 -c "import megatron_adapt._C" 2>/dev/null || python3 setup.py -q build_ext --inplace
+python3 -c "from megatron_adapt import _C" 2>/dev/null || python3 setup.py -q build_ext --inplace --force  # none, or one of other sources
 exec python3 benchmarks/gpu/first_call.py --output "${1:-gpu_results}" "${@:2}"

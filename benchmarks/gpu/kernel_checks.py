@@ -42,6 +42,62 @@ def fused_update(tiny: bool, scratch: Path) -> dict:
     return found
 
 
+ADAMW = {"lr": 1e-3, "weight_decay": 0.1, "betas": (0.9, 0.95), "eps": 1e-8}
+
+
+def adamw(tiny: bool, scratch: Path) -> dict:
+    """AdamW of float32 main weights and the copy to bf16, for one large parameter: torch's fused one, Transformer Engine's, and
+    its one that has bf16 weights and, of the main weights, no more than what these leave out (28 bytes moved instead of 34)."""
+    count = 1 << (12 if tiny else 28)
+    weights = torch.randn(count, device=backend.device(), dtype=torch.bfloat16)
+    gradient = torch.randn(count, device=backend.device())
+    ways = {"torch": 34} | ({"te": 34} if "te" in specs() else {}) | ({} if tiny else {"te_remainders": 28})
+    found: dict[str, float] = {}
+    after: dict[str, torch.Tensor] = {}
+    for name, moved in ways.items():
+        step, main = adamw_of(name, weights.clone(), gradient)
+        for _ in range(3):
+            step()
+        after[name] = main()
+        seconds = timed(step, 3 if tiny else 10)
+        found |= {f"{name}_ms": seconds * 1e3, f"{name}_gb_per_second": moved * count / seconds / 1e9}
+        difference = found[f"{name}_difference_to_torch"] = (after[name] - after["torch"]).abs().max().item()
+        assert difference < 4e-6, f"{name}: main weights differ by {difference:.1e} after 3 steps, which moved them by 4e-3 (allowed 4e-6)"
+    return found
+
+
+def adamw_of(name: str, weights: torch.Tensor, gradient: torch.Tensor) -> tuple[Callable[[], object], Callable[[], torch.Tensor]]:
+    """(one update of bf16 ``weights`` and what they are rounded from, the latter in float32)"""
+    if name == "te_remainders":
+        from transformer_engine.pytorch.optimizers import FusedAdam
+
+        parameter = torch.nn.Parameter(weights)
+        parameter.decoupled_grad = gradient
+        own = FusedAdam([parameter], master_weights=True, use_decoupled_grad=True, store_param_remainders=True, **ADAMW)
+
+        def together() -> torch.Tensor:
+            low = own.state[parameter]["master_param"].int()  # added to the bits above, which were rounded to the nearest
+            return ((parameter.detach().view(torch.int16).int() << 16) + low).view(torch.float32)
+
+        return own.step, together
+    main = torch.nn.Parameter(weights.float())
+    main.grad = gradient
+    if name == "torch":
+        optimizer: torch.optim.Optimizer = torch.optim.AdamW([main], fused=True, **ADAMW)
+    else:
+        from transformer_engine.pytorch.optimizers import FusedAdam
+
+        optimizer = FusedAdam([main], **ADAMW)
+        for moment in ("exp_avg", "exp_avg_sq"):  # as Megatron does
+            optimizer.state[main][moment] = torch.zeros_like(main.data)
+
+    def step() -> None:
+        optimizer.step()
+        weights.copy_(main.detach())
+
+    return step, lambda: main.detach().clone()
+
+
 def checked(file: str, tiny: bool) -> list[str]:
     """Names of the checks of a kernel, in a process of its own: tests/unit has the same for Triton's interpreter."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}

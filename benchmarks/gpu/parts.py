@@ -91,6 +91,7 @@ PARTS: dict[str, dict[str, Section]] = {
         "speed_transformers_pure_bf16": Section("throughput", "transformers", {"precision": "pure-bf16"}, False, 150),
     },
     "optimizers": {
+        "adamw": checks("adamw", 90, "kernel_checks"),
         "train_muon": checks("train_muon", 180),
         "train_offload": checks("train_offload", 180),
         "train_adamw8bit": checks("train_adamw8bit", 240),

@@ -78,11 +78,8 @@ def te_layer(tiny: bool, scratch: Path) -> dict:
 
 def use(spec: str) -> None:
     """Choose Transformer Engine's layers and optimizer ("te"), or what a GPU without it would use ("plain")."""
-    import megatron.core.optimizer as optimizers
-
     assert spec == "plain" or transformer_engine_is_there(), "Transformer Engine is not there"
     backend.has_transformer_engine = lambda: spec == "te"
-    optimizers.USING_PYTORCH_OPTIMIZER = spec == "plain" or not backend.has_gpu()
 
 
 def specs() -> list[str]:

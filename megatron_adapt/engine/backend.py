@@ -277,10 +277,20 @@ def torch_parts(shape: ModelShape) -> dict[str, list[str]]:
 def layers(shape: ModelShape) -> str:
     """In words, what a model's decoder is built of and why."""
     if not uses_transformer_engine():
-        return f"plain torch: {transformer_engine_problem() or 'backend: torch is chosen'}"
+        return f"plain torch: {why_torch()}"
     return "; ".join(
         ["Transformer Engine"] + [f"{part} in plain torch: {', '.join(why)}" for part, why in torch_parts(shape).items() if why]
     )
+
+
+def adamw() -> str:
+    """In words, whose kernel updates float32 weights by AdamW, all at a time, and why; bf16 weights are always updated by ours."""
+    return "Transformer Engine's FusedAdam" if uses_transformer_engine() else f"torch's, fused: {why_torch()}"
+
+
+def why_torch() -> str:
+    """Why layers and optimizer are torch's, where they are."""
+    return transformer_engine_problem() or "backend: torch is chosen"
 
 
 def capability() -> tuple[int, int]:

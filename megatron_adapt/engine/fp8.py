@@ -38,7 +38,7 @@ def precision_fields(precision: str) -> dict[str, Any]:
     if kind not in FP8_FIELDS:
         return {}
     since, named = FP8_SINCE[kind]
-    reasons = [] if backend.uses_transformer_engine() else [backend.transformer_engine_problem() or "backend: torch is chosen"]
+    reasons = [] if backend.uses_transformer_engine() else [backend.why_torch()]
     if backend.has_gpu() and backend.capability() < since:
         reasons.append(f"{backend.name()} has no such arithmetic, which came with {named}")
     if reasons:

@@ -16,14 +16,16 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+import megatron.core.optimizer as megatron_optimizers
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import OptimizerConfig, ParamKey, get_megatron_optimizer, get_standard_config_overrides
-from megatron.core.optimizer import optimizer as megatron_optimizer
+from megatron.core.optimizer import clip_grads, optimizer as megatron_optimizer
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 from megatron.core.tensor_parallel import param_is_not_tensor_parallel_duplicate
 from megatron.core.transformer.module import param_is_not_shared
+from megatron.core.utils import local_multi_tensor_applier, local_multi_tensor_l2_norm, local_multi_tensor_scale
 from megatron_adapt.config import BF16_ALONE, Optimizer
 from megatron_adapt.engine import backend, eight_bit, muon, offload, optimizer_state, updates
 from megatron_adapt.engine.chunks import Chunks, chunks
@@ -48,6 +50,7 @@ def build(
         ages: by canonical name, updates that a parameter has had in phases before, where its state is kept.
     """
     low = precision in BF16_ALONE
+    _choose_kernels()
     config = OptimizerConfig(
         optimizer="adam",
         lr=settings.lr,
@@ -87,11 +90,31 @@ def build(
         if settings.decay_by == "schedule":
             group["weight_decay"] /= group["max_lr"]  # the update multiplies by the learning rate
         if "fused" in group:
-            # Without Transformer Engine and Apex Megatron takes torch's AdamW, by default (on a CPU) a loop of a dozen passes
-            # over each parameter. Fused it makes a single pass, with the same arithmetic.
+            # torch's AdamW by default (on a CPU) is a loop of a dozen passes over each parameter. Fused it makes a single pass,
+            # with the same arithmetic.
             group["fused"] = True
     _ask_for_norm_groups(base(optimizer))
     return optimizer
+
+
+def _choose_kernels() -> None:
+    """AdamW by Transformer Engine's kernel where its layers are used, else by torch's; gradients' norms on a CPU by torch.
+
+    Left to itself, Megatron takes Transformer Engine's or Apex's wherever they can be imported: where the recipe asks for torch's
+    back end, too, and where there is no GPU, on which alone they run.
+    """
+    megatron_optimizers.USING_PYTORCH_OPTIMIZER = not backend.uses_transformer_engine()
+    if not backend.has_gpu():
+        for name in vars(clip_grads).keys() & _NORMS_BY_TORCH.keys():
+            setattr(clip_grads, name, _NORMS_BY_TORCH[name])
+
+
+_NORMS_BY_TORCH = {
+    "multi_tensor_applier": local_multi_tensor_applier,
+    "l2_norm_impl": local_multi_tensor_l2_norm,
+    "multi_tensor_scale_impl": local_multi_tensor_scale,
+    "multi_tensor_scale_tensor_impl": None,  # of 0.19
+}
 
 
 def _ask_for_norm_groups(single: Any) -> None:

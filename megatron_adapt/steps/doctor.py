@@ -101,6 +101,7 @@ def _devices() -> Iterator[Finding]:
         yield Finding("note", "layers", f"plain torch (scaled_dot_product_attention): {reason}")
     else:
         yield Finding("ok", "layers", "Transformer Engine's; its norms and attention where they are the model's exactly (--model HF_DIR tells)")
+    yield Finding("note" if reason else "ok", "AdamW", f"{backend.adamw()} (weights in bf16 alone, as in bf16-true: this project's own)")
 
 
 def _extras() -> Iterator[Finding]:

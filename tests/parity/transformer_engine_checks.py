@@ -9,9 +9,11 @@ import pytest
 import torch
 from family_models import CONFIGS, import_models, make, tokens
 from megatron.core import parallel_state
-from worlds import SEED, Layout, hf_model, on_ranks, same_bits, tensors
+from worlds import (
+    LAYOUTS, SEED, STEPS, Layout, World, assert_identical, hf_model, interrupted_after, on_ranks, phase, same_bits, tensors,
+)  # fmt: skip
 
-from megatron_adapt.engine import backend, checkpoint, convert, fp8, model as models
+from megatron_adapt.engine import backend, checkpoint, convert, fp8, model as models, optimizer as optimizers
 from megatron_adapt.engine.losses import positions
 from megatron_adapt.errors import ConfigError
 from megatron_adapt.families import families, find_family
@@ -225,3 +227,38 @@ def test_slopes_are_cut_over_ranks(tmp_path: Path):
 
     (whole,) = on_ranks(1, lambda: slopes(Layout()))
     assert len(set(whole)) == 6 and sum(on_ranks(2, lambda: slopes(Layout(tensor=2))), []) == whole
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World(tmp_path_factory.mktemp("world"))
+
+
+def test_adamw_belongs_to_the_layers(world: World, monkeypatch):
+    """Transformer Engine's where its layers are; torch's where the recipe asks for torch's, and where there is no GPU to run it on."""
+
+    def run() -> list[str]:
+        found = []
+        for layers, precision in (("auto", "bf16-mixed"), ("torch", "bf16-mixed"), ("auto", "fp32"), ("auto", "bf16-true")):
+            model, _ = hf_model(world.model("untied"), Layout(layers=layers), precision)
+            optimizer = optimizers.build(phase().optimizer, models.wrap(model, precision), precision)
+            found.append(type(optimizers.base(optimizer).optimizer).__module__.partition(".")[0])
+        return found
+
+    assert on_ranks(1, run) == [["transformer_engine", "torch", "transformer_engine", "megatron_adapt"]]
+    monkeypatch.setattr(backend, "transformer_engine_problem", lambda: "there is no GPU")
+    assert on_ranks(1, run) == [["torch", "torch", "torch", "megatron_adapt"]]
+
+
+@pytest.mark.parametrize("layout", ["one", "DP2+DO"])
+def test_adamw_of_transformer_engine_continues_exactly(world: World, tmp_path: Path, layout):
+    """And as torch's from there, and to the same losses as torch's from the beginning, but for rounding."""
+    arranged, ranks = LAYOUTS[layout]
+    both = {name: (replace(arranged, layers=name), ranks) for name in ("te", "torch")}
+    whole = {name: world.train(tmp_path / name, *both[name], **STEPS) for name in both}
+    assert whole["te"].losses == pytest.approx(whole["torch"].losses, rel=1e-5)
+    for name in both:
+        continued = world.train(interrupted_after(2, whole["te"], tmp_path / f"continued_{name}"), *both[name], **STEPS)
+        if name == "te":
+            assert_identical(continued, whole["te"])
+        assert continued.losses == pytest.approx(whole["te"].losses, rel=1e-5)

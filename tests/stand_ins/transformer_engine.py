@@ -246,6 +246,37 @@ def checkpoint(function, *args, distribute_saved_activations=False, get_rng_stat
     return torch.utils.checkpoint.checkpoint(run, *args, use_reentrant=True)
 
 
+class FusedAdam(torch.optim.Optimizer):
+    """AdamW as its kernel computes it, with one count of steps for a group."""
+
+    def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, amsgrad=False, *, bias_correction=True,
+                 adam_w_mode=True, master_weights=False, use_decoupled_grad=False):  # fmt: skip
+        assert adam_w_mode and not (amsgrad or master_weights or use_decoupled_grad)
+        super().__init__(params, dict(lr=lr, bias_correction=bias_correction, betas=betas, eps=eps, weight_decay=weight_decay))
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        _called("FusedAdam")
+        for group in self.param_groups:
+            if not group["params"]:
+                continue
+            group["step"] = step = group.get("step", 0) + 1
+            beta1, beta2 = group["betas"]
+            for weight in group["params"]:
+                if weight.grad is None:
+                    continue
+                assert weight.dtype == weight.grad.dtype == torch.float32
+                first, second = (self.state[weight].setdefault(name, torch.zeros_like(weight)) for name in ("exp_avg", "exp_avg_sq"))
+                first.mul_(beta1).add_(weight.grad, alpha=1 - beta1)
+                second.mul_(beta2).add_(weight.grad**2, alpha=1 - beta2)
+                update = first / (1 - beta1**step) / ((second / (1 - beta2**step)).sqrt() + group["eps"])
+                weight.sub_(group["lr"] * (update + group["weight_decay"] * weight))
+
+
+def _needs_a_gpu(*args, **kwargs):
+    raise NotImplementedError("Transformer Engine's kernels for many tensors run on a GPU only")
+
+
 class _Recipe:
     def __init__(self, **options):
         self.options = options
@@ -277,6 +308,8 @@ _register("common.recipe", Format=types.SimpleNamespace(E4M3="e4m3", HYBRID="hyb
 _register("pytorch", Linear=Linear, LayerNormLinear=LayerNormLinear, DotProductAttention=DotProductAttention, RMSNorm=RMSNorm,
           LayerNorm=LayerNorm, GroupedLinear=_absent("GroupedLinear"), fp8_autocast=fp8_autocast)  # fmt: skip
 _register("pytorch.fp8", FP8GlobalStateManager=_absent("FP8GlobalStateManager"), fp8_autocast=fp8_autocast, fp8_model_init=None)
+_register("pytorch.optimizers", FusedAdam=FusedAdam, FusedSGD=_absent("FusedSGD"), multi_tensor_applier=_needs_a_gpu,
+          multi_tensor_l2norm=_needs_a_gpu, multi_tensor_scale=_needs_a_gpu, multi_tensor_scale_tensor=_needs_a_gpu)  # fmt: skip
 _register("pytorch.ops", __getattr__=_absent)
 _register("pytorch.router", __getattr__=_absent)
 _register("pytorch.tensor", __getattr__=_absent)

@@ -79,6 +79,7 @@ def test_little_disk_and_few_files(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_gpus_and_their_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found("device").kind == "note" and found("layers").text.endswith(": there is no GPU")
+    assert found("AdamW").text.startswith("torch's, fused: there is no GPU (weights in bf16 alone")
     cards = [{"name": "A", "memory": 80 * 2**30, "capability": "9.0"}, {"name": "B", "memory": 40 * 2**30, "capability": "8.0"}]
     monkeypatch.setattr(backend, "gpus", lambda: cards)
     monkeypatch.setattr(backend, "versions", lambda: {"NCCL": "2.27"})
@@ -86,6 +87,7 @@ def test_gpus_and_their_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found("GPU 0").text == "A, 80 GiB, capability 9.0"
     assert found("GPU 1").text == "B, 40 GiB, capability 8.0, no FP8"
     assert (found("NCCL").text, found("layers").kind) == ("2.27", "ok")
+    assert found("AdamW").text.startswith("Transformer Engine's FusedAdam (weights in bf16 alone")
 
 
 def test_what_a_model_is_built_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +116,7 @@ def test_a_back_end_can_be_demanded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "transformer_engine_problem", lambda: "")
     assert backend.uses_transformer_engine()
     monkeypatch.setattr(backend, "_layers", "torch")
-    assert not backend.uses_transformer_engine()
+    assert not backend.uses_transformer_engine() and backend.adamw() == "torch's, fused: backend: torch is chosen"
 
 
 def test_the_command(requires: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
