@@ -13,6 +13,12 @@ from megatron_adapt.config_types import Count, Integer, Name, NotNegative, Numbe
 # before), by block, or as MXFP8.
 FP8_TRUE = ("fp8-current-true", "fp8-delayed-true", "fp8-blockwise-true", "fp8-mx-true")
 FP8 = ("fp8-current", "fp8-delayed", "fp8-blockwise", "fp8-mx", *FP8_TRUE)
+FP8_SINCE = {  # by precision without "-true": the compute capability of the first GPUs that have it, and what these are called
+    "fp8-current": ((8, 9), "Ada and Hopper"),
+    "fp8-delayed": ((8, 9), "Ada and Hopper"),
+    "fp8-blockwise": ((9, 0), "Hopper"),
+    "fp8-mx": ((10, 0), "Blackwell"),
+}
 FP8_POSITIONS = 32  # what the positions of a rank's pass have to be a multiple of
 BF16_ALONE = ("bf16-true", *FP8_TRUE)  # no float32 copies of weights, gradients and moments
 

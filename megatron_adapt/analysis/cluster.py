@@ -13,6 +13,11 @@ and p pipeline stages of a model with L layers of width h:
     idle         p - 1 micro-batches' time at both ends of the step (Narayanan et al. 2021, section 2.2)
     data         once a step a sum of the gradients: 2 (d - 1) / d of their bytes; with the distributed optimizer half of that,
                  and the weights gathered
+    fp8          only the layers' products with weights are in fp8, N FLOPs a token: 6 for each weight, 4 in frozen layers, and those
+                 computed again. Of the time in bf16 N / (g P) becomes N / (g Q): P and Q the peaks in bf16 and fp8, g what large
+                 products reach of them (or the efficiency, if that is higher). To be brought into fp8, inputs and gradients of
+                 outputs are read in bf16 and written twice, as they are and transposed: 4 bytes a number, at the bandwidth of
+                 memory. Attention's scores, the head and all that is no product are as in bf16. Nothing of this has been measured.
     update       twice the bytes of weights, gradients and optimizer state, at the bandwidth of memory
 
 A ring of n ranks moves 2 (n - 1) / n of what it sums through each rank (Patarasuk & Yuan 2009), and every transfer has a latency.
@@ -23,6 +28,7 @@ there NVLink counts, else the network of the GPUs that the group has in a node. 
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Iterator, Sequence
@@ -30,11 +36,12 @@ from typing import Any, Iterator, Sequence
 from megatron_adapt import recipe as recipes
 from megatron_adapt.analysis import estimate
 from megatron_adapt.config import BF16_ALONE, FP8, Parallel, Phase
-from megatron_adapt.config_phases import FP8_POSITIONS, slices_logits
+from megatron_adapt.config_phases import FP8_POSITIONS, FP8_SINCE, slices_logits
 from megatron_adapt.errors import ConfigError
 from megatron_adapt.families.family import ModelShape
 
 ASSUMED = 0.40  # of the peak, where no measurement is given: a cautious figure for dense models in bf16
+PRODUCTS = 0.8  # of the peak, what large products reach: bf16 ones of an H200, about
 ASSUMED_LINKS = 0.8  # of the bandwidth of NVLink and network
 LATENCY = 2e-5  # seconds of a transfer between GPUs, however small
 USABLE = 0.92  # of a GPU's memory: the rest is the context's, NCCL's and lost between allocations
@@ -44,20 +51,23 @@ MOST_NODES = 64  # as far as the search for enough memory goes
 
 @dataclass(frozen=True)
 class GPU:
-    """Dense bf16 TFLOP/s, GiB of memory, its GB/s, and NVLink's GB/s in one direction; from the makers' data sheets."""
+    """Dense TFLOP/s in bf16 and in fp8 (0: it has none), GiB of memory, its GB/s, NVLink's GB/s in one direction, and the compute
+    capability; from the makers' data sheets."""
 
     tflops: float
+    fp8: float
     memory: float
     bandwidth: float
     link: float
+    capability: tuple[int, int]
 
 
 GPUS = {
-    "a100": GPU(312, 80, 2039, 300),
-    "a100-40gb": GPU(312, 40, 1555, 300),
-    "h100": GPU(989, 80, 3350, 450),
-    "h200": GPU(989, 141, 4800, 450),
-    "b200": GPU(2250, 180, 8000, 900),
+    "a100": GPU(312, 0, 80, 2039, 300, (8, 0)),
+    "a100-40gb": GPU(312, 0, 40, 1555, 300, (8, 0)),
+    "h100": GPU(989, 1979, 80, 3350, 450, (9, 0)),
+    "h200": GPU(989, 1979, 141, 4800, 450, (9, 0)),
+    "b200": GPU(2250, 4500, 180, 8000, 900, (10, 0)),
 }
 
 
@@ -174,6 +184,8 @@ def step_seconds(
     head, body = flops(shape, phase, positions, tensor)
     peak = card.tflops * 1e12 * (0.5 if precision == "fp32" else 1.0)  # TF32
     compute = positions * (body / pipeline + head) / (tensor * peak * share)
+    if precision in FP8:
+        compute -= positions * fp8_saves(shape, phase, card, share) / (tensor * pipeline)
 
     def moving(size: float, stride: int, ranks: int) -> float:
         """Seconds for so many bytes through each of ``ranks`` GPUs whose numbers are ``stride`` apart."""
@@ -202,16 +214,33 @@ def ring(ranks: int) -> float:
     return 2 * (ranks - 1) / ranks
 
 
+def fp8_saves(shape: ModelShape, phase: Phase, card: GPU, share: float) -> float:
+    """Seconds a token, of all layers, by the formula above."""
+    sizes = (size for name, size in shape.parameter_shapes().items() if name.startswith("decoder.layers."))
+    matrices = sum(math.prod(size) for size in sizes if len(size) == 2)
+    mlp = shape.num_layers * (3 if shape.gated else 2) * shape.hidden_size * shape.ffn_hidden_size
+    again = {"none": 0, "selective": mlp, "full": matrices}[phase.recompute]
+    products = matrices * (6 if _layers_train(phase) else 4) + 2 * again
+    faster = products * (1 / card.tflops - 1 / card.fp8) / (1e12 * max(PRODUCTS, share))
+    inputs = 2 * shape.hidden_size + shape.query_size + shape.ffn_hidden_size
+    outputs = 2 * shape.hidden_size + shape.qkv_size + (2 if shape.gated else 1) * shape.ffn_hidden_size
+    brought = shape.num_layers * (inputs * (1 + again / matrices) + outputs)
+    return faster - 4 * brought / (card.bandwidth * 1e9)
+
+
+def _layers_train(phase: Phase) -> bool:
+    train = [phase.train] if isinstance(phase.train, str) else phase.train
+    return any(part not in ("embedding", "output", "norms") for part in train)
+
+
 def flops(shape: ModelShape, phase: Phase, positions: int, tensor: int) -> tuple[float, float]:
     """FLOPs a token that are really computed: (of the head, of all layers)."""
     matrix = 2 * shape.vocab_size * shape.hidden_size
     head = matrix * (4 if slices_logits(phase.logits, positions * shape.vocab_size // tensor) else 3)
     whole = estimate.flops_per_token(shape, phase.sequence_length) - 3 * matrix
-    train = [phase.train] if isinstance(phase.train, str) else phase.train
-    layers_train = any(part not in ("embedding", "output", "norms") for part in train)
     mlp = 2 * shape.num_layers * (3 if shape.gated else 2) * shape.hidden_size * shape.ffn_hidden_size
     again = {"none": 0.0, "selective": mlp, "full": whole / 3}[phase.recompute]
-    return head, whole * (1 if layers_train else 2 / 3) + again
+    return head, whole * (1 if _layers_train(phase) else 2 / 3) + again
 
 
 def ranked(phases: Phases, precision: str, cluster: Cluster, share: float) -> tuple[list[Cost], list[Cost]]:
@@ -238,13 +267,14 @@ def ranked(phases: Phases, precision: str, cluster: Cluster, share: float) -> tu
 def lines(phases: Phases, precision: str, cluster: Cluster, measured: Path | None = None) -> Iterator[str]:
     """The advice in words. Raises ``ConfigError``, saying what would help, where nothing fits."""
     share, source = efficiency(measured, cluster)
+    _require_fp8(phases, precision, cluster)
     fitting, too_large = ranked(phases, precision, cluster, share)
     if not fitting:
         raise ConfigError(_missing(phases, precision, cluster, too_large))
     best = fitting[0]
     yield f"{cluster.nodes} x {cluster.gpus} {cluster.gpu}; training at {share:.0%} of {cluster.card.tflops:g} TFLOP/s, {source}"
     if any((phase.precision or precision) in FP8 for _, phase, _ in phases):
-        yield "fp8 is reckoned as bf16: by how much it is faster has to be measured"
+        yield f"fp8 is predicted, not measured: layers' products at {cluster.card.fp8:g} TFLOP/s, all else as in bf16"
     yield f"recommended: {overrides(best.parallel)}"
     for (branch, phase, shape), seconds in zip(phases, best.seconds):
         tokens = recipes.tokens_per_step(phase) / seconds
@@ -256,6 +286,17 @@ def lines(phases: Phases, precision: str, cluster: Cluster, measured: Path | Non
     for unsplit in too_large:
         if unsplit.parallel.data == cluster.world:
             yield f"data parallelism alone would need ~{unsplit.memory / 1e9:.1f} GB per GPU"
+
+
+def _require_fp8(phases: Phases, precision: str, cluster: Cluster) -> None:
+    problems = []
+    for _, phase, _ in phases:
+        kind = (phase.precision or precision).removesuffix("-true")
+        since, named = FP8_SINCE.get(kind, ((0, 0), ""))
+        if cluster.card.capability < since:
+            problems.append(f"phase '{phase.name}': {cluster.gpu} has no {kind}, which came with {named}")
+    if problems:
+        raise ConfigError(f"--cluster: {'; '.join(problems)}.")
 
 
 def overrides(parallel: Parallel) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Iterator
 from torch import nn
 
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron_adapt.config_phases import bf16_of
+from megatron_adapt.config_phases import FP8_SINCE, bf16_of
 from megatron_adapt.engine import backend
 from megatron_adapt.errors import ConfigError
 
@@ -23,12 +23,6 @@ FP8_FIELDS: dict[str, dict[str, Any]] = {
     "fp8-delayed": {"fp8": "hybrid", "fp8_recipe": "delayed"},
     "fp8-blockwise": {"fp8": "e4m3", "fp8_recipe": "blockwise"},
     "fp8-mx": {"fp8": "e4m3", "fp8_recipe": "mxfp8"},
-}
-FP8_SINCE = {
-    "fp8-current": ((8, 9), "Ada and Hopper"),
-    "fp8-delayed": ((8, 9), "Ada and Hopper"),
-    "fp8-blockwise": ((9, 0), "Hopper"),
-    "fp8-mx": ((10, 0), "Blackwell"),
 }
 
 

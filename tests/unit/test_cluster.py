@@ -44,9 +44,11 @@ def best(name: str, cluster: str, precision: str = "bf16-mixed", **changes: Any)
     return fitting[0]
 
 
-def seconds(name: str, parallel: Parallel, cluster: Cluster = Cluster(1, 8, "h100"), share: float = 0.4, **changes: Any) -> float:
+def seconds(
+    name: str, parallel: Parallel, cluster: Cluster = Cluster(1, 8, "h100"), share: float = 0.4, precision: str = "bf16-mixed", **changes: Any
+) -> float:
     ((_, phase, its_shape),) = phases(name, **changes)
-    return clusters.step_seconds(its_shape, phase, "bf16-mixed", parallel, cluster, share)
+    return clusters.step_seconds(its_shape, phase, precision, parallel, cluster, share)
 
 
 def test_small_models_are_not_split() -> None:
@@ -113,6 +115,36 @@ def test_one_gpu_is_compute_and_update() -> None:
     assert 0.6 < frozen / found < 0.8
 
 
+def test_fp8_by_hand() -> None:
+    """Only products with the layers' weights become faster, and their operands have to be brought into fp8."""
+    hidden, ffn, layers, tokens = 4096, 14336, 32, 256 * 4096
+    weights = layers * (hidden * 6144 + hidden * hidden + 3 * hidden * ffn)
+    numbers = layers * ((3 * hidden + ffn) + (6144 + 2 * hidden + 2 * ffn))
+    again = layers * (3 * hidden + ffn)
+
+    def saved(**changes: Any) -> float:
+        found = [seconds("8b", Parallel(), precision=name, **changes) for name in ("bf16-mixed", "fp8-current")]
+        return (found[0] - found[1]) / tokens
+
+    product = (1 / 989e12 - 1 / 1979e12) / 0.8
+    assert saved(recompute="none") == pytest.approx(6 * weights * product - 4 * numbers / 3.35e12)
+    assert saved(recompute="full") == pytest.approx(8 * weights * product - 4 * (numbers + again) / 3.35e12)
+    assert saved(recompute="none", train=["embedding"]) == pytest.approx(4 * weights * product - 4 * numbers / 3.35e12)
+    ways = [seconds("8b", Parallel(), precision=name) for name in ("bf16-mixed", "fp8-current")]
+    assert 1.1 < ways[0] / ways[1] < 2
+    ((_, phase, model),) = phases("8b", recompute="selective")
+    assert 0 < clusters.fp8_saves(model, phase, clusters.GPUS["h200"], 0.9) < clusters.fp8_saves(model, phase, clusters.GPUS["h200"], 0.4)
+
+
+def test_fp8_that_a_gpu_has_not() -> None:
+    with pytest.raises(ConfigError, match="--cluster: phase 'full': a100 has no fp8-delayed, which came with Ada and Hopper.$"):
+        list(clusters.lines(phases("1b"), "fp8-delayed-true", clusters.parse("gpu=a100")))
+    both = phases("1b", precision="fp8-mx") + phases("1b", precision="fp8-mx-true")
+    with pytest.raises(ConfigError, match="h200 has no fp8-mx, which came with Blackwell; phase 'full': h200 has no fp8-mx, .*$"):
+        list(clusters.lines(both, "bf16-mixed", clusters.parse("gpu=h200")))
+    assert list(clusters.lines(both, "bf16-mixed", clusters.parse("gpu=b200")))
+
+
 def test_it_moves_the_right_way() -> None:
     one, two, eight = (seconds("8b", Parallel(data=ranks), Cluster(8, 8, "h100")) for ranks in (1, 2, 8))
     assert one > two > eight and eight > one / 8  # sums of gradients cost something
@@ -133,7 +165,8 @@ def test_the_lines() -> None:
     text = "\n".join(clusters.lines(phases("70b"), "fp8-current", clusters.parse("nodes=8,gpus=8,gpu=h200")))
     assert "training at 40% of 989 TFLOP/s, assumed: 40% of the peak; measure with benchmarks/gpu/first_call.py" in text
     assert "recommended: parallel.tensor=" in text and "instead: parallel.tensor=" in text
-    assert "tokens/s predicted" in text and "fp8 is reckoned as bf16" in text
+    assert "tokens/s predicted" in text
+    assert "\nfp8 is predicted, not measured: layers' products at 1979 TFLOP/s, all else as in bf16\n" in text
     assert "data parallelism alone would need" in text
 
 
