@@ -136,7 +136,7 @@ def from_json(document: str) -> Rendered:
 
 
 def is_stored(path: Path) -> bool:
-    """Whether this is a .jsonl file of chats that were held out: its first line has the key "answers"."""
+    """Whether this is a .jsonl file of chats that were held out, by the keys of its first line; text may have answers beside, too."""
     if path.suffix != ".jsonl" or not path.is_file():
         return False
     with path.open("rb") as lines:
@@ -145,7 +145,7 @@ def is_stored(path: Path) -> bool:
         found = json.loads(begin)
     except ValueError:
         return False
-    return isinstance(found, dict) and isinstance(found.get("text"), str) and isinstance(found.get("answers"), list)
+    return isinstance(found, dict) and found.keys() == {"text", "answers", "bytes"} and isinstance(found["answers"], list)
 
 
 def read_stored(path: Path) -> Iterator[Rendered]:
@@ -170,7 +170,8 @@ def _role_and_content(message: Any, where: str) -> tuple[str, str]:
     for role_key, content_key in _SPELLINGS:
         if role_key in message and content_key in message:
             role, content = message[role_key], message[content_key]
-            break
+            if role is not None or content is not None:  # where files were joined a column of structs has both, one of them empty
+                break
     else:
         raise BadLine(f"{where} has neither 'role' and 'content' nor 'from' and 'value'")
     if not isinstance(role, str) or role not in ROLES:

@@ -72,6 +72,21 @@ class ChatTemplate:
             raise ConfigError(f"{self.name} cannot be used with the tokenizer {tokenizer.path}: {error}") from None
         if not answers:
             raise ConfigError(f"{self.name} marks no answer in {text!r}; {_MARK}")
+        self._check_end(tokenizer, text, answers[-1])
+
+    def _check_end(self, tokenizer: Tokenizer, text: str, answer: Span) -> None:
+        """What is spelled like a token may not become it: one that is `normalized` is looked for in another spelling."""
+        words = text[: answer[1]].rstrip()
+        closing = self._closing(words)
+        ((ids, places),) = tokenizer.encode_with_places([text])
+        inside = (places[:, 1] > len(words) - len(closing)) & (places[:, 0] < len(words))
+        tokens = tokenizer.tokens()
+        found = [tokens[index] for index in ids[inside]]
+        if closing not in found:
+            raise ConfigError(
+                f"the tokenizer {tokenizer.path} cuts {closing!r} at the end of an answer into {found}, so that a model would not learn to "
+                f'stop: set "normalized": false for this token in its tokenizer.json, or let {self.name} write another one'
+            )
 
     def _check_prompt(self, text: str) -> None:
         """Without a generation prompt a turn's heading would count as the answer's begin."""

@@ -138,7 +138,7 @@ class Tokenizer:
 
     def encode_with_places(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
         """(ids int32 [n], places int64 [n, 2]: [begin, end) in characters of what each token stands for) of each text;
-        special tokens spelled in it get their ids, and none is added.
+        special tokens spelled in it get their ids, and none is added. One that takes spaces beside it along stands for itself alone.
 
         Raises:
             ConfigError: sentencepiece does not tell.

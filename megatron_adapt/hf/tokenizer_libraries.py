@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,21 @@ class Tokenizers:
 
     def encode_with_places(self, texts: list[str]) -> list[tuple[np.ndarray, np.ndarray]]:
         encodings = self.parsing().encode_batch(texts, add_special_tokens=False)
-        return [(np.array(one.ids, np.int32), np.array(one.offsets, np.int64).reshape(-1, 2)) for one in encodings]
+        found = [(np.array(one.ids, np.int32), np.array(one.offsets, np.int64).reshape(-1, 2)) for one in encodings]
+        if self._greedy:
+            for text, (ids, places) in zip(texts, found):
+                for number in np.flatnonzero(np.isin(ids, list(self._greedy))).tolist():
+                    begin, end = places[number].tolist()
+                    token = self._greedy[int(ids[number])]
+                    if (at := text.find(token, begin, end)) >= 0:
+                        places[number] = at, at + len(token)
+        return found
+
+    @cached_property
+    def _greedy(self) -> dict[int, str]:
+        """Added tokens that take the spaces beside them along, for which they do not stand."""
+        added = self.full.get_added_tokens_decoder().items()
+        return {index: token.content for index, token in added if token.lstrip or token.rstrip}
 
     def parsing(self) -> Any:
         """The tokenizer that finds special tokens in text; made at first use."""

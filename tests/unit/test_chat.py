@@ -107,6 +107,29 @@ def test_other_spellings_of_the_same_chat(folders):
     assert chats.parse(json.dumps({"id": 3, "c": HARD["system"]}).encode() + b"\r\n") == expected
 
 
+def test_columns_of_two_spellings(folders):
+    """Files of both kinds joined to one table: every struct has all keys, and null where its file had none."""
+    chats = Chats("messages", ChatTemplate.load(Tokenizer.load(folders["chatml"])))
+    expected = chats.document(HARD["system"])
+    nulls = dict.fromkeys(("role", "content", "from", "value"))
+    assert chats.document([{**nulls, **m} for m in HARD["system"]]) == expected
+    assert chats.document([{**nulls, "from": m["role"], "value": m["content"]} for m in HARD["system"]]) == expected
+    with pytest.raises(BadLine, match="message 1 has neither 'role' and 'content' nor 'from' and 'value'"):
+        chats.document([{"role": None, "content": None}])
+
+
+def test_a_heading_that_takes_spaces_along_is_not_learnt(folders, tmp_path):
+    """Phi-3's tokens do (rstrip): the first spaces of an answer become no token, and the heading stays who speaks."""
+    folder = write_tokenizer(tmp_path, CHATML.replace("m['role'] + '\n'", "m['role'] + '<|end_header_id|>\n'").replace("assistant\n", "assistant<|end_header_id|>\n"))
+    made = json.loads((folder / "tokenizer.json").read_text())
+    for token in made["added_tokens"]:
+        token.update(rstrip=True, lstrip=token["content"] == "<|im_end|>")
+    (folder / "tokenizer.json").write_text(json.dumps(made))
+    tokenizer, found = encoded(folder, chat("Wo?", "  davor und danach  ", "\n\nWann?", "\n\nheute"))
+    learnt = "".join(tokenizer.decode([index]) for index in found.ids[found.mask == 1].tolist())
+    assert learnt == "davor und danach<|im_end|>heute<|im_end|>"
+
+
 def test_lone_surrogates_are_replaced_and_counted(folders):
     chats = Chats("messages", ChatTemplate.load(Tokenizer.load(folders["chatml"])))
     document, count = chats.parse(json.dumps({"messages": chat("a\ud800", "b\ud800\udc00\udfff")}).encode())
@@ -166,6 +189,23 @@ def test_a_template_that_cannot_be_used(folders, tmp_path, name):
     with pytest.raises(ConfigError) as error:
         ChatTemplate.load(Tokenizer.load(folders["chatml"]), tmp_path / "template.jinja")
     assert message in str(error.value) and "template.jinja" in str(error.value)
+
+
+def test_an_end_that_the_tokenizer_does_not_make(folders, tmp_path):
+    """As older conversions have it: `normalized` tokens are looked for with the prefix that the normalizer puts before every text."""
+    made = json.loads((folders["chatml"] / "tokenizer.json").read_text())
+    folder = write_tokenizer(tmp_path, CHATML)
+
+    def load(normalized: bool) -> ChatTemplate:
+        added = [{**token, "normalized": normalized} for token in made["added_tokens"]]
+        settings = {"added_tokens": added, "normalizer": {"type": "Prepend", "prepend": "x"}}
+        (folder / "tokenizer.json").write_text(json.dumps(made | settings))
+        return ChatTemplate.load(Tokenizer.load(folder))
+
+    assert load(False).ends() == ["<|im_end|>"]
+    message = r"cuts '<\|im_end\|>' at the end of an answer into \['.*'\], so that a model would not learn to stop: set \"normalized\": false"
+    with pytest.raises(ConfigError, match=message):
+        load(True)
 
 
 def test_a_template_that_rewrites_earlier_turns_needs_marks(folders, tmp_path):

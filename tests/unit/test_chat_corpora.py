@@ -17,6 +17,7 @@ from megatron_adapt.data.indexed import IndexedReader
 from megatron_adapt.data.loss_mask import open_mask
 from megatron_adapt.data.packing import FILL, PackedOrder, pack
 from megatron_adapt.data.preprocess import open_corpus, preprocess
+from megatron_adapt.engine import evaluate
 from megatron_adapt.engine.batches import Batches
 from megatron_adapt.errors import ConfigError, DataError
 from megatron_adapt.hf.chat_template import ChatTemplate
@@ -129,6 +130,8 @@ def test_held_out_chats_are_stored_with_their_answers(tokenizer, chats, tmp_path
     with pytest.raises(DataError, match="held_out.jsonl:1 is no chat that was held out .*preprocess its corpus again"):
         list(read_stored(tmp_path / "held_out.jsonl"))
     (tmp_path / "no.jsonl").write_text("no JSON\n")
+    (tmp_path / "qa.jsonl").write_text('{"text": "Ein Text, zu dem gefragt wird.", "answers": ["Text"]}\n')
+    assert not is_stored(tmp_path / "qa.jsonl") and evaluate.read(tmp_path / "qa.jsonl", tokenizer, LENGTH).bytes == 30
     assert not any(map(is_stored, (tmp_path / "dev.jsonl", tmp_path / "no.jsonl", tmp_path, tmp_path / "corpus.bin", tmp_path / "missing.jsonl")))
 
 

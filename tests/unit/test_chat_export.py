@@ -102,7 +102,8 @@ def test_transformers_stops(tmp_path, capsys):
         loaded, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
         prompt = tokenizer.apply_chat_template(chat("Wo?"), add_generation_prompt=True, return_tensors="pt", return_dict=True)
         begin = prompt["input_ids"].shape[1]
-        return loaded.generate(**prompt, max_new_tokens=9, do_sample=False, logits_processor=[Answer()]).shape[1] - begin
+        inputs = {name: prompt[name] for name in ("input_ids", "attention_mask")}
+        return loaded.generate(**inputs, max_new_tokens=9, do_sample=False, logits_processor=[Answer()]).shape[1] - begin
 
     assert on_ranks(1, lengths) == [9]
     export_hf.stop_after_answers(folder, Reporter())
