@@ -51,6 +51,11 @@ class Nodes:
             )
         return cls(count, rank, address, port)
 
+    def ranks(self, total: int) -> range:
+        """This node's share of the ranks of a step."""
+        each = total // self.count
+        return range(int(self.rank) * each, (int(self.rank) + 1) * each)
+
     def torchrun(self, ranks: int) -> list[str]:
         """torchrun's arguments for a step of so many ranks in all."""
         if self.count == 1:

@@ -176,13 +176,13 @@ def _is_signed(step: Step, first: FirstNode | None) -> bool:
 class View:
     """Shows a run on a terminal: a heading and the lines of every step, and a bar where progress is known."""
 
-    def __init__(self, quiet: bool = False) -> None:
+    def __init__(self) -> None:
         from rich.console import Console
         from rich.markup import escape
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         is_first_rank = os.environ.get("RANK", "0") == "0"
-        self.console = Console(highlight=False, soft_wrap=True, quiet=quiet or not is_first_rank)
+        self.console = Console(highlight=False, soft_wrap=True, quiet=not is_first_rank)
         columns = (TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self.escape = escape
         self.bar = Progress(*columns, console=self.console, transient=True, disable=not sys.stdout.isatty())
@@ -232,10 +232,41 @@ class View:
 
     def stopped(self, step: Step, done: bool) -> None:
         self._end()
-        if done:
-            what = "is done, the same command goes on"
-        elif (step.output / receipt.BEGUN).is_file():
-            what = "continues from its last checkpoint with the same command"
-        else:
-            what = "begins again with the same command"
-        self._heading(f"      [yellow]stopped[/]; {self.escape(step.name)} {what}")
+        self._heading(f"      [yellow]stopped[/]; {self.escape(_going_on(step, done))}")
+
+
+def _going_on(step: Step, done: bool) -> str:
+    if done:
+        return f"{step.name} is done, the same command goes on"
+    if (step.output / receipt.BEGUN).is_file():
+        return f"{step.name} continues from its last checkpoint with the same command"
+    return f"{step.name} begins again with the same command"
+
+
+class NodeView(View):
+    """What a node beside the first one says of a run: a line for each step, whom it waits for or which ranks it runs, and one
+    for the end. What the steps themselves say the first node shows."""
+
+    def __init__(self, nodes: Nodes) -> None:
+        super().__init__()
+        self.nodes = nodes
+
+    def _say(self, text: str) -> None:
+        self.console.print(f"[node {self.nodes.rank}] {text}", markup=False)
+
+    def begin(self, number: int, total: int, step: Step) -> None:
+        doing = "waits for node 0"
+        if step.ranks > 1:
+            ranks = self.nodes.ranks(step.ranks)
+            which = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
+            doing = f"runs {which} of {step.ranks}"
+        self._say(f"[{number}/{total}] {step.name} ({step.verb}): {doing}")
+
+    def done(self, step: Step, seconds: float) -> None:
+        """The next line says that it goes on."""
+
+    def finished(self, plan: Plan, verb: str | None = None, name: str | None = None) -> None:
+        self._say("done")
+
+    def stopped(self, step: Step, done: bool) -> None:
+        self._say(f"stopped; {_going_on(step, done)}")

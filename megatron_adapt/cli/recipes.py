@@ -134,7 +134,7 @@ def run_steps(
     first = None if here.is_first else several.FirstNode(output)
     _check_spread(plan, nodes)
     checks.check(plan)
-    view = pipeline.View(quiet=not here.is_first)
+    view = pipeline.View() if here.is_first else pipeline.NodeView(here)
     undone = pipeline.remaining(plan)
     if name is not None:
         step = plan.step(name)

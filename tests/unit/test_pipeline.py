@@ -15,8 +15,9 @@ import tiny
 from megatron_adapt import launch, pipeline, plan, recipe
 from megatron_adapt.errors import ConfigError
 from megatron_adapt.launch import Outcome
+from megatron_adapt.nodes import FirstNode
 from megatron_adapt.plan import Plan
-from megatron_adapt.steps.receipt import Step
+from megatron_adapt.steps.receipt import BEGUN, Step
 from megatron_adapt.steps.reporter import Reporter
 
 
@@ -295,3 +296,39 @@ def test_messages_are_shown_as_they_are(capfd: pytest.CaptureFixture[str]) -> No
     out = capfd.readouterr().out
     assert "skipped [bold]a[/bold].jsonl:3" in out
     assert "done in 1.2 s -> [x]" in out
+
+
+# -------------------------------------------------------------------------------------------------- one of several nodes
+
+
+def test_another_node_says_a_line_for_each_step(capfd: pytest.CaptureFixture[str]) -> None:
+    built = three()
+    run(built)
+    a, b, c, d = built.steps
+    several = pipeline.Nodes(2, "1", "localhost", "29400")
+    capfd.readouterr()
+
+    def rest(steps: list[Step], code: int) -> list[str]:
+        view = pipeline.NodeView(several)
+        outcome = pipeline.run(steps, view, lambda step: ["sh", "-c", f"exit {code}"], FirstNode(Path(".")))
+        assert outcome.stopped == (code != 0)
+        if not outcome.stopped:
+            view.finished(built)
+        said = capfd.readouterr()
+        assert said.err == ""
+        return said.out.splitlines()
+
+    steps = [a, replace(b, ranks=4, verb="train"), replace(c, ranks=2, verb="evaluate"), d]
+    assert rest(steps, 0) == [
+        "[node 1] [1/4] a (swap): waits for node 0",
+        "[node 1] [2/4] b (train): runs ranks 2 to 3 of 4",
+        "[node 1] [3/4] c (evaluate): runs rank 1 of 2",
+        "[node 1] [4/4] d (swap): waits for node 0",
+        "[node 1] done",
+    ]
+    (Path("b") / "receipt.json").unlink()
+    (Path("b") / BEGUN).write_text("")
+    assert rest(steps[1:], launch.STOPPED) == [
+        "[node 1] [1/3] b (train): runs ranks 2 to 3 of 4",
+        "[node 1] stopped; b continues from its last checkpoint with the same command",
+    ]
