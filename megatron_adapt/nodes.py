@@ -13,7 +13,7 @@ from typing import Any, Callable, Iterator
 
 from megatron_adapt.errors import ConfigError
 from megatron_adapt.launch import Outcome, StepFailed
-from megatron_adapt.steps.receipt import write_json
+from megatron_adapt.steps.receipt import write_json, writing
 
 SEEN_WITHIN = 60.0  # seconds until a file that one node has written is seen on all (NFS remembers directories so long)
 BEAT = 10.0  # seconds between two signs of life of the first node
@@ -80,7 +80,9 @@ def _launch() -> str:
 def heard(output: Path) -> Iterator[Callable[[Outcome], None]]:
     """Around the first node's work: the others hear that it is alive, and how it ends. What is yielded takes the outcome."""
     word: dict[str, Any] = {"run": _launch() or str(time.time_ns()), "beat": 0, "end": None}
-    output.mkdir(parents=True, exist_ok=True)
+    with writing("this run", output):
+        output.mkdir(parents=True, exist_ok=True)
+        write_json(_file(output), word)
     over = threading.Event()
 
     def beat() -> None:
@@ -92,7 +94,6 @@ def heard(output: Path) -> Iterator[Callable[[Outcome], None]]:
     def end(outcome: Outcome) -> None:
         word["end"] = "stopped" if outcome.stopped else "done"
 
-    write_json(_file(output), word)
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()
     try:

@@ -57,6 +57,7 @@ def check(
         print(line)
     if picture is not None:
         from megatron_adapt.analysis import plots
+        from megatron_adapt.steps.receipt import writing
 
         if picture.suffix not in (".png", ".pdf", ".svg"):
             raise ConfigError(f"--schedule {picture}: a picture's name ends in .png, .pdf or .svg.")
@@ -65,7 +66,8 @@ def check(
         curves = checks.learning_rates(plan)
         for name, rates in curves:
             print(checks.describe_rates(name, rates))
-        plots.draw_learning_rates(curves, picture)
+        with writing("--schedule", picture):
+            plots.draw_learning_rates(curves, picture)
         print(f"drawn in {picture}")
 
 

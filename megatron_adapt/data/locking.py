@@ -27,7 +27,10 @@ def take(file: Path) -> int:
         file.parent.mkdir(exist_ok=True)
         try:
             lock = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        except FileNotFoundError:  # its former holder has just removed the folder
+        except FileNotFoundError:  # its former holder has just removed the folder, or nothing can be made in this one (/proc)
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
             continue
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

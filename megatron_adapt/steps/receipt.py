@@ -32,7 +32,7 @@ _WHOLE = 256 * 2**20  # files up to this size are hashed whole, larger ones by s
 _PART = 16 * 2**20
 # What is wrong with the place, not with the program.
 _OF_THE_PLACE = (
-    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST,
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR,
 )  # fmt: skip
 
 
@@ -78,8 +78,26 @@ def perform(step: Step, reporter: Reporter, is_first_rank: bool = True) -> None:
     Raises ``ConfigError`` when something that no step has signed stands where the result should go, the place cannot be
     written to, or another process is at the same step.
     """
-    with _alone(step) if is_first_rank else contextlib.nullcontext():
+    with writing(f"step '{step.name}'", step.output), _alone(step) if is_first_rank else contextlib.nullcontext():
         _perform(step, reporter, is_first_rank)
+
+
+@contextlib.contextmanager
+def writing(who: str, place: Path) -> Iterator[None]:
+    """Turns what the system says about a place that cannot be written to into ``ConfigError``."""
+    try:
+        yield
+    except OSError as error:
+        named = Path(os.fsdecode(error.filename)) if isinstance(error.filename, (str, bytes)) else place
+        named = named.with_suffix("") if named.suffix == ".tmp" else named  # until it is whole, which the user need not know
+        # Of a folder that cannot be made some file systems say that it does not exist. Of other files that is a defect.
+        unmade = error.errno == errno.ENOENT and named in (place, *place.parents)
+        if error.errno in _OF_THE_PLACE or unmade:
+            raise ConfigError(
+                f"{who} cannot write {named}: {error.strerror}. Make room or correct the permissions, or choose another output, "
+                "and run again."
+            ) from error
+        raise
 
 
 @contextlib.contextmanager
@@ -93,14 +111,15 @@ def _alone(step: Step) -> Iterator[None]:
         raise ConfigError(
             f"step '{step.name}': another process is writing {step.output}. Wait for it or stop it, or choose another output."
         ) from None
-    except OSError:
-        lock = None  # the step itself says what is wrong with the place
+    except OSError as error:
+        if error.filename == str(file):
+            error.filename = str(file.parent)  # the user knows nothing of the lock
+        raise
     try:
         yield
     finally:
-        if lock is not None:
-            file.unlink(missing_ok=True)
-            os.close(lock)
+        file.unlink(missing_ok=True)
+        os.close(lock)
 
 
 def _perform(step: Step, reporter: Reporter, is_first_rank: bool) -> None:
@@ -131,11 +150,6 @@ def _perform(step: Step, reporter: Reporter, is_first_rank: bool) -> None:
         stopped = isinstance(error, (KeyboardInterrupt, StepFailed))  # asked to stop, or a process of it was killed
         if is_first_rank and not (stopped and step.keeps_parts):
             _discard(step, workplace)
-        if isinstance(error, OSError) and error.errno in _OF_THE_PLACE:
-            raise ConfigError(
-                f"step '{step.name}' cannot write {error.filename or step.output}: {error.strerror}. Make room or correct "
-                f"the permissions, or choose another output, and run again."
-            ) from error
         raise
 
 

@@ -8,7 +8,7 @@ from typing import Any, Iterator, Sequence
 from megatron_adapt.config import Corpus
 from megatron_adapt.errors import ConfigError
 from megatron_adapt.hf.tokenizer import Tokenizer
-from megatron_adapt.steps.receipt import write_json
+from megatron_adapt.steps.receipt import write_json, writing
 from megatron_adapt.steps.tokenizer import training_texts
 from megatron_adapt.vocab.report import report
 
@@ -30,15 +30,18 @@ def run(paths: Sequence[str], corpora: Sequence[str], text_key: str, output: Pat
     """Measure the tokenizers, and write ``output`` (JSON) where one is named.
 
     Raises:
-        ConfigError: not one or two tokenizers, no corpus. DataError: a corpus that cannot be read or holds no text.
+        ConfigError: not one or two tokenizers, no corpus, ``output`` cannot be written. DataError: a corpus that cannot be read or holds no text.
     """
     if not 1 <= len(paths) <= 2 or not corpora:
         raise ConfigError("expected: tokenizer report SOURCE [TARGET] --corpus FILE [--json FILE]")
+    if output is not None and not output.parent.is_dir():
+        raise ConfigError(f"--json {output}: the folder {output.parent} does not exist.")
     tokenizers = [Tokenizer.load(path) for path in paths]
     corpus = Corpus.model_construct(path=list(corpora), text_key=text_key)
     found = report(tokenizers[0], tokenizers[1] if len(tokenizers) == 2 else None, training_texts([corpus]), max_bytes)
     if output is not None:
-        write_json(output, found)
+        with writing("--json", output):
+            write_json(output, found)
     return found
 
 
