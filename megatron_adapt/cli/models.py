@@ -83,6 +83,7 @@ def evaluate(
     step: StepName = None,
     data: Annotated[Optional[List[Path]], typer.Option("--data", help="text to measure on (repeat the option)")] = None,
     text_key: Annotated[str, typer.Option(help="key of the text in JSON lines")] = "text",
+    on_error: Annotated[str, typer.Option(help="at a bad line: stop | skip")] = "stop",
     max_bytes: Annotated[Optional[int], typer.Option(min=1, help="use only so much text of each file")] = None,
     sequence_length: Annotated[Optional[int], typer.Option(min=1, help="window in tokens; default: the model's")] = None,
 ) -> None:
@@ -90,14 +91,18 @@ def evaluate(
     if is_recipe(words):
         return run_steps(words, "evaluate", step)
     (model,) = paths(words, "HF_DIR_OR_CHECKPOINT")
+    from megatron_adapt.data.corpus import check_on_error
+
     if not data:
         raise ConfigError("evaluate HF_DIR_OR_CHECKPOINT needs --data FILE.")
+
+    check_on_error(on_error)
 
     def work(reporter: Any) -> None:
         from megatron_adapt.steps import evaluate as measure
 
         texts = {str(path): path for path in data}
-        measure.run(model, texts, reporter, length=sequence_length, max_bytes=max_bytes, text_key=text_key)
+        measure.run(model, texts, reporter, length=sequence_length, max_bytes=max_bytes, text_key=text_key, on_error=on_error)
 
     alone(work)
 

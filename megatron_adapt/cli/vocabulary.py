@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, List, Optional
+from typing import Annotated, Any, List, Optional
 
 import typer
 
@@ -17,10 +17,18 @@ NewTokens = Annotated[Optional[int], typer.Option(min=1, help="extend: number of
 MinCount = Annotated[Optional[int], typer.Option(min=1, help="how often a pair (extend: 2) or a token (prune: 1) has to come")]
 Reuse = Annotated[bool, typer.Option("--reuse", help="extend: take ids first that nothing uses")]
 Keep = Annotated[Optional[int], typer.Option(min=1, help="prune: keep at most so many tokens")]
+TextKey = Annotated[str, typer.Option("--text-key", help="key of the text in JSON lines")]
+OnError = Annotated[str, typer.Option("--on-error", help="at a bad line of the text: stop | skip")]
 TOKENIZER_USAGE = (
     "expected a recipe (.yaml), or: tokenizer train --input FILE... --vocab-size N OUT, or: tokenizer extend SOURCE OUT --input FILE "
     "--tokens N, or: tokenizer prune SOURCE OUT --input FILE, or: tokenizer report SOURCE [TARGET] --corpus FILE"
 )
+
+
+def _corpora(files: Optional[List[str]], text_key: str, on_error: str) -> list[Any]:
+    from megatron_adapt.steps import tokenizer as work
+
+    return work.files(files, text_key, on_error) if files else []
 
 
 @app.command()
@@ -41,7 +49,8 @@ def tokenizer(
     reuse: Reuse = False,
     keep: Keep = None,
     max_bytes: Annotated[Optional[str], typer.Option(help="read at most this much text, such as 500MB")] = None,
-    text_key: Annotated[str, typer.Option(help="key of the text in JSON lines")] = "text",
+    text_key: TextKey = "text",
+    on_error: OnError = "stop",
     corpus: Annotated[Optional[List[str]], typer.Option(help="report: text to measure on (repeat)")] = None,
     json: Annotated[Optional[Path], typer.Option(help="report: write it here, too")] = None,
 ) -> None:
@@ -51,7 +60,8 @@ def tokenizer(
     if words[0] == "report":
         from megatron_adapt.steps import tokenizer_report
 
-        return print(*tokenizer_report.table(tokenizer_report.run(words[1:], corpus or (), text_key, json)), sep="\n")
+        found = tokenizer_report.run(words[1:], _corpora(corpus, text_key, on_error), json)
+        return print(*tokenizer_report.table(found), sep="\n")
     from megatron_adapt.steps import tokenizer as work
 
     # `--input A B OUT` arrives as input [A] and words [train, B, OUT].
@@ -65,14 +75,13 @@ def tokenizer(
     if words[0] not in work.HOW or not input or len(words) < 2 or (words[0] != "train" and own is None):
         raise ConfigError(TOKENIZER_USAGE)
     making = work.making(words[0], given)
-    files = work.files([*input, *more], text_key)
+    files = work.files([*input, *more], text_key, on_error)
     produce(output, lambda folder, reporter: work.make(making, own and Path(own), files, folder, reporter))
 
 
 Tokenizer = Annotated[Optional[Path], typer.Option("--tokenizer", help="directory of the new tokenizer")]
 Seed = Annotated[int, typer.Option("--seed", help="of everything random")]
 Files = Annotated[Optional[List[str]], typer.Option("--corpus", help="text in the target language (repeat)")]
-TextKey = Annotated[str, typer.Option("--text-key", help="key of the text in JSON lines")]
 Settings = Annotated[
     Optional[List[str]], typer.Option("--option", help="KEY=VALUE of the method; METHOD.KEY=VALUE of several (repeat)", metavar="KEY=VALUE")
 ]
@@ -98,6 +107,7 @@ def swap(
     option: Settings = None,
     corpus: Files = None,
     text_key: TextKey = "text",
+    on_error: OnError = "stop",
     calibrate: Calibrate = None,
     pad_to_multiple: Multiple = 1,
     candidates: Candidates = None,
@@ -116,12 +126,13 @@ def swap(
     from megatron_adapt.steps import tokenizer as tokenizers
 
     changes = {"tokens": extend, "min_count": min_count, "reuse": reuse, "keep": keep}
-    target = tokenizers.target(source, tokenizer, prune, changes, corpus or (), text_key)
+    corpora = _corpora(corpus, text_key, on_error)
+    target = tokenizers.target(source, tokenizer, prune, changes, corpora)
     if method == AUTO:
         from megatron_adapt.steps import compare as contests
 
         contest = contests.contest(
-            option or (), candidates or (), seed, pad_to_multiple, corpus or (), text_key, calibrate, probe_steps
+            option or (), candidates or (), seed, pad_to_multiple, corpora, calibrate, probe_steps
         )
         chosen = target.given_to(lambda made, folder, reporter: contests.run(source, made, folder, contest, reporter))
         return produce(output, chosen, keeps_parts=True)
@@ -129,7 +140,7 @@ def swap(
         raise ConfigError("--methods goes with --method auto, or with compare.")
     from megatron_adapt.steps import swap as work
 
-    choice = work.choice(method, option or (), seed, pad_to_multiple, corpus or (), text_key, calibrate)
+    choice = work.choice(method, option or (), seed, pad_to_multiple, corpora, calibrate)
     produce(output, target.given_to(lambda made, folder, reporter: work.run(source, made, folder, choice, reporter)))
 
 
@@ -142,6 +153,7 @@ def compare(
     option: Settings = None,
     corpus: Files = None,
     text_key: TextKey = "text",
+    on_error: OnError = "stop",
     calibrate: Calibrate = None,
     pad_to_multiple: Multiple = 1,
     probe_steps: Steps = 50,
@@ -152,5 +164,6 @@ def compare(
         raise ConfigError("compare HF_DIR OUT needs --tokenizer DIR.")
     from megatron_adapt.steps import compare as contests
 
-    contest = contests.contest(option or (), candidates or (), seed, pad_to_multiple, corpus or (), text_key, calibrate, probe_steps)
+    corpora = _corpora(corpus, text_key, on_error)
+    contest = contests.contest(option or (), candidates or (), seed, pad_to_multiple, corpora, calibrate, probe_steps)
     produce(output, lambda folder, reporter: contests.run(source, tokenizer, folder, contest, reporter, "best"), keeps_parts=True)

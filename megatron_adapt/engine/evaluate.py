@@ -51,10 +51,13 @@ class Text:
         return len(self.lengths)
 
 
-def read(path: Path, tokenizer: Tokenizer, length: int, text_key: str = "text", max_bytes: int | None = None) -> Text:
+def read(
+    path: Path, tokenizer: Tokenizer, length: int, text_key: str = "text", max_bytes: int | None = None, on_error: str = "stop",
+    on_skip: Callable[[str], None] | None = None,
+) -> Text:
     """Documents as :func:`read_texts` gives them, or held-out chats, tokenized for one model."""
     if not chat.is_stored(path):
-        return tokenize(read_texts(path, text_key, max_bytes), tokenizer, length)
+        return tokenize(read_texts(path, text_key, max_bytes, on_error, on_skip), tokenizer, length)
     chats, size = [], 0
     for one in chat.read_stored(path):
         if chats and max_bytes is not None and size >= max_bytes:
@@ -64,11 +67,14 @@ def read(path: Path, tokenizer: Tokenizer, length: int, text_key: str = "text", 
     return tokenize_chats(chats, tokenizer, length)
 
 
-def read_texts(path: Path, text_key: str = "text", max_bytes: int | None = None) -> list[str]:
+def read_texts(
+    path: Path, text_key: str = "text", max_bytes: int | None = None, on_error: str = "stop",
+    on_skip: Callable[[str], None] | None = None,
+) -> list[str]:
     """Whole documents from the front of a corpus file until ``max_bytes`` of UTF-8 are reached (at least one)."""
     texts: list[str] = []
     size = 0
-    for document in read_documents([path], text_key=text_key):
+    for document in read_documents([path], text_key, on_error, on_skip):
         if texts and max_bytes is not None and size >= max_bytes:
             break
         if document.text:

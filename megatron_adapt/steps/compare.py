@@ -57,16 +57,16 @@ class Contest:
 
 
 def contest(
-    words: Sequence[str], names: Sequence[str], seed: int, pad_to_multiple: int, files: Sequence[str], text_key: str,
-    calibrate: bool | None, steps: int,
+    words: Sequence[str], names: Sequence[str], seed: int, pad_to_multiple: int, corpora: Sequence[Corpus], calibrate: bool | None,
+    steps: int,
 ) -> Contest:
-    """From a command line: options as ``method.key=value``, text as files.
+    """From a command line: options as ``method.key=value``.
 
     Raises:
         ConfigError: all that is wrong with them.
     """
     given: dict[str, dict[str, str]] = {}
-    problems = [] if files else ["methods are compared on text in the target language: name files with --corpus."]
+    problems = [] if corpora else ["methods are compared on text in the target language: name files with --corpus."]
     for key, value in options.from_words(words).items():
         method, separator, name = key.partition(".")
         if separator:
@@ -81,8 +81,7 @@ def contest(
             problems += [f"--option {name}.{key}: {text}" for key, text in checks[name](given[name])]
     if problems:
         raise ConfigError("\n".join(dict.fromkeys(problems)))
-    corpora = [Corpus.model_construct(path=list(files), text_key=text_key)]
-    return Contest(corpora, given, seed, pad_to_multiple, calibrate, Probe(methods=list(names), steps=steps))
+    return Contest(list(corpora), given, seed, pad_to_multiple, calibrate, Probe(methods=list(names), steps=steps))
 
 
 def run(source: Path, tokenizer: Path, workplace: Path, contest: Contest, reporter: Reporter, best: str = "") -> dict[str, Any]:

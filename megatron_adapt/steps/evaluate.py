@@ -24,6 +24,7 @@ def run(
     length: int | None = None,
     max_bytes: int | None = None,
     text_key: str = "text",
+    on_error: str = "stop",
 ) -> dict[str, dict[str, Any]]:
     """Per corpus what ``evaluate.bits_per_byte`` gives; windows of ``length`` tokens."""
     is_hf = (model_path / "config.json").is_file()
@@ -46,7 +47,7 @@ def run(
         else:
             checkpoint.load(opened, model)
         for name, path in texts.items():
-            text = evaluate.read(path, tokenizer, length, text_key, max_bytes)
+            text = evaluate.read(path, tokenizer, length, text_key, max_bytes, on_error, lambda line: reporter.log(f"skipped {line}"))
             results[name] = evaluate.bits_per_byte(model, text, layout)
             note = f", {text.unknown} unknown tokens: too low" if text.unknown else ""
             reporter.log(f"{name}: {results[name]['bits_per_byte']:.3f} bits per byte over {text.bytes:,} bytes{note}")

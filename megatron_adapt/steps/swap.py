@@ -37,16 +37,15 @@ class Choice:
 
 
 def choice(
-    method: str, words: Iterable[str], seed: int, pad_to_multiple: int, files: Sequence[str], text_key: str, calibrate: bool | None
+    method: str, words: Iterable[str], seed: int, pad_to_multiple: int, corpora: Sequence[Corpus], calibrate: bool | None
 ) -> Choice:
-    """From a command line: options as ``key=value``, text as files. Raises ``ConfigError`` for what the method lacks."""
+    """From a command line: options as ``key=value``. Raises ``ConfigError`` for what the method lacks."""
     given = options.from_words(words)
     if method != DEFAULT:
         methods.read_options(method, given)
     elif given:
         raise ConfigError(f"--option {next(iter(given))}: options are of one method: name it with --method.")
-    corpora = [Corpus.model_construct(path=list(files), text_key=text_key)] if files else []
-    return Choice(method, given, seed, pad_to_multiple, corpora, calibrate)
+    return Choice(method, given, seed, pad_to_multiple, list(corpora), calibrate)
 
 
 def run(

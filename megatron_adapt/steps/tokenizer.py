@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from megatron_adapt.config import Corpus, TokenizerExtension, TokenizerPruning, TokenizerTraining
 from megatron_adapt.config_checks import training_problems
-from megatron_adapt.data.corpus import read_documents
+from megatron_adapt.data.corpus import check_on_error, read_documents
 from megatron_adapt.data.held_out import without_held_out
 from megatron_adapt.errors import ConfigError
 from megatron_adapt.steps.reporter import Reporter
@@ -72,9 +72,10 @@ def _plain(entry: Mapping[str, Any]) -> str:
     return "is missing." if entry["type"] == "missing" else f"{entry['msg'].removeprefix('Value error, ')}."
 
 
-def files(paths: Sequence[str], text_key: str) -> list[Corpus]:
-    """Files of a command line as a corpus."""
-    return [Corpus.model_construct(path=list(paths), text_key=text_key)]
+def files(paths: Sequence[str], text_key: str, on_error: str = "stop") -> list[Corpus]:
+    """Files of a command line as a corpus; ``ConfigError`` for an ``on_error`` that there is not."""
+    check_on_error(on_error)
+    return [Corpus.model_construct(path=list(paths), text_key=text_key, on_error=on_error)]
 
 
 @dataclass(frozen=True)
@@ -103,9 +104,9 @@ class Target:
 
 
 def target(
-    source: Path, path: Path | None, prune: bool, changes: Mapping[str, Any], paths: Sequence[str], text_key: str
+    source: Path, path: Path | None, prune: bool, changes: Mapping[str, Any], corpora: Sequence[Corpus]
 ) -> Target:
-    """From a command line: ``--tokenizer``, ``--extend`` (``changes["tokens"]``) or ``--prune``; ``paths``: text to learn from.
+    """From a command line: ``--tokenizer``, ``--extend`` (``changes["tokens"]``) or ``--prune``; ``corpora``: text to learn from.
 
     Raises:
         ConfigError: not one of them, no text for the second and third, or an option of another.
@@ -117,9 +118,9 @@ def target(
         if foreign := [f"--{name.replace('_', '-')}" for name, value in changes.items() if value]:
             raise ConfigError(f"{', '.join(foreign)}: for --extend and --prune only; --tokenizer is taken as it is.")
         return Target(source, path, None, [])
-    if not paths:
+    if not corpora:
         raise ConfigError(f"{ways[0]} learns from text: name files with --corpus.")
-    return Target(source, None, making("prune" if prune else "extend", changes), files(paths, text_key))
+    return Target(source, None, making("prune" if prune else "extend", changes), list(corpora))
 
 
 def make(

@@ -26,7 +26,7 @@ CHANGE = {
 }  # fmt: skip
 
 
-def run(paths: Sequence[str], corpora: Sequence[str], text_key: str, output: Path | None, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
+def run(paths: Sequence[str], corpora: Sequence[Corpus], output: Path | None, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
     """Measure the tokenizers, and write ``output`` (JSON) where one is named.
 
     Raises:
@@ -37,8 +37,7 @@ def run(paths: Sequence[str], corpora: Sequence[str], text_key: str, output: Pat
     if output is not None and not output.parent.is_dir():
         raise ConfigError(f"--json {output}: the folder {output.parent} does not exist.")
     tokenizers = [Tokenizer.load(path) for path in paths]
-    corpus = Corpus.model_construct(path=list(corpora), text_key=text_key)
-    found = report(tokenizers[0], tokenizers[1] if len(tokenizers) == 2 else None, training_texts([corpus]), max_bytes)
+    found = report(tokenizers[0], tokenizers[1] if len(tokenizers) == 2 else None, training_texts(corpora), max_bytes)
     if output is not None:
         with writing("--json", output):
             write_json(output, found)

@@ -16,6 +16,7 @@ from test_surgery import EMBEDDING, HEAD, make_model, tensors
 from megatron_adapt.config import DEFAULT, Corpus
 from megatron_adapt.errors import ConfigError, DataError
 from megatron_adapt.steps import calibrate, swap
+from megatron_adapt.steps.tokenizer import files
 from megatron_adapt.steps.reporter import Reporter
 from megatron_adapt.vocab import tied_calibration
 from megatron_adapt.vocab.calibration import Moments, _Fit, _Pairs, _Recipe, calibrated, constant_direction
@@ -157,7 +158,7 @@ def test_the_default_says_what_it_does(tmp_path, monkeypatch):
 
     def default(source, name: str, corpus: str = str(CORPUS / "de.jsonl"), calibrate: bool | None = None, tokenizer=target):
         told.clear()
-        given = swap.choice(DEFAULT, [], 1, 1, [corpus] if corpus else [], "text", calibrate)
+        given = swap.choice(DEFAULT, [], 1, 1, files([corpus], "text") if corpus else [], calibrate)
         given = replace(given, corpora=[each.model_copy(update={"max_documents": 40}) for each in given.corpora])
         report = swap.run(source, tokenizer, tmp_path / name, given, Listening())
         return report["method"], "calibration" in report
@@ -177,7 +178,7 @@ def test_the_default_says_what_it_does(tmp_path, monkeypatch):
     assert default(model, "short") == ("focus", False)
     assert any(line.startswith("warning: not calibrated: calibrate needs at least 256 tokens") for line in told)
     with pytest.raises(ConfigError, match="--option dim: options are of one method: name it with --method"):
-        swap.choice(DEFAULT, ["dim=3"], 1, 1, [], "text", None)
+        swap.choice(DEFAULT, ["dim=3"], 1, 1, [], None)
 
 
 def test_what_cannot_be_calibrated(tmp_path):

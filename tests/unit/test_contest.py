@@ -16,6 +16,7 @@ from megatron_adapt.data.held_out import divided
 from megatron_adapt.errors import ConfigError, DataError
 from megatron_adapt.steps import compare, swap
 from megatron_adapt.steps.reporter import Reporter
+from megatron_adapt.steps.tokenizer import files
 from megatron_adapt.vocab import methods
 
 
@@ -70,7 +71,7 @@ def test_text_is_measured_on_or_read_but_not_both():
 
 def test_a_command_line_says_all_that_is_wrong_with_it():
     with pytest.raises(ConfigError) as error:
-        compare.contest(["dim=3", "focus.dimm=3", "fokus.dim=3"], ["subword+calibrate", "mean"], 1, 1, [], "text", None, 5)
+        compare.contest(["dim=3", "focus.dimm=3", "fokus.dim=3"], ["subword+calibrate", "mean"], 1, 1, [], None, 5)
     assert str(error.value).split("\n") == [
         "methods are compared on text in the target language: name files with --corpus.",
         "--option dim=3: of which method? Several are run: METHOD.dim=3.",
@@ -78,7 +79,7 @@ def test_a_command_line_says_all_that_is_wrong_with_it():
         "--option focus.dimm: unknown option. Did you mean 'dim'?",
         "no vocabulary method 'fokus'. Did you mean 'focus'?",
     ]
-    found = compare.contest(["focus.dim=3"], ["focus+calibrate"], 1, 8, ["x.txt"], "body", None, 5)
+    found = compare.contest(["focus.dim=3"], ["focus+calibrate"], 1, 8, files(["x.txt"], "body"), None, 5)
     assert found.options == {"focus": {"dim": "3"}} and found.probe == Probe(methods=["focus+calibrate"], steps=5)
     assert found.corpora[0].text_key == "body" and found.pad_to_multiple == 8
 

@@ -132,7 +132,9 @@ FILES = ["--corpus FILE"]
 def test_one_target(tmp_path, way, message):
     path, pruning, changes, files = way
     with pytest.raises(ConfigError, match=message):
-        work.target(tmp_path, path, pruning, changes, files, "text")
+        work.target(tmp_path, path, pruning, changes, work.files(files, "text") if files else [])
+    with pytest.raises(ConfigError, match="on_error must be 'stop' or 'skip', not 'pass'"):
+        work.files(FILES, "text", "pass")
 
 
 def test_options_of_the_command_line():

@@ -11,6 +11,7 @@ from vocabularies import write_tokenizer
 from megatron_adapt.errors import ConfigError, DataError
 from megatron_adapt.hf.tokenizer import Tokenizer
 from megatron_adapt.steps import tokenizer_report
+from megatron_adapt.steps.tokenizer import files
 from megatron_adapt.vocab.report import report
 
 
@@ -51,7 +52,7 @@ def test_the_change(pair):
 def test_text_that_does_not_come_back_is_shown(pair, tmp_path):
     (tmp_path / "text.txt").write_text("a☃b\n")
     path = tmp_path / "target"
-    found = tokenizer_report.run([str(path)], [str(tmp_path / "text.txt")], "text", tmp_path / "report.json")
+    found = tokenizer_report.run([str(path)], files([str(tmp_path / "text.txt")], "text"), tmp_path / "report.json")
     (one,) = found["tokenizers"]
     assert one["changed_documents"] == 1 and "☃" in one["changed_example"]
     out = "\n".join(tokenizer_report.table(found))
@@ -68,12 +69,12 @@ def test_nothing_to_measure(pair, tmp_path):
         report(pair[0], None, [], 10)
     for paths, corpora in (([], ["x"]), (["a", "b", "c"], ["x"]), (["a"], [])):
         with pytest.raises(ConfigError, match=r"expected: tokenizer report SOURCE \[TARGET\] --corpus FILE"):
-            tokenizer_report.run(paths, corpora, "text", None)
+            tokenizer_report.run(paths, files(corpora, "text") if corpora else [], None)
 
 
 def test_real_tokenizers():
     paths = [str(assets("tokenizers", name)) for name in ("gpt2", "de-32k")]
-    found = tokenizer_report.run(paths, [str(assets("text", "de_ud_gsd.jsonl.gz"))], "text", None, 50_000)
+    found = tokenizer_report.run(paths, files([str(assets("text", "de_ud_gsd.jsonl.gz"))], "text"), None, 50_000)
     source, target = found["tokenizers"]
     assert source["unreachable"] == target["unreachable"] == 0
     assert source["changed_documents"] == target["changed_documents"] == 0
