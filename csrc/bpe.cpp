@@ -47,13 +47,28 @@ int byte_of(std::string_view token) {
 
 bool is_space_at(const char* p, const char* end) { return end - p >= 3 && std::memcmp(p, kSpace, 3) == 0; }
 
+// Moves together what is left of ids; what has gone is kNone.
+std::size_t without_gone(std::uint32_t* ids, std::size_t count) {
+  std::size_t left = 0;
+  for (std::size_t i = 0; i < count; ++i) {
+    ids[left] = ids[i];
+    left += ids[i] != kNone;
+  }
+  return left;
+}
+
+// U+2581 in the text is what spaces become, not one of the other characters outside ASCII.
+void look_at_marks(const char* begin, const char* p, const char* end, unsigned, std::size_t at, Cuts& cuts) {
+  if (is_space_at(p, end) || (p - begin >= 3 && is_space_at(p - 3, end))) cuts.clear(at);
+}
+
 }  // namespace
 
 BpeEncoder::BpeEncoder(const std::vector<std::string_view>& tokens, const std::vector<Merge>& merges, Prefix prefix, bool words)
     : prefix_(prefix) {
   bytes_.fill(kNone);
   if (words) {
-    words_.emplace();
+    words_.emplace().fill(cuts_);
     learn_bytes(tokens);
   } else {
     learn_characters(tokens);
@@ -120,18 +135,20 @@ void BpeEncoder::learn_bytes(const std::vector<std::string_view>& tokens) {
 }
 
 void BpeEncoder::learn_cuts(const std::vector<std::string_view>& tokens, const std::vector<Merge>& merges) {
-  for (auto& row : cut_) row.fill(true);
-  const auto keep = [this](unsigned char before, unsigned char from) { std::fill(&cut_[before][from], cut_[before].end(), false); };
-  keep(128, 128);  // inside characters, and between them
+  constexpr unsigned kWide = CutTable::kWide;
+  std::array<std::array<bool, kWide + 1>, kWide + 1> joined{};  // by the classes of what is left and right
+  joined[kWide][kWide] = true;                                  // inside characters, and between them
   for (const Merge& merge : merges) {
     const std::string_view left = tokens[merge.left], right = tokens[merge.right];
     std::size_t last = left.size() - 1;
     while (last > 0 && is_tail(static_cast<unsigned char>(left[last]))) --last;
-    const unsigned char a = class_of(left.substr(last)), b = class_of(right.substr(0, character_width(right)));
-    if (b < 128) {
-      cut_[a][b] = false;
-    } else {
-      keep(a, 128);
+    joined[class_of(left.substr(last))][class_of(right.substr(0, character_width(right)))] = true;
+  }
+  for (unsigned before = 0; before <= kWide; ++before) {
+    for (unsigned from = 0; from < 0x100; ++from) {
+      if (joined[before][std::min(from, kWide)]) continue;
+      const bool is_wide = before == kWide || from >= kWide;
+      cuts_.at(before, from) = static_cast<std::uint8_t>(is_wide ? CutTable::kCut | CutTable::kLook : CutTable::kCut);
     }
   }
 }
@@ -144,20 +161,6 @@ std::uint32_t BpeEncoder::rank(std::uint32_t left, std::uint32_t right) const {
     if (pairs_[at] == 0) return 0;
     if (pairs_[at] >> kIdBits == key) return static_cast<std::uint32_t>(pairs_[at]) & kRankMask;
   }
-}
-
-// The first cut from p on; `before` is the class of the character in front of it.
-const char* BpeEncoder::next_cut(const char* begin, const char* p, const char* end, unsigned char before) const {
-  for (; p < end; ++p) {
-    const unsigned char c = static_cast<unsigned char>(*p);
-    if (cut_[before][c]) {
-      // U+2581 in the text is what spaces become, not one of the other characters outside ASCII.
-      const bool is_marked = (c >= 128 && is_space_at(p, end)) || (before == 128 && p - begin >= 3 && is_space_at(p - 3, p));
-      if (!is_marked) return p;
-    }
-    before = c < 128 ? c : 128;
-  }
-  return end;
 }
 
 void BpeEncoder::encode(const char* text, const std::int64_t* offsets, std::size_t texts, std::vector<std::uint32_t>& out,
@@ -174,46 +177,56 @@ void BpeEncoder::encode(const char* text, const std::int64_t* offsets, std::size
 
 void BpeEncoder::encode(std::string_view text, std::vector<std::uint32_t>& out) {
   if (text.empty()) return;
-  words_ ? encode_words(text, out) : encode_cut(text, out);
+  const bool has_space = text[0] == ' ' || (!words_ && is_space_at(text.data(), text.data() + text.size()));
+  const bool prefixed = prefix_ == Prefix::always || (prefix_ == Prefix::unless_space && !has_space);
+  if (words_) {
+    const auto look = [this](auto&&... place) { words_->look(place...); };
+    encode_pieces(text, prefixed, prefixed ? ' ' : Words::kBegin, look, out);
+  } else {
+    encode_pieces(text, prefixed, prefixed ? ' ' : CutTable::kWide, look_at_marks, out);
+  }
   flush(out);
 }
 
-void BpeEncoder::encode_words(std::string_view text, std::vector<std::uint32_t>& out) {
-  if (prefix_ == Prefix::always || (prefix_ == Prefix::unless_space && text[0] != ' ')) {
-    text = head_.assign(1, ' ').append(text);
-  }
-  const char* const end = text.data() + text.size();
-  for (const char* p = text.data(); p < end;) {
-    const char* const stop = words_->next(p, end);
-    add(p, stop, end, out);
-    p = stop;
-  }
-}
-
-void BpeEncoder::encode_cut(std::string_view text, std::vector<std::uint32_t>& out) {
+// `before`: what the text follows; `look` is what Words::look is.
+template <typename Look>
+void BpeEncoder::encode_pieces(std::string_view text, bool prefixed, unsigned before, Look look, std::vector<std::uint32_t>& out) {
   const char* const begin = text.data();
   const char* const end = begin + text.size();
-  const char* p = begin;
-  const bool has_space = *p == ' ' || is_space_at(p, end);
-  if (prefix_ == Prefix::always || (prefix_ == Prefix::unless_space && !has_space)) {
-    p = next_cut(begin, p, end, ' ');
-    head_.assign(1, ' ').append(begin, p);
-    add(head_.data(), head_.data() + head_.size(), head_.data() + head_.size(), out);
+  const char* piece = begin;
+  const auto cut = [&](const char* stop) {
+    if (prefixed) {
+      head_.assign(1, ' ').append(piece, stop);
+      add(head_.data(), head_.data() + head_.size(), head_.data() + head_.size(), out);
+      prefixed = false;
+    } else if (stop > piece) {
+      add(piece, stop, end, out);
+    }
+    piece = stop;
+  };
+  const unsigned front = before;
+  Cuts cuts(0);
+  for (const char* p = begin; p < end;) {
+    const std::size_t size = std::min(CutTable::kBlock, static_cast<std::size_t>(end - p));
+    const CutTable::Found found = cuts_.find(p, size, before);
+    cuts = cuts.next(found.cuts);
+    for (std::uint64_t bits = found.looks; bits != 0; bits &= bits - 1) {
+      const std::size_t at = static_cast<std::size_t>(__builtin_ctzll(bits));
+      look(begin, p + at, end, front, at, cuts);
+    }
+    for (std::uint64_t bits = cuts.bits(); bits != 0; bits &= bits - 1) cut(p + __builtin_ctzll(bits));
+    p += size;
   }
-  while (p < end) {
-    const unsigned char first = static_cast<unsigned char>(*p);
-    const char* const stop = next_cut(begin, p + 1, end, first < 128 ? first : 128);
-    add(p, stop, end, out);
-    p = stop;
-  }
+  if (prefixed || piece < end) cut(end);
 }
 
 void BpeEncoder::add(const char* begin, const char* end, const char* readable, std::vector<std::uint32_t>& out) {
   const std::size_t size = static_cast<std::size_t>(end - begin);
   if (size > PieceCache::kLongest) {
     flush(out);
-    merge({begin, size});
-    out.insert(out.end(), ids_.begin(), ids_.end());
+    const std::size_t before = out.size();
+    out.resize(before + size);
+    out.resize(before + merge({begin, size}, &out[before]));
     return;
   }
   if (readable - begin >= static_cast<std::ptrdiff_t>(PieceCache::kLongest)) {
@@ -238,10 +251,8 @@ void BpeEncoder::flush(std::vector<std::uint32_t>& out) {
       std::memcpy(&found[size], ids, kFew * sizeof *ids);
       if (count > kFew) std::copy(ids + kFew, ids + count, &found[size + kFew]);
     } else {
-      merge({key.piece, key.size});
-      count = static_cast<std::uint32_t>(ids_.size());
-      cache_.insert(key, ids_.data(), count);
-      std::copy(ids_.begin(), ids_.end(), &found[size]);
+      count = static_cast<std::uint32_t>(merge({key.piece, key.size}, &found[size]));
+      cache_.insert(key, &found[size], count);
     }
     size += count;
   }
@@ -249,37 +260,35 @@ void BpeEncoder::flush(std::vector<std::uint32_t>& out) {
   out.insert(out.end(), found.begin(), found.begin() + static_cast<std::ptrdiff_t>(size));
 }
 
-// ids_: of a piece.
-void BpeEncoder::merge(std::string_view piece) {
-  symbols(piece);
-  ids_.size() <= kShort ? merge_short() : merge_long();
+std::size_t BpeEncoder::merge(std::string_view piece, std::uint32_t* ids) const {
+  const std::size_t count = symbols(piece, ids);
+  return count <= kShort ? merge_short(ids, count) : merge_long(ids, count);
 }
 
-// ids_: one for each character, or for each byte of one that the vocabulary does not have.
-void BpeEncoder::symbols(std::string_view piece) {
-  ids_.clear();
+// One id for each character, or for each byte of one that the vocabulary does not have.
+std::size_t BpeEncoder::symbols(std::string_view piece, std::uint32_t* ids) const {
   if (words_) {
-    for (const char c : piece) ids_.push_back(bytes_[static_cast<unsigned char>(c)]);
-    return;
+    for (const char c : piece) *ids++ = bytes_[static_cast<unsigned char>(c)];
+    return piece.size();
   }
+  std::uint32_t* const begin = ids;
   while (!piece.empty()) {
     const std::string_view character = piece.substr(0, character_width(piece));
     const std::uint32_t point = code_point(character);
     if (point < characters_.size() && characters_[point] != kNone) {
-      ids_.push_back(characters_[point]);
+      *ids++ = characters_[point];
     } else {
-      for (const char c : character) ids_.push_back(bytes_[static_cast<unsigned char>(c)]);
+      for (const char c : character) *ids++ = bytes_[static_cast<unsigned char>(c)];
     }
     piece.remove_prefix(character.size());
   }
+  return static_cast<std::size_t>(ids - begin);
 }
 
 // Again and again the merge of the lowest rank, the leftmost of several.
-void BpeEncoder::merge_short() {
-  const std::size_t count = ids_.size();
+std::size_t BpeEncoder::merge_short(std::uint32_t* ids, std::size_t count) const {
   std::array<std::uint32_t, kShort> ranks;  // of the pair that begins here, less one
   std::array<std::uint8_t, kShort + 1> next, previous;
-  std::uint32_t* const ids = ids_.data();
   const auto look = [&](std::size_t at) __attribute__((always_inline)) {
     const std::uint32_t found = next[at] < count ? rank(ids[at], ids[next[at]]) : 0;
     ranks[at] = found - 1;  // kNone where there is none
@@ -305,21 +314,21 @@ void BpeEncoder::merge_short() {
     if (at > 0) look(previous[at]);
     look(at);
   }
-  ids_.erase(std::remove(ids_.begin(), ids_.end(), kNone), ids_.end());
+  return without_gone(ids, count);
 }
 
 // The same with a heap: a sentence without spaces would take quadratic time otherwise.
-void BpeEncoder::merge_long() {
+std::size_t BpeEncoder::merge_long(std::uint32_t* ids, std::size_t size) const {
   struct Candidate {
     std::uint32_t rank, at, left, right;
     bool operator>(const Candidate& other) const { return std::tie(rank, at) > std::tie(other.rank, other.at); }
   };
-  const std::uint32_t count = static_cast<std::uint32_t>(ids_.size());
+  const std::uint32_t count = static_cast<std::uint32_t>(size);
   std::vector<std::uint32_t> next(count), previous(count);
   std::priority_queue<Candidate, std::vector<Candidate>, std::greater<>> heap;
   const auto push = [&](std::uint32_t at) {
     if (next[at] >= count) return;
-    const std::uint32_t left = ids_[at], right = ids_[next[at]];
+    const std::uint32_t left = ids[at], right = ids[next[at]];
     if (const std::uint32_t found = rank(left, right)) heap.push({found, at, left, right});
   };
   for (std::uint32_t i = 0; i < count; ++i) next[i] = i + 1, previous[i] = i - 1;  // of the first: kNone
@@ -328,16 +337,16 @@ void BpeEncoder::merge_long() {
     const Candidate best = heap.top();
     heap.pop();
     // Merged since then: the left id has changed, or is gone (kNone), or what is right of it is another.
-    if (ids_[best.at] != best.left || next[best.at] >= count || ids_[next[best.at]] != best.right) continue;
+    if (ids[best.at] != best.left || next[best.at] >= count || ids[next[best.at]] != best.right) continue;
     const std::uint32_t gone = next[best.at];
-    ids_[best.at] = results_[best.rank];
-    ids_[gone] = kNone;
+    ids[best.at] = results_[best.rank];
+    ids[gone] = kNone;
     next[best.at] = next[gone];
     if (next[gone] < count) previous[next[gone]] = best.at;
     if (previous[best.at] != kNone) push(previous[best.at]);
     push(best.at);
   }
-  ids_.erase(std::remove(ids_.begin(), ids_.end(), kNone), ids_.end());
+  return without_gone(ids, size);
 }
 
 }  // namespace megatron_adapt

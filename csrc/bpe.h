@@ -17,6 +17,7 @@
 #include <utility>
 #include <vector>
 
+#include "cuts.h"
 #include "piece_cache.h"
 #include "wide_array.h"
 #include "words.h"
@@ -42,23 +43,21 @@ class BpeEncoder {
               std::vector<std::int64_t>& starts);
 
  private:
-  static constexpr std::size_t kClasses = 129;  // ASCII (space stands for U+2581), everything else
-
   void encode(std::string_view text, std::vector<std::uint32_t>& out);
-  void encode_words(std::string_view text, std::vector<std::uint32_t>& out);
-  void encode_cut(std::string_view text, std::vector<std::uint32_t>& out);
+  template <typename Look>
+  void encode_pieces(std::string_view text, bool prefixed, unsigned before, Look look, std::vector<std::uint32_t>& out);
   std::uint32_t rank(std::uint32_t left, std::uint32_t right) const;
   void learn_characters(const std::vector<std::string_view>& tokens);
   void learn_bytes(const std::vector<std::string_view>& tokens);
   void learn_cuts(const std::vector<std::string_view>& tokens, const std::vector<Merge>& merges);
-  const char* next_cut(const char* begin, const char* p, const char* end, unsigned char before) const;
   // `readable`: up to here there are bytes that may be read.
   void add(const char* begin, const char* end, const char* readable, std::vector<std::uint32_t>& out);
   void flush(std::vector<std::uint32_t>& out);
-  void merge(std::string_view piece);
-  void symbols(std::string_view piece);
-  void merge_short();
-  void merge_long();
+  // These write at most as many ids as the piece has bytes, or change ids in place, and return how many there are.
+  std::size_t merge(std::string_view piece, std::uint32_t* ids) const;
+  std::size_t symbols(std::string_view piece, std::uint32_t* ids) const;
+  std::size_t merge_short(std::uint32_t* ids, std::size_t count) const;
+  std::size_t merge_long(std::uint32_t* ids, std::size_t count) const;
 
   Prefix prefix_;
   std::optional<Words> words_;
@@ -67,12 +66,11 @@ class BpeEncoder {
   std::vector<std::uint64_t> present_;  // bits at some of the hashes of the pairs: most of what is asked for is no pair
   std::array<std::uint32_t, 256> bytes_;
   std::vector<std::uint32_t> characters_;  // ids by code point, kNone where there is none; the space has that of U+2581
-  std::array<std::array<bool, 256>, kClasses> cut_;  // between a character and the one that begins with a byte
+  CutTable cuts_;                          // the space stands for U+2581, too
   PieceCache cache_;
   std::array<PieceKey, 32> waiting_;  // pieces on their way from memory
   std::size_t waiting_count_ = 0;
   std::string head_;
-  std::vector<std::uint32_t> ids_;
   std::mutex mutex_;
 };
 

@@ -45,7 +45,7 @@ const std::uint32_t* PieceTable<kWords, kIds>::find(const PieceKey& key, std::ui
 template <std::size_t kWords, std::size_t kIds>
 void PieceTable<kWords, kIds>::insert(const PieceKey& key, const std::uint32_t* ids, std::uint32_t count) {
   if (count > kIds && ids_.size() + count > kMostIds) clear(sets_);
-  if (2 * used_ >= 3 * sets_ && sets_ < most_sets_) grow();
+  if (4 * used_ >= 3 * sets_ && sets_ < most_sets_) grow();
   Entry* const set = &entries_[2 * (key.hash & (sets_ - 1))];
   Entry& entry = set[set[0].size != 0];
   used_ += entry.size == 0;

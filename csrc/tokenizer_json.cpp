@@ -33,7 +33,12 @@ void quote(std::string_view text, std::string& out) {
     for (int shift = 12; shift >= 0; shift -= 4) out += kHex[value >> shift & 15];
   };
   out += '"';
+  const auto is_plain = [](char c) { return c >= ' ' && c < 0x7F && c != '"' && c != '\\'; };
   for (std::size_t i = 0; i < text.size();) {
+    const char* const stop = std::find_if_not(text.data() + i, text.data() + text.size(), is_plain);
+    out.append(text.data() + i, stop);
+    i = static_cast<std::size_t>(stop - text.data());
+    if (i == text.size()) break;
     const char c = text[i];
     if (static_cast<unsigned char>(c) >= 0x80) {
       const std::string_view character = text.substr(i, character_width(text.substr(i)));
@@ -195,9 +200,12 @@ std::vector<Merge> TokenizerJson::numbered_merges() const {
   std::vector<Merge> merges;
   merges.reserve(pairs_.size());
   std::string result;
+  std::uint32_t next = 0;  // most often merges make tokens in the order of their ids
   for (const auto& [left, right] : pairs_) {
     result.assign(left).append(right);
-    merges.push_back(Merge{find(left), find(right), find(result)});
+    const bool is_next = next < tokens_.size() && tokens_[next] == result;
+    merges.push_back(Merge{find(left), find(right), is_next ? next : find(result)});
+    next = merges.back().result + 1;
     const Merge& found = merges.back();
     if (found.left == kNone || found.right == kNone || found.result == kNone) refuse("a merge has a token that the vocabulary lacks");
   }

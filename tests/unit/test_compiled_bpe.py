@@ -78,12 +78,21 @@ def test_words_at_the_edges_of_character_classes(name):
     check(tokenizer, CompiledBPE(tokenizer), texts)
 
 
+@pytest.mark.parametrize("name", ["gpt2", "de-bpe-50k", "de-32k"])
+def test_cuts_at_the_edges_of_blocks(name):
+    """Text is cut 64 bytes at a time: what stands across the edge of two blocks is cut as anywhere else."""
+    tokenizer = Tokenizer.load(assets("tokenizers", name))
+    ends = ["'ll be", "'s", "'sx", "''s", " 's", "\n's", "'d've", "'t't", "   x", "  ", " \n x", "\u00a0x", "é a", "a\u3000 b", "▁x", "x▁▁", "a1", ".a", "\u2580a"]
+    texts = [("ab c" * 40)[:length] + end for length in (*range(58, 67), *range(124, 130), 0, 1) for end in ends]
+    check(tokenizer, CompiledBPE(tokenizer), texts)
+
+
 def test_a_space_before_words(tmp_path):
     parsed = copy.deepcopy(Tokenizer.load(assets("tokenizers", "gpt2")).backend_json)
     parsed["pre_tokenizer"]["add_prefix_space"] = True
     (tmp_path / "tokenizer.json").write_text(json.dumps(parsed))
     tokenizer = Tokenizer.load(tmp_path)
-    texts = ["", "a", " a", "\n\na", "'s is", "\u00a0b", "x" * 50, "  two  words " * 30]
+    texts = ["", "a", " a", "\n\na", "'s is", "\u00a0b", "\u00e9", "\x80", "x" * 50, "  two  words " * 30]
     check(tokenizer, CompiledBPE(tokenizer), texts)
 
 
