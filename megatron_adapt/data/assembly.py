@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -30,17 +31,46 @@ def complete(parts: Parts, headers: list[dict[str, Any]], dtype: np.dtype, has_t
     """
     with writing(parts.folder / "data"):
         os.ftruncate(parts.data, sum(header["size"] for header in headers))
-        os.fsync(parts.data)
+    data = _Sync(parts.data)  # the disk works while the index is put together
     path = parts.folder / "index"
-    with writing(path), path.open("wb") as stream:
-        numbers = [header["number"] for header in headers]
-        sizes = [parts.path(number, "sizes") for number in numbers]
-        texts = [parts.path(number, "texts") for number in numbers] if has_texts else None
-        sequences, documents = (sum(header[kind] for header in headers) for kind in ("sequences", "documents"))
-        stream.write(HEADER.pack(MAGIC, 1, TYPE_CODES[dtype.type], sequences, documents + 1))
-        _write_index(stream, sizes, texts, dtype.itemsize, documents)
-        stream.flush()
-        os.fsync(stream.fileno())
+    try:
+        with writing(path), path.open("wb") as stream:
+            numbers = [header["number"] for header in headers]
+            sizes = [parts.path(number, "sizes") for number in numbers]
+            texts = [parts.path(number, "texts") for number in numbers] if has_texts else None
+            sequences, documents = (sum(header[kind] for header in headers) for kind in ("sequences", "documents"))
+            stream.write(HEADER.pack(MAGIC, 1, TYPE_CODES[dtype.type], sequences, documents + 1))
+            _write_index(stream, sizes, texts, dtype.itemsize, documents)
+            stream.flush()
+            os.fsync(stream.fileno())
+    finally:
+        data.join()
+    with writing(parts.folder / "data"):
+        data.check()
+
+
+class _Sync(threading.Thread):
+    """A file on its way to the disk."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__(daemon=True)
+        self.descriptor = descriptor
+        self.error: OSError | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            os.fsync(self.descriptor)
+        except OSError as error:
+            self.error = error
+
+    def check(self) -> None:
+        """
+        Raises:
+            OSError: what fsync raised.
+        """
+        if self.error is not None:
+            raise self.error
 
 
 def join_masks(parts: Parts, headers: list[dict[str, Any]]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import subprocess
 import sys
@@ -46,6 +48,25 @@ def test_interruption_leaves_nothing(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         preprocess(source, ByteTokenizer(), tmp_path / "out" / "c", held_out=0.5, on_progress=interrupt)
     assert files(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("file", ["data", "index"])
+def test_disk_that_fails_at_the_end(tmp_path, monkeypatch, file):
+    """Tokens and index reach the disk at the same time: neither failure is lost, and nothing gets its final name."""
+    fsync = os.fsync
+
+    def fail(descriptor: int) -> None:
+        if os.readlink(f"/proc/self/fd/{descriptor}").endswith(f".parts/{file}"):
+            raise OSError(errno.EIO, "Input/output error")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fail)
+    out = tmp_path / "out"
+    with pytest.raises(DataError, match=f"cannot write .*c.parts/{file}: Input/output error"):
+        preprocess(corpus(tmp_path / "in", "a", "b"), ByteTokenizer(), out / "c")
+    assert files(out) == ["c.parts"]
+    monkeypatch.undo()
+    assert preprocess(corpus(tmp_path / "in", "a", "b"), ByteTokenizer(), out / "c")["documents"] == 2
 
 
 @pytest.mark.parametrize("blocked", ["c.json.tmp", "held_out.jsonl.tmp", "held_out.jsonl"])
