@@ -175,6 +175,7 @@ def gradient_sums(path: Path, layers: str, train: list[str]) -> dict[str, torch.
 @pytest.mark.parametrize("family, config, train", [
     ("gpt_neox", "parallel", "all"), ("gpt_neox", "parallel", "norms"), ("gpt_neox", "parallel", r"regex:linear_\w+\.bias$"),
     ("mpt", "released", "all"), ("llama", "mha, tied, yarn, all biases", r"regex:linear_\w+\.bias$"),
+    ("mistral", "window", "all"), ("qwen2", "gqa", "all"), ("qwen3", "gqa", "all"), ("gemma3", "one of two sliding", "all"), ("gpt2", "released", "all"),
 ])  # fmt: skip
 def test_gradients_are_summed_by_the_layers_themselves(tmp_path: Path, family, config, train):
     """And those of biases and norms alone, whose layers' weights are frozen, are what they are in training everything."""

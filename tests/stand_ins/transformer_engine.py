@@ -250,8 +250,8 @@ class FusedAdam(torch.optim.Optimizer):
     """AdamW as its kernel computes it, with one count of steps for a group."""
 
     def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, amsgrad=False, *, bias_correction=True,
-                 adam_w_mode=True, master_weights=False, use_decoupled_grad=False):  # fmt: skip
-        assert adam_w_mode and not (amsgrad or master_weights or use_decoupled_grad)
+                 adam_w_mode=True, capturable=False, master_weights=False, use_decoupled_grad=False):  # fmt: skip
+        assert adam_w_mode and not (amsgrad or capturable or master_weights or use_decoupled_grad)
         super().__init__(params, dict(lr=lr, bias_correction=bias_correction, betas=betas, eps=eps, weight_decay=weight_decay))
 
     @torch.no_grad()
