@@ -76,8 +76,13 @@ def nodes(parent: ast.AST, at_import: bool) -> Iterator[ast.AST]:
         yield from nodes(node, at_import)
 
 
-def imports(module: str, at_import: bool = False) -> Iterator[tuple[str, int]]:
+@lru_cache(maxsize=None)
+def imports(module: str, at_import: bool = False) -> list[tuple[str, int]]:
     """(dotted name, line) of everything that a module imports; relative imports made absolute."""
+    return list(found_imports(module, at_import))
+
+
+def found_imports(module: str, at_import: bool) -> Iterator[tuple[str, int]]:
     file = MODULES[module]
     for node in nodes(tree(file), at_import):
         if isinstance(node, ast.Import):
@@ -130,14 +135,19 @@ def test_no_cycles() -> None:
 
 def only_for_types(module: str, name: str) -> bool:
     """Whether every import of ``name`` in a module is below ``if TYPE_CHECKING``."""
-    guarded = [
+    return all(line in guarded(module) for found, line in within(module) if found == name)
+
+
+@lru_cache(maxsize=None)
+def guarded(module: str) -> set[int]:
+    """Lines of the imports below ``if TYPE_CHECKING``."""
+    return {
         inner.lineno
         for node in ast.walk(tree(MODULES[module]))
         if is_type_checking(node)
         for inner in ast.walk(node)
         if isinstance(inner, (ast.Import, ast.ImportFrom))
-    ]
-    return all(line in guarded for found, line in within(module) if found == name)
+    }
 
 
 @pytest.mark.parametrize("module", [module for module in MODULES if room(module) != "engine"])
