@@ -117,8 +117,18 @@ def preload(steps: Sequence[Step]) -> None:
         import transformers.modeling_utils
         from transformers import AutoModelForCausalLM  # noqa: F401
 
+        preload_files()
         if sum(step.verb in ("import", "export") for step in steps) > 1:
             preload_transformers()
+
+
+def preload_files() -> None:
+    """Import what a process imports when it first opens a model, a tokenizer or a corpus: a tenth of a second in each rank."""
+    import megatron_adapt.families.conversion
+    import tokenizers  # noqa: F401
+    from megatron_adapt import _C  # noqa: F401
+
+    megatron_adapt.families.families()
 
 
 def preload_transformers() -> None:

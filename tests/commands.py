@@ -19,7 +19,7 @@ from typing import Any, Callable
 from harness import ROOT
 
 from megatron_adapt import launch
-from megatron_adapt.pipeline import preload_transformers
+from megatron_adapt.pipeline import preload_files, preload_transformers
 
 TIMEOUT = 300  # seconds, for any one command on however busy a machine
 
@@ -105,6 +105,7 @@ def preload() -> None:
     import megatron_adapt.steps.train  # noqa: F401
     from transformers import AutoModelForCausalLM, LlamaForCausalLM  # noqa: F401
 
+    preload_files()
     preload_transformers()
     torch.set_num_threads(1)  # threads do not survive a fork
     gc.freeze()  # looking through all this for garbage would copy its memory in every child

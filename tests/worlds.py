@@ -29,10 +29,11 @@ from megatron_adapt.families import family_named, find_family, initial_tensors
 from megatron_adapt.hf.directory import HFDirectory
 from megatron_adapt.hf.tokenizer import Tokenizer
 from megatron_adapt.hf.weights import WeightWriter
-from megatron_adapt.pipeline import preload_transformers
+from megatron_adapt.pipeline import preload_files, preload_transformers
 from megatron_adapt.vocab.train import train_tokenizer
 
 torch.set_num_threads(1)  # threads do not survive a fork
+preload_files()
 preload_transformers()
 
 VOCABULARY = 321  # what tensor-parallel ranks can share is tested with EVEN

@@ -126,7 +126,7 @@ def test_a_line_that_is_not_json(bad: Shop, broken_corpus: Path) -> None:
     result = leaves_nothing(bad, "preprocess", *plain)
     assert result.code == 2 and result.err.startswith("broken.jsonl:7: not JSON") and len(result.err.splitlines()) == 1
     leaves_nothing(bad, "evaluate", "out/model", "--data", "broken.jsonl").refused("broken.jsonl:7: not JSON")
-    measured = bad.run("evaluate", "out/model", "--data", "broken.jsonl", "--max-bytes", "2000", "--on-error", "skip").succeeded()
+    measured = bad.run("evaluate", "out/model", "--data", "broken.jsonl", "--max-bytes", "5000", "--on-error", "skip").succeeded()
     assert "skipped broken.jsonl:7: not JSON" in measured.out and "bits per byte over" in measured.out
     bad.run("evaluate", "out/model", "--data", "broken.jsonl", "--on-error", "pass").refused("on_error must be 'stop' or 'skip'")
     train = ("tokenizer", "train", "--input", "broken.jsonl", "--vocab-size", "400", "refused")
