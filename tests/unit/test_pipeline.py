@@ -301,7 +301,8 @@ def test_messages_are_shown_as_they_are(capfd: pytest.CaptureFixture[str]) -> No
 # -------------------------------------------------------------------------------------------------- one of several nodes
 
 
-def test_another_node_says_a_line_for_each_step(capfd: pytest.CaptureFixture[str]) -> None:
+def test_another_node_says_a_line_for_each_step(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "SEEN_WITHIN", 0.0)
     built = three()
     run(built)
     a, b, c, d = built.steps
