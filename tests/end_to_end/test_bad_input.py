@@ -102,10 +102,12 @@ def test_a_model_that_cannot_be_used(bad: Shop, copy: Path, damage: Callable[[Pa
 
 
 def test_truncated_weights_in_a_run(bad: Shop, copy: Path) -> None:
+    """The check that every command begins with refuses them, whatever it is to do."""
+    recipe = ("bad.yaml", f"model.source={copy}", "output=truncated")
+    bad.run("preprocess", *recipe).succeeded()
     truncate(copy / "model.safetensors")
-    words = ("import", "bad.yaml", f"model.source={copy}", "output=truncated")
-    bad.run("preprocess", *words[1:]).succeeded()
-    leaves_nothing(bad, *words).refused("model.safetensors", "bytes")
+    for verb in ("check", "import", "preprocess"):
+        leaves_nothing(bad, verb, *recipe).refused("model.safetensors", "bytes")
 
 
 # --------------------------------------------------------------------------------------------------------- a corpus
