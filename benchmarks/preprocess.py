@@ -1,7 +1,8 @@
 """Raw text to .bin/.idx against three peers, in this run and on this machine.
 
 Each measurement is a process of its own that has imported what it needs, and nothing else: tokenizer loaded, text read and
-encoded, files written; imports do not count.
+encoded, files written; imports do not count. The disk has been given what earlier ones wrote: ours alone waits until its files
+are there, and would wait for theirs, too.
 
 * ours: ``preprocess`` with the given number of workers.
 * megatron: the algorithm of Megatron-LM's tools/preprocess_data.py, written from its description: a pool of processes,
@@ -142,6 +143,7 @@ def measure(label: str, *arguments: Any, watched: bool = False) -> tuple[float, 
     time from it (the kernel counts the pages of all its processes ten times a second)."""
     for suffix in (".bin", ".idx"):  # of the run before: to overwrite would take time
         Path(f"{arguments[2]}{suffix}").unlink(missing_ok=True)
+    os.sync()
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe(duplex=False)
     process = context.Process(target=_run, args=(label, arguments, there))
