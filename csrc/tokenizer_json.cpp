@@ -60,12 +60,7 @@ void quote(std::string_view text, std::string& out) {
       case '\t': out += "\\t"; break;
       case '\b': out += "\\b"; break;
       case '\f': out += "\\f"; break;
-      default:
-        if (c >= ' ' && c < 0x7F) {
-          out += c;
-        } else {
-          unit(static_cast<unsigned char>(c));
-        }
+      default: unit(static_cast<unsigned char>(c));
     }
   }
   out += '"';

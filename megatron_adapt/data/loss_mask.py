@@ -21,9 +21,12 @@ def has_mask(prefix: str | Path, description: Mapping[str, Any] | None) -> bool:
         DataError: the file is there, and the description does not know it.
     """
     path = Path(f"{prefix}{SUFFIX}")
-    if description is None or "loss_mask" in description or not path.exists():
-        return path.exists() if description is None else "loss_mask" in description
-    raise DataError(f"{path} lies beside {prefix}.json, which describes text, of which all is learnt; remove it, or preprocess {prefix} again")
+    if description is None:
+        return path.exists()
+    described = "loss_mask" in description
+    if path.exists() and not described:
+        raise DataError(f"{path} lies beside {prefix}.json, which describes text, of which all is learnt; remove it, or preprocess {prefix} again")
+    return described
 
 
 def open_mask(reader: IndexedReader) -> np.ndarray:
