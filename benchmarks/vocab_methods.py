@@ -35,7 +35,8 @@ from megatron_adapt.errors import ConfigError
 from megatron_adapt.hf.tokenizer import Tokenizer
 from megatron_adapt.steps import calibrate
 from megatron_adapt.steps.reporter import Reporter
-from megatron_adapt.vocab import options, surgery
+from megatron_adapt import options
+from megatron_adapt.vocab import surgery
 from megatron_adapt.vocab.matching import token_keys
 from megatron_adapt.vocab.train import train_tokenizer
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Iterator
 
-from megatron_adapt import recipe as recipes, schedule
+from megatron_adapt import options, recipe as recipes, schedule
 from megatron_adapt.config import ADJUSTABLE, AUTO, DEFAULT, FP8, Phase, Recipe, TokenizerChoice
 from megatron_adapt.config_chats import learnt_last
 from megatron_adapt.data.sources import files_of, reading
@@ -23,7 +23,7 @@ from megatron_adapt.errors import ConfigError
 from megatron_adapt.hf.tokenizer import COMPANIONS
 from megatron_adapt.steps.receipt import Step, beside, read
 from megatron_adapt.steps.reporter import Reporter
-from megatron_adapt.vocab import methods, options
+from megatron_adapt.vocab import methods
 
 
 @dataclass(frozen=True)

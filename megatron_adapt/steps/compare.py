@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Iterator, Mapping, Sequence
 
 import numpy as np
 
+from megatron_adapt import options
 from megatron_adapt.config import CALIBRATED, Corpus, Probe
 from megatron_adapt.config_types import did_you_mean
 from megatron_adapt.data.held_out import divided
@@ -25,7 +26,7 @@ from megatron_adapt.errors import ConfigError, DataError
 from megatron_adapt.steps import calibrate, receipt, swap
 from megatron_adapt.steps.reporter import Reporter
 from megatron_adapt.steps.tokenizer import training_texts
-from megatron_adapt.vocab import methods, options
+from megatron_adapt.vocab import methods
 
 if TYPE_CHECKING:
     from megatron_adapt.engine.evaluate import Text

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Iterable, Mapping, Sequence
 
+from megatron_adapt import options
 from megatron_adapt.config import DEFAULT, Corpus
 from megatron_adapt.errors import ConfigError, DataError
 from megatron_adapt.steps.reporter import Reporter
-from megatron_adapt.vocab import methods, options, surgery
+from megatron_adapt.vocab import methods, surgery
 from megatron_adapt.vocab.derived import derivation
 
 SAMPLE = 100_000  # characters

@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Mapping
 
+from megatron_adapt import options
 from megatron_adapt.errors import ConfigError
-from megatron_adapt.vocab import options
 
 if TYPE_CHECKING:
     from megatron_adapt.vocab.material import Maps, Material

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from megatron_adapt.options import option
 from megatron_adapt.vocab.material import Maps, Material
 from megatron_adapt.vocab.methods.subwords import compose
-from megatron_adapt.vocab.options import option
 from megatron_adapt.vocab.token_map import NORMS
 from megatron_adapt.vocab.weighting import WEIGHTINGS, Triples, concatenated, piece_weights, summed
 

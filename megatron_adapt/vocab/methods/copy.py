@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from megatron_adapt.options import option
 from megatron_adapt.vocab.material import Maps, Material
-from megatron_adapt.vocab.options import option
 from megatron_adapt.vocab.token_map import TokenMap
 
 

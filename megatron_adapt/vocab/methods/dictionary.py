@@ -16,10 +16,10 @@ from typing import ClassVar
 import numpy as np
 
 from megatron_adapt.errors import ConfigError
+from megatron_adapt.options import option
 from megatron_adapt.vocab.dictionary import read_dictionary, with_cases
 from megatron_adapt.vocab.material import Maps, Material
 from megatron_adapt.vocab.methods.subwords import compose
-from megatron_adapt.vocab.options import option
 from megatron_adapt.vocab.pieces import Pieces
 from megatron_adapt.vocab.token_map import NORMS, TokenMap
 from megatron_adapt.vocab.weighting import Triples, concatenated, empty, summed

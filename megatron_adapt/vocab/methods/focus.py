@@ -17,10 +17,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from megatron_adapt.errors import ConfigError
+from megatron_adapt.options import option
 from megatron_adapt.vocab import similarity, word_vectors
 from megatron_adapt.vocab.material import Maps, Material
 from megatron_adapt.vocab.methods.subwords import compose
-from megatron_adapt.vocab.options import option
 from megatron_adapt.vocab.token_map import NORMS
 from megatron_adapt.vocab.weighting import concatenated, empty
 

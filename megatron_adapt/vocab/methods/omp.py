@@ -16,10 +16,10 @@ from typing import ClassVar
 
 import numpy as np
 
+from megatron_adapt.options import option
 from megatron_adapt.vocab import similarity
 from megatron_adapt.vocab.helper import Helper
 from megatron_adapt.vocab.material import Maps, Material
-from megatron_adapt.vocab.options import option
 from megatron_adapt.vocab.token_map import NORMS, TokenMap
 from megatron_adapt.vocab.weighting import Triples, concatenated
 

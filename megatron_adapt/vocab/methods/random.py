@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from megatron_adapt.options import option
 from megatron_adapt.vocab.material import Maps, Material
-from megatron_adapt.vocab.options import option
 from megatron_adapt.vocab.token_map import DRAWS, TokenMap
 
 

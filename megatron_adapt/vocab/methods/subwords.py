@@ -12,8 +12,8 @@ from typing import ClassVar
 
 import numpy as np
 
+from megatron_adapt.options import option
 from megatron_adapt.vocab.material import Maps, Material
-from megatron_adapt.vocab.options import option
 from megatron_adapt.vocab.pieces import Pieces
 from megatron_adapt.vocab.token_map import NORMS
 from megatron_adapt.vocab.weighting import WEIGHTINGS, Triples, piece_weights, summed

@@ -1,4 +1,4 @@
-"""Options of vocabulary methods: a frozen dataclass for each method, read from a recipe or from `key=value` text."""
+"""Options of self-discovered files (vocabulary methods, filters): a frozen dataclass for each, read from a recipe or from `key=value` text."""
 
 from __future__ import annotations
 
