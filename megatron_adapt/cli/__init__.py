@@ -8,7 +8,7 @@ paths (``megatron-adapt swap HF_DIR OUT --tokenizer DIR``). Exit codes: 0 done, 
 from __future__ import annotations
 
 # The order of these imports is the order of the verbs in --help: as a run goes.
-from megatron_adapt.cli import recipes, corpora, vocabulary, models  # isort: skip
+from megatron_adapt.cli import recipes, corpora, vocabulary, models, laws  # isort: skip
 from megatron_adapt.cli.application import app, main
 
-__all__ = ["app", "main", "corpora", "models", "recipes", "vocabulary"]
+__all__ = ["app", "main", "corpora", "laws", "models", "recipes", "vocabulary"]

@@ -65,7 +65,7 @@ def test_help(run: Run) -> None:
     result = run("--help")
     assert result.code == 0
     recipes = ("check", "plan", "run", "tokenizer", "swap", "import", "train", "export", "evaluate", "report")
-    for verb in (*recipes, "preprocess", "inspect"):
+    for verb in (*recipes, "preprocess", "inspect", "law"):
         assert re.search(rf"^\W*{verb} ", result.out, re.MULTILINE), verb
         shown = run(verb, "--help")
         assert shown.code == 0 and verb in shown.out

@@ -1,0 +1,121 @@
+"""`law ...` on the command line: what it prints, draws and refuses."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Any, Callable, Iterator
+
+import pytest
+from commands import Result
+from megatron_adapt import cli, launch
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.chdir(tmp_path)
+    handlers = {number: signal.getsignal(number) for number in launch.SIGNALS}
+    yield tmp_path
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def law(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    def call(*words: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["megatron-adapt", "law", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+            sys.exit(0)
+        printed = capfd.readouterr()
+        return Result(int(end.value.code or 0), printed.out, printed.err)
+
+    return call
+
+
+def values(result: Result) -> Any:
+    return json.loads(result.succeeded().out)
+
+
+def test_help(law: Run) -> None:
+    shown = law("--help").succeeded().out
+    assert all(f" {verb} " in shown for verb in ("predict", "epochs", "allocate", "unique"))
+
+
+def test_predict(law: Run) -> None:
+    shown = law("predict", "--parameters", "8.67B", "--tokens", "178B", "--unique", "25B").succeeded().out.splitlines()
+    assert shown[0] == "by the law c4 (Muennighoff et al. 2023: 182 runs on C4, GPT-2's tokenizer):"
+    assert shown[2].split() == ["this", "8.67B", "178B", "7.12", "2.2270", "+0.00", "%"]
+    assert shown[3].startswith("all tokens new") and shown[4].startswith("best at this cost")
+    assert "178B tokens of which 25B are unique teach as much as 151B new ones; the next one is worth 0.67" in shown
+    assert "9.26e+21 FLOPs" in shown
+    assert shown[-2].startswith("note: absolute losses by constants of others are not to be trusted")
+    assert shown[-1].startswith("note: c4: runs whose loss rose were left out of its fit")
+
+
+def test_predict_for_machines(law: Run) -> None:
+    found = values(law("predict", "--parameters", "8.67B", "--tokens", "178B", "--epochs", "7.12", "--json"))
+    assert found["this"]["loss"] == pytest.approx(2.22696, abs=1e-5) and found["this"]["epochs"] == pytest.approx(7.12)
+    assert found["best_at_this_cost"]["loss"] < found["this"]["loss"] and len(found["returns"]) == 4 and len(found["notes"]) == 2
+    whole = values(law("predict", "--parameters", "8.67B", "--tokens", "178B", "--json"))
+    assert whole["this"]["epochs"] == 1 and whole["this"]["loss"] == whole["all_new"]["loss"]
+
+
+def test_epochs(law: Run) -> None:
+    shown = law("epochs", "--unique", "1B", "--epochs", "1,4,44").succeeded().out.splitlines()
+    assert shown[1].split() == ["epochs", "tokens", "worth", "new", "ones", "of", "all", "next", "token"]
+    assert shown[3].split() == ["4", "4B", "3.73B", "93", "%", "0.82"]
+    assert "after 10.7 repetitions a token is worth half of a new one; all repeats together at most 16.4 times the corpus" in shown
+    assert not [line for line in shown if "absolute losses" in line]  # none are shown
+    found = values(law("epochs", "--unique", "1B", "--parameters", "2.8B", "--json", "--law", "c4-penalty"))
+    assert [row["epochs"] for row in found["epochs"]][:4] == [1, 2, 3, 4] and "half_life" not in found
+    assert found["epochs"][0]["next_token"] is None and all(row["loss"] >= row["new"] for row in found["epochs"])
+    shown = law("epochs", "--unique", "1B", "--parameters", "2.8B").succeeded().out
+    assert "against all new" in shown and "absolute losses" in shown and "beyond some 40 epochs" in shown
+
+
+def test_allocate(law: Run) -> None:
+    shown = law("allocate", "--flops", "1e22", "--unique", "25B").succeeded().out.splitlines()
+    assert shown[3].split() == ["best", "7.03B", "237B", "9.49", "2.2221", "+0.00", "%"]
+    found = values(law("allocate", "--flops", "1e22", "--unique", "25B", "--json"))
+    assert found["choices"]["best"]["epochs"] == pytest.approx(9.488, abs=1e-3)
+    far = law("allocate", "--flops", "1e27", "--unique", "25B").succeeded().out
+    assert "outside of the" in far
+
+
+def test_unique(law: Run) -> None:
+    shown = law("unique", "--parameters", "1B", "--tokens", "40B", "--within", "1%").succeeded().out
+    assert shown.startswith("1B parameters on 40B tokens: 6.98B unique ones (5.73 epochs) keep the loss within 1 % of")
+    one, other = (values(law("unique", "--parameters", "1B", "--tokens", "40B", "--within", share, "--json")) for share in ("1%", "0.01"))
+    assert one == other
+
+
+def test_pictures(law: Run, folder: Path) -> None:
+    assert "drawn in a.svg" in law("epochs", "--unique", "1B", "--parameters", "1B", "--plot", "a.svg").succeeded().out
+    values(law("allocate", "--flops", "1e20", "--unique", "1B", "--plot", "b.png", "--json"))
+    assert (folder / "a.svg").read_bytes().startswith(b"<?xml") and (folder / "b.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("predict --parameters x --tokens 1B", "--parameters: expected a number (such as 0.1, 1e-4 or 500M), got 'x'."),
+        ("predict --parameters 0 --tokens 1B", "--parameters: must be above 0, got 0."),
+        ("predict --parameters 1B --tokens 1B --unique 1B --epochs 2", "give --unique or --epochs, not both."),
+        ("predict --parameters 1B --tokens 1B --law c4-penalti", "no law 'c4-penalti'. Did you mean 'c4-penalty'?"),
+        ("epochs --unique 1B --epochs 1,,2", "--epochs: expected a number (such as 0.1, 1e-4 or 500M), got ''."),
+        ("epochs --unique 1B --law c4-penalty", "what repeats are worth depends on the model: give --parameters."),
+        ("epochs --unique 1B --plot a.gif", "--plot a.gif: a picture's name ends in .png, .pdf or .svg."),
+        ("epochs --unique 1B --plot no/a.png", "--plot no/a.png: the folder no does not exist."),
+        ("unique --parameters 1B --tokens 1B --law massivetext", "by the law massivetext repeated tokens count as new"),
+        ("unique --parameters 1B --tokens 1B --within x%", "--within: expected a number (such as 0.1, 1e-4 or 500M), got 'x'."),
+    ],
+)
+def test_refusals(law: Run, words: str, told: str, folder: Path) -> None:
+    result = law(*words.split())
+    result.refused(told)
+    assert not result.out and not list(folder.iterdir())
