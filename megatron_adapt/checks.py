@@ -10,7 +10,7 @@ from typing import Iterator, Sequence
 
 from megatron_adapt import recipe as recipes, schedule
 from megatron_adapt.analysis import cluster as clusters, estimate
-from megatron_adapt.config import Parallel, Phase, Recipe, TokenizerChoice
+from megatron_adapt.config import Dropout, Parallel, Phase, Recipe, TokenizerChoice
 from megatron_adapt.config_types import selected_layers
 from megatron_adapt.data.sources import HUB, find_files
 from megatron_adapt.errors import CheckpointError, ConfigError, DataError
@@ -166,6 +166,7 @@ def summary(plan: Plan) -> Iterator[str]:
     recipe = plan.recipe
     for row in estimate.rows(check(plan), recipe.parallel, recipe.precision, _known_tokens(plan)):
         yield f"{row.pop('phase')}: " + ", ".join(f"{key} {value}" for key, value in row.items())
+    yield from _dropout(recipe)
     yield from _disk(plan)
     yield f"{len(plan.steps)} steps, {recipe.parallel.world_size} ranks, output in {Path(recipe.output)}"
 
@@ -175,6 +176,17 @@ def advice(plan: Plan, cluster: str, measured: Path | None) -> Iterator[str]:
     # The layout that the recipe has now is not asked about.
     recipe = plan.recipe.model_copy(update={"parallel": Parallel()})
     yield from clusters.lines(check(replace(plan, recipe=recipe)), recipe.precision, clusters.parse(cluster), measured)
+
+
+def _dropout(recipe: Recipe) -> Iterator[str]:
+    """Models are saved with the dropout of their own training, which no phase takes over by itself."""
+    scratch = recipe.model.from_scratch
+    config = scratch.config if scratch else HFDirectory.open(str(recipe.model.source)).config
+    keys = ("embd_pdrop", "emb_pdrop", "resid_pdrop", "attn_pdrop", "hidden_dropout", "attention_dropout")
+    asked = [f"{key} {each[key]}" for each in (config, config.get("attn_config") or {}) for key in keys if each.get(key)]
+    phases = [phase.name for phase in [*(scratch.phases if scratch else []), *recipe.phases] if phase.dropout == Dropout()]
+    if asked and phases:
+        yield f"the model's config.json asks for dropout ({', '.join(asked)}), phases without 'dropout' have none: {', '.join(phases)}"
 
 
 def _disk(plan: Plan) -> Iterator[str]:

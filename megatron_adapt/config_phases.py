@@ -122,6 +122,22 @@ class RampUp(Strict):
     over: Count = Field(description="steps until batch_size is reached")
 
 
+Rate = Annotated[Number, Field(ge=0, lt=1)]
+
+
+class Dropout(Strict):
+    """Shares of activations that are zeroed in training, at random; in the YAML a number alone is all three."""
+
+    hidden: Rate = Field(0.0, description="of what attention and MLP add to the residual stream")
+    attention: Rate = Field(0.0, description="of attention weights")
+    embedding: Rate = Field(0.0, description="of the first layer's input")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shorthand(cls, value: Any) -> Any:
+        return dict.fromkeys(cls.model_fields, value) if isinstance(value, (int, float, str)) else value
+
+
 LOGITS_OF_A_SLICE = 1 << 26
 
 
@@ -156,6 +172,7 @@ class Phase(Strict):
         "auto", description="logits of a micro-batch held whole, or in slices of the vocabulary, which are computed again in the "
         "backward pass; auto: slices where a rank had more than 2^28 of them"
     )  # fmt: skip
+    dropout: Dropout = Field(default_factory=Dropout, description="activations zeroed at random in training")
     optimizer: Optimizer = Field(description="how the weights are updated")
     init_state: Literal["keep", "reset"] = Field(
         "reset", description="optimizer state of what the phase before trained: goes on, or starts anew like the rest"

@@ -15,6 +15,7 @@ from torch import Tensor
 from megatron.core.transformer import attention
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron_adapt.engine import backend
 from megatron_adapt.engine.layers import ProjectionNorm
 from megatron_adapt.engine.packing import Documents
 from megatron_adapt.families.family import ModelShape
@@ -72,10 +73,12 @@ class SelfAttention(attention.SelfAttention):
             if packed_seq_params is not None:
                 angles = angles[packed_seq_params.within]
             q, k = rotate(q, angles), rotate(k, angles)
-        if packed_seq_params is None:
-            out = self._attend(q, k, v, q.size(2))
-        else:
-            out = self._attend_apart(q, k, v, packed_seq_params)
+        # Under sequence parallelism all random numbers of a layer are the rank's own.
+        with backend.own_random_numbers(dropout(self) > 0 and not self.config.sequence_parallel):
+            if packed_seq_params is None:
+                out = self._attend(q, k, v, q.size(2))
+            else:
+                out = self._attend_apart(q, k, v, packed_seq_params)
         return self.linear_proj(out.permute(2, 0, 1, 3).flatten(2))
 
     def _attend_apart(self, q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> Tensor:
@@ -96,9 +99,8 @@ class SelfAttention(attention.SelfAttention):
     def _suits_varlen(self, q: Tensor) -> bool:
         """Whether flash attention has kernels for these queries and this model's attention."""
         plain = self.shape.attention_softcap is None and not self.slopes
-        dropout = self.config.attention_dropout if self.training else 0.0
         fits = q.dtype in (torch.bfloat16, torch.float16) and q.size(-1) % 8 == 0 and q.size(-1) <= 256
-        return q.device.type != "cpu" and plain and dropout == 0 and fits
+        return q.device.type != "cpu" and plain and dropout(self) == 0 and fits
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, longest: int) -> Tensor:
         """``q [b, heads, s, d]``, ``k, v [b, groups, s, d]`` -> ``[b, heads, s, d]``; no sequence has more than ``longest``."""
@@ -106,13 +108,16 @@ class SelfAttention(attention.SelfAttention):
         window = self.window if self.window is not None and self.window < length else None
         if self.shape.attention_softcap is not None:
             seen = mask(longest, window, (), q.dtype, q.device)[:length, :length]
-            return capped_attention(q, k, v, scale, self.shape.attention_softcap, seen)
-        dropout = self.config.attention_dropout if self.training else 0.0
-        grouped = q.size(1) != k.size(1)
+            return capped_attention(q, k, v, scale, self.shape.attention_softcap, seen, dropout(self))
+        options = {"dropout_p": dropout(self), "enable_gqa": q.size(1) != k.size(1)}
         if window is None and not self.slopes:
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, dropout_p=dropout, enable_gqa=grouped)
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, **options)
         bias = mask(longest, window, self.slopes, q.dtype, q.device)[..., :length, :length]
-        return F.scaled_dot_product_attention(q, k, v, bias, scale=scale, dropout_p=dropout, enable_gqa=grouped)
+        return F.scaled_dot_product_attention(q, k, v, bias, scale=scale, **options)
+
+
+def dropout(module: SelfAttention) -> float:
+    return module.config.attention_dropout if module.training else 0.0
 
 
 @lru_cache(maxsize=None)
@@ -153,13 +158,13 @@ def alibi_slopes(heads: int, most: float = 8.0) -> Tensor:
     return slopes if count == heads else torch.cat([slopes[1::2], slopes[::2]])[:heads]
 
 
-def capped_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, cap: float, seen: Tensor) -> Tensor:
+def capped_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, cap: float, seen: Tensor, dropout_p: float) -> Tensor:
     """Attention with scores cap * tanh(score / cap), which no kernel of torch has (Gemma 2)."""
     groups = q.size(1) // k.size(1)
     k, v = (tensor.repeat_interleave(groups, dim=1) for tensor in (k, v))
     scores = cap * torch.tanh(q @ k.transpose(-1, -2) * scale / cap)
     weights = torch.softmax(scores.masked_fill(~seen, -math.inf), dim=-1, dtype=torch.float32)
-    return weights.to(q.dtype) @ v
+    return F.dropout(weights.to(q.dtype), dropout_p) @ v
 
 
 @lru_cache(maxsize=1)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import logging
 import os
 import random
 import socket
@@ -158,8 +159,12 @@ def start(layout: Layout, seed: int) -> None:
     if not dist.is_initialized():
         _join(world)
     from megatron.core import parallel_state
-    from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
+    from megatron.core.tensor_parallel import random as streams
 
+    if not has_gpu():
+        # Megatron's own would wait with it until there is a GPU, and warns where its stream and the CPU's are the same one.
+        streams._set_cuda_rng_state = lambda state, device=-1, graph_safe=False: torch.set_rng_state(state)
+        logging.getLogger(streams.__name__).setLevel(logging.ERROR)
     if parallel_state.model_parallel_is_initialized():
         parallel_state.destroy_model_parallel()
     parallel_state.initialize_model_parallel(
@@ -170,7 +175,7 @@ def start(layout: Layout, seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-    model_parallel_cuda_manual_seed(seed)
+    begin_random_numbers(seed)
 
 
 def _join(world: int) -> None:
@@ -298,7 +303,7 @@ def capability() -> tuple[int, int]:
     return torch.cuda.get_device_capability()
 
 
-def config_fields(shape: ModelShape) -> dict[str, Any]:
+def config_fields(shape: ModelShape, hidden_dropout: float) -> dict[str, Any]:
     """Fields of Megatron's TransformerConfig that depend on the device."""
     swiglu = shape.gated and shape.activation == "silu"
     return {
@@ -309,7 +314,8 @@ def config_fields(shape: ModelShape) -> dict[str, Any]:
         "bias_activation_fusion": has_gpu() and swiglu,
         # The hook for a module as gated activation: our SwiGLU in place of Megatron's fused one, which needs a GPU.
         "use_te_activation_func": not has_gpu() and swiglu,
-        "bias_dropout_fusion": has_gpu(),
+        # Compiled twice, with and without gradients, it need not draw the same when a layer is computed again.
+        "bias_dropout_fusion": has_gpu() and hidden_dropout == 0,
         "persist_layer_norm": uses_transformer_engine(),
     }
 
@@ -339,6 +345,20 @@ def peak_memory() -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def begin_random_numbers(seed: int) -> None:
+    """Begin both streams of this rank anew: what tensor-parallel ranks have in common, and its own."""
+    from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
+
+    model_parallel_cuda_manual_seed(seed)
+
+
+def own_random_numbers(wanted: bool) -> contextlib.AbstractContextManager[None]:
+    """A block in which this rank's own are drawn. Not within another: all layers are in one under sequence parallelism."""
+    from megatron.core.tensor_parallel import get_cuda_rng_tracker
+
+    return get_cuda_rng_tracker().fork() if wanted else contextlib.nullcontext()
 
 
 def rng_state() -> dict[str, Any]:

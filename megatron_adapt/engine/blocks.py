@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from megatron.core.tensor_parallel import checkpoint
@@ -17,12 +18,11 @@ class DecoderLayer(TransformerLayer):
     """Megatron's layer with the norms and residual connections that ``ModelShape`` describes.
 
     ``parallel_residual``: x + attention(norm(x)) + mlp(norm'(x)) (GPT-NeoX). ``norm_place`` "after": x + norm(attention(x)),
-    then the same with the MLP (OLMo 2); "around": with norms before each, too (Gemma).
+    then the same with the MLP (OLMo 2); "around": with norms before each, too (Gemma). Dropout is of what is added to x.
     """
 
     def __init__(self, config: TransformerConfig, submodules: object, *args: object, shape: ModelShape, **kwargs: object) -> None:
         super().__init__(config, submodules, *args, **kwargs)
-        assert config.hidden_dropout == 0
         self.parallel = shape.parallel_residual
         self.norm_after = shape.norm_place != "before"
         if self.norm_after:
@@ -43,12 +43,15 @@ class DecoderLayer(TransformerLayer):
         attended = _sum(self.self_attention(normed, attention_mask, packed_seq_params=packed_seq_params, **positions))
         if self.norm_after:
             attended = self.post_self_attn_layernorm(attended)
-        between = hidden_states + attended
+        between = hidden_states + self._thinned(attended)
         normed = self.pre_mlp_layernorm(hidden_states if self.parallel else between)
         mapped = _sum(self._map_again(normed) if self.recompute_mlp and self.training else self.mlp(normed))
         if self.norm_after:
             mapped = self.post_mlp_layernorm(mapped)
-        return between + mapped, None
+        return between + self._thinned(mapped), None
+
+    def _thinned(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.hidden_dropout, self.training)
 
     def _map_again(self, normed: Tensor) -> tuple[Tensor, Tensor | None]:
         """The MLP, whose insides the backward pass computes again instead of keeping them."""

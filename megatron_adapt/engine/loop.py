@@ -17,7 +17,7 @@ from megatron_adapt.analysis.estimate import flops_per_token
 from megatron_adapt.config import Phase
 from megatron_adapt.data.sampling import Passes
 from megatron_adapt.engine import (
-    backend, carry, checkpoint, evaluate, fp8, guard, model as models, optimizer as optimizers, stretches,
+    backend, carry, checkpoint, evaluate, fp8, guard, model as models, noise, optimizer as optimizers, stretches,
 )  # fmt: skip
 from megatron_adapt.engine.backend import Layout
 from megatron_adapt.engine.batches import Batch, Batches
@@ -121,7 +121,7 @@ class _Run:
         self.hf = self.source.hf
         self.tokenizer = Tokenizer.load(self.hf)
         self.saving: checkpoint.Save | None = None  # what is still being written
-        self.bare = models.build(self.shape, job.layout, job.precision, self.phase.recompute, self.phase.logits)
+        self.bare = models.build(self.shape, job.layout, job.precision, self.phase.recompute, self.phase.logits, self.phase.dropout)
         fp8.set_history(self.bare.config, self.phase.amax_history, self.phase.amax_choice)
         patterns = [self.phase.train] if isinstance(self.phase.train, str) else list(self.phase.train)
         self.trainable = models.freeze(self.bare, patterns)
@@ -129,6 +129,7 @@ class _Run:
             # Before the optimizer is built: its fp32 main weights are copies of these.
             checkpoint.load(self.source, self.bare)
         regularize(self.bare, self.phase.optimizer)
+        noise.add(self.bare, self.phase)
         self.model = models.wrap(self.bare, job.precision, job.layout.distributed_optimizer)
         self.optimizer = optimizers.build(self.phase.optimizer, self.model, job.precision, job.seed, self.position.ages)
         if resumed is not None:
@@ -264,7 +265,7 @@ class _Run:
         positions = phase.sequence_length * phase.micro_batch_size
         # Documents kept apart lie in one row, whatever samples they are of.
         shape = (phase.sequence_length, phase.micro_batch_size) if batch.lengths is None else (positions, 1)
-        parts = partial(micro_batches, batch, self._scale(batch), phase.restart_positions)
+        parts = partial(micro_batches, batch, self._scale(batch), phase.restart_positions, noise.seeds(phase, self.job.seed, position.step))
         outputs = run(self.forward_step, self.model, parts, len(batch.tokens), *shape, forward_only=False)
         optimizers.prepare(self.optimizer)
         groups = optimizers.group_norms(self.optimizer, self.bare) if self._shown(position.step + 1) else {}

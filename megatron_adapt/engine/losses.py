@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from megatron_adapt.config import Optimizer
-from megatron_adapt.engine import backend
+from megatron_adapt.engine import backend, noise
 from megatron_adapt.engine.batches import Batch
 from megatron_adapt.engine.chunks import Chunks, chunks
 from megatron_adapt.engine.cross_entropy import LanguageModel
@@ -28,14 +28,18 @@ class MicroBatch:
     scale: float  # times the sum of the losses: what the schedule averages to the mean over the global batch's targets
     weights: Tensor | None = None  # [b * s] 1 for what is to be predicted, 0 at the last token of a document
     documents: Documents | None = None
+    seed: int | None = None  # of its random numbers, where a phase has noise
 
 
-def micro_batches(batch: Batch, scale: float | None = None, restart: bool = True) -> Iterator[MicroBatch]:
+def micro_batches(
+    batch: Batch, scale: float | None = None, restart: bool = True, seeds: Callable[[int], int | None] = lambda number: None
+) -> Iterator[MicroBatch]:
     """The micro-batches of a batch.
 
     Args:
         scale: micro-batches x data-parallel ranks / targets of the global batch; None: every position is one.
         restart: positions count from 0 in each document, not in each sample.
+        seeds: ``MicroBatch.seed`` by number.
     """
     where = backend.device()
     for number, (rows, kinds) in enumerate(zip(batch.tokens, batch.corpus)):
@@ -44,12 +48,12 @@ def micro_batches(batch: Batch, scale: float | None = None, restart: bool = True
         places = positions(inputs)
         share = 1 / inputs.numel() if scale is None else scale
         if batch.lengths is None:
-            yield MicroBatch(inputs, labels, places, corpus, share)
+            yield MicroBatch(inputs, labels, places, corpus, share, seed=seeds(number))
             continue
         documents = Documents.of(batch.lengths[number], inputs.size(1), where)
         places = documents.within[None] if restart else places.reshape(1, -1)
         weights = batch.weights[number].to(where, non_blocking=True).view(-1)
-        yield MicroBatch(inputs.view(1, -1), labels.view(1, -1), places, corpus, share, weights, documents)
+        yield MicroBatch(inputs.view(1, -1), labels.view(1, -1), places, corpus, share, weights, documents, seeds(number))
 
 
 def positions(tokens: Tensor) -> Tensor:
@@ -61,6 +65,8 @@ def language_model_loss(num_corpora: int) -> Callable:
 
     def forward_step(batches: Iterator[MicroBatch], model: nn.Module) -> tuple[Tensor, Callable]:
         micro = next(batches)
+        if micro.seed is not None:
+            noise.begin(model, micro.seed)
         packed = {} if micro.documents is None else {"packed_seq_params": micro.documents}
         losses = model(micro.inputs, micro.positions, None, labels=micro.labels, **packed)
         return losses, partial(_mean, micro, num_corpora)

@@ -22,7 +22,7 @@ from megatron.core.tensor_parallel.layers import (
 )
 from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron_adapt.config import BF16_ALONE, FP8
+from megatron_adapt.config import BF16_ALONE, FP8, Dropout
 from megatron_adapt.engine import backend, decoder, fp8, vocabulary
 from megatron_adapt.engine.backend import Layout
 from megatron_adapt.engine.chunks import Chunks, chunks
@@ -58,13 +58,17 @@ RECOMPUTE: dict[str, dict[str, Any]] = {
 }
 
 
-def transformer_config(shape: ModelShape, layout: Layout, precision: str, recompute: str = "none") -> TransformerConfig:
+def transformer_config(
+    shape: ModelShape, layout: Layout, precision: str, recompute: str = "none", dropout: Dropout = Dropout()
+) -> TransformerConfig:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about its own default of a CUDA-graph setting
-        return _transformer_config(shape, layout, DTYPES[precision], recompute, fp8.precision_fields(precision))
+        return _transformer_config(shape, layout, DTYPES[precision], recompute, dropout, fp8.precision_fields(precision))
 
 
-def _transformer_config(shape: ModelShape, layout: Layout, dtype: torch.dtype, recompute: str, more: dict) -> TransformerConfig:
+def _transformer_config(
+    shape: ModelShape, layout: Layout, dtype: torch.dtype, recompute: str, dropout: Dropout, more: dict
+) -> TransformerConfig:
     return TransformerConfig(
         num_layers=shape.num_layers,
         hidden_size=shape.hidden_size,
@@ -81,8 +85,8 @@ def _transformer_config(shape: ModelShape, layout: Layout, dtype: torch.dtype, r
         # Makes Megatron sum these norms' gradients over the ranks, which have a part of the heads each.
         qk_layernorm=shape.qk_norm == "head",
         softmax_scale=shape.softmax_scale,
-        hidden_dropout=0.0,
-        attention_dropout=0.0,
+        hidden_dropout=dropout.hidden,
+        attention_dropout=dropout.attention,
         tensor_model_parallel_size=layout.tensor,
         pipeline_model_parallel_size=layout.pipeline,
         virtual_pipeline_model_parallel_size=layout.virtual_pipeline if layout.virtual_pipeline > 1 else None,
@@ -99,20 +103,21 @@ def _transformer_config(shape: ModelShape, layout: Layout, dtype: torch.dtype, r
         **RECOMPUTE[recompute],
         **more,
         apply_rope_fusion=decoder.fuses_rotation(shape),
-        **backend.config_fields(shape),
+        **backend.config_fields(shape, dropout.hidden),
     )
 
 
 def build(
-    shape: ModelShape, layout: Layout, precision: str, recompute: str = "none", logits: str = "auto"
+    shape: ModelShape, layout: Layout, precision: str, recompute: str = "none", logits: str = "auto", dropout: Dropout = Dropout()
 ) -> LanguageModel | Chunks:
     """This rank's part of the model, weights undefined; on the device, in the precision's dtype.
 
-    ``recompute``: of the activations, in training, one of ``RECOMPUTE``. ``logits``: as in a phase, on the way to losses.
+    ``recompute``: of the activations, in training, one of ``RECOMPUTE``. ``logits``: as in a phase, on the way to losses; ``dropout``:
+    inside layers, where ``noise`` has its random numbers from.
     """
     if problems := shape.layout_problems(layout.tensor, layout.pipeline, layout.virtual_pipeline):
         raise ConfigError("; ".join(problems) + ".")
-    config = transformer_config(shape, layout, precision, recompute)
+    config = transformer_config(shape, layout, precision, recompute, dropout)
     if problems := shape.fp8_problems(precision, layout.tensor):
         raise ConfigError("; ".join(problems) + ".")
     if layout.virtual_pipeline == 1:

@@ -36,7 +36,7 @@ FAMILY = Family(
     fixed={"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
     rope_types=(),
     constants={"norm": "layernorm", "gated": False, "qkv_bias": True, "proj_bias": True, "mlp_bias": True, "position": "learned"},
-    # Dropout is no part of the model: training here has none. reorder_and_upcast_attn is about half precision.
+    # Dropout is no part of the model: a phase says what it drops. reorder_and_upcast_attn is about half precision.
     other_keys=(
         "attn_pdrop", "embd_pdrop", "resid_pdrop", "reorder_and_upcast_attn", "n_ctx", "summary_type", "summary_use_proj",
         "summary_activation", "summary_proj_to_labels", "summary_first_dropout", "task_specific_params", "use_cache",

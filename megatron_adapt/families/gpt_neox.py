@@ -44,7 +44,7 @@ FAMILY = Family(
     theta_key="rotary_emb_base",
     fraction_key="rotary_pct",
     constants={"norm": "layernorm", "gated": False, "mlp_bias": True},
-    # Dropout is no part of the model: training here has none.
+    # Dropout is no part of the model: a phase says what it drops.
     other_keys=(
         "attention_dropout", "hidden_dropout", "classifier_dropout", "is_decoder", "use_cache", "dtype", "torch_dtype",
         "transformers_version",

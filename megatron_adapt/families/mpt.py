@@ -56,7 +56,7 @@ FAMILY = Family(
     settings={"attn_config.softmax_scale": None, "attn_config.clip_qkv": None, "norm_type": NORMS[0]},
     derive=derive,
     nested=("attn_config",),
-    # Dropout is no part of the model: training here has none. learned_pos_emb is true in files without such a tensor.
+    # Dropout is no part of the model: a phase says what it drops. learned_pos_emb is true in files without such a tensor.
     # auto_map names the program of the model's makers, which transformers has its own version of: that is this one.
     other_keys=(
         "attn_config.attn_pdrop", "attn_config.attn_impl", "emb_pdrop", "resid_pdrop", "learned_pos_emb", "init_device",

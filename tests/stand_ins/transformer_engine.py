@@ -184,8 +184,10 @@ class DotProductAttention(_Module):
                  sequence_parallel=False, tp_size=1, get_rng_state_tracker=None, tp_group=None, layer_number=None,
                  attention_type="self", softmax_scale=None):  # fmt: skip
         super().__init__()
-        assert attention_dropout == 0 and attention_type == "self" and attn_mask_type == "causal"
-        self.scale = softmax_scale
+        assert attention_type == "self" and attn_mask_type == "causal"
+        self.scale, self.dropout = softmax_scale, attention_dropout
+        # Under sequence parallelism Megatron runs whole layers with the rank's own random numbers.
+        self.random = contextlib.nullcontext if sequence_parallel else get_rng_state_tracker().fork
 
     def forward(self, query, key, value, attention_mask=None, qkv_format="sbhd", cu_seqlens_q=None, cu_seqlens_kv=None,
                 cu_seqlens_q_padded=None, cu_seqlens_kv_padded=None, max_seqlen_q=None, max_seqlen_kv=None, attn_mask_type=None,
@@ -204,7 +206,9 @@ class DotProductAttention(_Module):
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = (tensor.permute(1, 2, 0, 3) for tensor in (q, k, v))
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scale, enable_gqa=True)
+        dropout = self.dropout if self.training else 0.0
+        with self.random():
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scale, enable_gqa=True, dropout_p=dropout)
         return out.permute(2, 0, 1, 3)
 
 

@@ -1,0 +1,169 @@
+"""Dropout in training: whose random numbers are whose, in every layout; recomputed, interrupted, evaluated."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from functools import lru_cache
+from pathlib import Path
+from typing import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from worlds import (
+    LAYOUTS, SEED, STEPS, Layout, Outcome, World, assert_identical, hf_model, interrupted_after, on_ranks, phase,
+)  # fmt: skip
+
+from megatron_adapt.engine import backend, loop, noise
+from megatron_adapt.engine.losses import positions
+
+RATES = {"hidden": 0.2, "attention": 0.1, "embedding": 0.3}
+RELATIVE = 1e-5
+LAYERS, STEPS_DRAWN, MICRO_BATCHES = 4, 2, 4
+Draws = dict[str, list[str]]  # by what is dropped: the state of the random numbers each time
+
+
+def watch() -> Draws:
+    """From now on, where random numbers stand whenever something is dropped; the same state is the same mask."""
+    found: Draws = {name: [] for name in RATES}
+    names = {rate: name for name, rate in RATES.items()}
+
+    def watched(function: Callable, argument: str) -> Callable:
+        def call(*arguments, **options):
+            rate = options.get(argument, arguments[1] if argument == "p" and len(arguments) > 1 else 0)
+            training = argument != "p" or options.get("training", arguments[2] if len(arguments) > 2 else True)
+            if rate and training:
+                found[names[rate]].append(hashlib.sha256(torch.get_rng_state().numpy().tobytes()).hexdigest())
+            return function(*arguments, **options)
+
+        return call
+
+    F.dropout = watched(F.dropout, "p")
+    F.scaled_dot_product_attention = watched(F.scaled_dot_product_attention, "dropout_p")
+    return found
+
+
+@pytest.fixture(scope="module")
+def drawn(world: World, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Outcome, list[Draws]]]:
+    """Two steps with dropout: what they came to, and the draws of each rank."""
+
+    @lru_cache
+    def train(layout: str, recompute: str = "none") -> tuple[Outcome, list[Draws]]:
+        folder = tmp_path_factory.mktemp("noise")
+        settings = phase(steps=STEPS_DRAWN, dropout=RATES, recompute=recompute)
+        job = world.job(folder, LAYOUTS[layout][0], settings, world.imported("untied"))
+
+        def work() -> Draws:
+            found = watch()
+            backend.start(job.layout, job.seed)
+            loop.train(job)
+            return found
+
+        return Outcome(folder), on_ranks(LAYOUTS[layout][1], work)
+
+    return train
+
+
+def whole(draws: list[Draws], name: str) -> set[str]:
+    """All ranks', none of which are the same."""
+    states = [state for rank in draws for state in rank[name]]
+    assert len(set(states)) == len(states)
+    return set(states)
+
+
+def test_every_mask_is_another(drawn):
+    outcome, (draws,) = drawn("one")
+    times = STEPS_DRAWN * MICRO_BATCHES
+    assert {name: len(states) for name, states in draws.items()} == {
+        "hidden": times * LAYERS * 2, "attention": times * LAYERS, "embedding": times
+    }  # fmt: skip
+    states = [state for found in draws.values() for state in found]
+    # The first draws of the two streams of a micro-batch are of the embedding and of attention.
+    assert len(set(states)) == len(states)
+
+
+def test_data_parallel_ranks_share_the_masks_of_one(drawn):
+    (one, before), (two, after) = drawn("one"), drawn("DP2")
+    for name in RATES:
+        assert whole(after, name) == whole(before, name)
+    assert two.losses == pytest.approx(one.losses, rel=RELATIVE) and two.norms == pytest.approx(one.norms, rel=RELATIVE)
+
+
+def test_tensor_parallel_ranks_drop_their_own_heads_and_the_same_activations(drawn):
+    first, second = drawn("TP2")[1]
+    assert first["hidden"] == second["hidden"] and first["embedding"] == second["embedding"]
+    assert len(whole([first, second], "attention")) == 2 * STEPS_DRAWN * MICRO_BATCHES * LAYERS
+
+
+@pytest.mark.parametrize("layout, embeddings, layers", [("TP2+SP", 2, 8), ("PP2", 1, 4), ("PP2xVP2", 1, 4)])
+def test_ranks_with_other_positions_or_layers_draw_their_own(drawn, layout, embeddings, layers):
+    times, draws = STEPS_DRAWN * MICRO_BATCHES, drawn(layout)[1]
+    counts = {name: len(whole(draws, name)) for name in RATES}
+    assert counts == {"hidden": times * layers * 2, "attention": times * layers, "embedding": times * embeddings}
+
+
+@pytest.mark.parametrize("layout", ["one", "TP2+SP", "PP2"])
+def test_what_is_computed_again_is_dropped_again(drawn, layout):
+    (kept, once), (recomputed, twice) = drawn(layout), drawn(layout, "full")
+    for before, after in zip(once, twice):
+        assert after["embedding"] == before["embedding"]
+        for name in ("hidden", "attention"):
+            assert Counter(after[name]) == {state: 2 for state in before[name]}
+    assert recomputed.losses == pytest.approx(kept.losses, rel=RELATIVE)
+    assert recomputed.norms == pytest.approx(kept.norms, rel=RELATIVE)
+
+
+@pytest.mark.parametrize("layout", ["one", "TP2+SP"])
+def test_an_interrupted_run_draws_what_it_would_have(world: World, uninterrupted, tmp_path: Path, monkeypatch, layout):
+    settings = STEPS | {"dropout": 0.1}
+    reference = world.train(tmp_path / "reference", *LAYOUTS[layout], **settings)
+    assert reference.losses != pytest.approx(uninterrupted().losses, rel=1e-3)
+    folder = interrupted_after(2, reference, tmp_path / "run")
+    monkeypatch.setattr(backend, "set_rng_state", lambda state: None)  # saved or not, it does not matter
+    assert_identical(world.train(folder, *LAYOUTS[layout], **settings), reference)
+
+
+def test_evaluation_drops_nothing(world: World, tmp_path: Path):
+    settings = {"dropout": 0.3, "steps": 2, "optimizer": {"lr": 1e-30}}
+    plain = world.train(tmp_path / "plain", **settings, evaluate_every=None)
+    measured = world.train(tmp_path / "measured", **settings, evaluate_every=1)
+    without = world.train(tmp_path / "without", **{**settings, "dropout": 0}, evaluate_every=1)
+    assert measured.losses == plain.losses != without.losses
+    numbers = [[line["held_out/text"] for line in run.metrics] for run in (measured, without)]
+    assert numbers[0] == pytest.approx(numbers[1], rel=1e-12)
+
+
+def test_a_frozen_embedding(world: World, tmp_path: Path):
+    for recompute in ("none", "full"):
+        run = world.train(tmp_path / recompute, train="layers[1:3]", dropout=0.1, recompute=recompute)
+        assert run.norms[-1] > 0 and run.losses[-1] < run.losses[0]
+
+
+def test_without_noise_no_random_number_is_drawn(world: World, tmp_path: Path):
+    job = world.job(tmp_path, Layout(), phase(steps=1), world.imported("untied"))
+
+    def work() -> bool:
+        backend.start(job.layout, job.seed)
+        before = torch.get_rng_state()
+        loop.train(job)
+        return torch.equal(before, torch.get_rng_state())
+
+    assert on_ranks(1, work) == [True]
+
+
+def test_a_tenth_is_dropped_and_the_rest_makes_up_for_it(world: World):
+    def work() -> tuple[float, float, float, bool]:
+        model, _ = hf_model(world.model("untied"))
+        noise.add(model, phase(dropout={"embedding": 0.1}))
+        tokens = torch.randint(300, (16, 128))
+        whole = model.eval().embedding(tokens, positions(tokens))
+        thinned = model.train().embedding(tokens, positions(tokens))
+        again = model.train().embedding(tokens, positions(tokens))
+        kept = thinned != 0
+        ratio = (thinned[kept] / whole[kept]).double()
+        return 1 - kept.double().mean().item(), ratio.min().item(), ratio.max().item(), thinned.equal(again)
+
+    ((share, low, high, same),) = on_ranks(1, work)
+    assert share == pytest.approx(0.1, abs=4 * (0.1 * 0.9 / (16 * 128 * 32)) ** 0.5) and not same  # four standard deviations
+    assert low == pytest.approx(1 / 0.9) and high == pytest.approx(1 / 0.9)
