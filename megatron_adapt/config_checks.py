@@ -173,6 +173,11 @@ def _phase(phase: Phase, path: tuple[str | int, ...], parallel: Any, precision: 
         if parallel.sequence and phase.sequence_length % parallel.tensor:
             why = f"is not divisible by parallel.tensor = {parallel.tensor}, which sequence parallelism needs"
             yield (*path, "sequence_length"), f"{phase.sequence_length} {why}"
+    if phase.neftune_alpha == 0 and phase.neftune_per == "sequence":
+        yield (*path, "neftune_per"), "is about the noise of neftune_alpha, and there is none; remove it"
+    elif phase.packing == "chunks" and phase.neftune_alpha not in (0, INVALID) and phase.neftune_per == "document":
+        why = "documents that see one another have no length of their own; use 'sequence', or packing 'documents'"
+        yield (*path, "neftune_per"), why
     if phase.packing == "chunks" and phase.restart_positions is False:
         yield (*path, "restart_positions"), "belongs to packing 'documents', not to 'chunks'; remove it"
     if isinstance(phase.optimizer, Optimizer):

@@ -173,6 +173,10 @@ class Phase(Strict):
         "backward pass; auto: slices where a rank had more than 2^28 of them"
     )  # fmt: skip
     dropout: Dropout = Field(default_factory=Dropout, description="activations zeroed at random in training")
+    neftune_alpha: NotNegative = Field(
+        0.0, description="noise on the embedding in training, uniform up to neftune_alpha / sqrt(length x hidden size); 0: none"
+    )
+    neftune_per: Literal["document", "sequence"] = Field("document", description="whose length that is")
     optimizer: Optimizer = Field(description="how the weights are updated")
     init_state: Literal["keep", "reset"] = Field(
         "reset", description="optimizer state of what the phase before trained: goes on, or starts anew like the rest"

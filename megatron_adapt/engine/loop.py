@@ -121,7 +121,8 @@ class _Run:
         self.hf = self.source.hf
         self.tokenizer = Tokenizer.load(self.hf)
         self.saving: checkpoint.Save | None = None  # what is still being written
-        self.bare = models.build(self.shape, job.layout, job.precision, self.phase.recompute, self.phase.logits, self.phase.dropout)
+        settings = self.phase.recompute, self.phase.logits, self.phase.dropout
+        self.bare = models.build(self.shape, job.layout, job.precision, *settings)
         fp8.set_history(self.bare.config, self.phase.amax_history, self.phase.amax_choice)
         patterns = [self.phase.train] if isinstance(self.phase.train, str) else list(self.phase.train)
         self.trainable = models.freeze(self.bare, patterns)
@@ -265,7 +266,8 @@ class _Run:
         positions = phase.sequence_length * phase.micro_batch_size
         # Documents kept apart lie in one row, whatever samples they are of.
         shape = (phase.sequence_length, phase.micro_batch_size) if batch.lengths is None else (positions, 1)
-        parts = partial(micro_batches, batch, self._scale(batch), phase.restart_positions, noise.seeds(phase, self.job.seed, position.step))
+        seeds = noise.seeds(phase, self.job.seed, position.step)
+        parts = partial(micro_batches, batch, self._scale(batch), phase.restart_positions, seeds)
         outputs = run(self.forward_step, self.model, parts, len(batch.tokens), *shape, forward_only=False)
         optimizers.prepare(self.optimizer)
         groups = optimizers.group_norms(self.optimizer, self.bare) if self._shown(position.step + 1) else {}

@@ -108,7 +108,8 @@ def _transformer_config(
 
 
 def build(
-    shape: ModelShape, layout: Layout, precision: str, recompute: str = "none", logits: str = "auto", dropout: Dropout = Dropout()
+    shape: ModelShape, layout: Layout, precision: str, recompute: str = "none", logits: str = "auto",
+    dropout: Dropout = Dropout(),
 ) -> LanguageModel | Chunks:
     """This rank's part of the model, weights undefined; on the device, in the precision's dtype.
 

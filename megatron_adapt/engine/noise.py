@@ -1,18 +1,19 @@
-"""Noise in training, off unless a phase asks for it: dropout (Srivastava et al. 2014), whose random numbers follow from counters.
+"""Noise in training, off unless a phase asks for it: dropout (Srivastava et al. 2014) and NEFTune (Jain et al. 2023).
 
-Each rank has two streams of random numbers, Megatron's: one for what tensor-parallel ranks hold copies of, the same on all of them,
-and one that is its own, for its heads and, under sequence parallelism, its positions. Both begin anew with each micro-batch at each
-stage of the pipeline, by the seed, the phase, the step and the micro-batch's number in the global batch. So a run that is resumed
-draws what it would have drawn, with nothing saved; the number of data-parallel ranks changes nothing; and what the backward pass
-computes again finds the streams as they were, which Megatron keeps for it.
+Each rank has two streams of random numbers, Megatron's: one for what tensor-parallel ranks hold copies of, the same on
+all of them, and one that is its own, for its heads and, under sequence parallelism, its positions. Both begin anew with
+each micro-batch at each stage of the pipeline, by the seed, the phase, the step and the micro-batch's number in the
+global batch. So a run that is resumed draws what it would have drawn, with nothing saved; the number of data-parallel
+ranks changes nothing; and what the backward pass computes again finds the streams as they were, which Megatron keeps.
 """
 
 from __future__ import annotations
 
 import hashlib
-from functools import partial
-from typing import Callable
+import math
+from typing import Any, Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -21,11 +22,12 @@ from megatron.core.utils import get_attr_wrapped_model
 from megatron_adapt.config import Dropout, Phase
 from megatron_adapt.engine import backend
 from megatron_adapt.engine.chunks import chunks
+from megatron_adapt.engine.packing import Documents
 
 
 def seeds(phase: Phase, seed: int, step: int) -> Callable[[int], int | None]:
     """The seeds of a step's micro-batches, by their number on this data-parallel rank; None: the phase has no noise."""
-    if phase.dropout == Dropout():
+    if phase.dropout == Dropout() and not phase.neftune_alpha:
         return lambda number: None
     rank, size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
     return lambda number: _hash(seed, phase.name, step, number * size + rank)
@@ -43,16 +45,40 @@ def add(model: nn.Module, phase: Phase) -> None:
     for chunk in chunks(model):
         if chunk.pre_process:
             chunk.embedding.embedding_dropout.p = 0.0  # Megatron's, which has no rate of its own
-            if phase.dropout.embedding:
-                chunk.embedding.register_forward_hook(partial(_disturb, phase))
+            if phase.dropout.embedding or phase.neftune_alpha:
+                disturbance = _Disturbance(phase, chunk.config.sequence_parallel)
+                chunk.register_forward_pre_hook(disturbance.begin, with_kwargs=True)
+                chunk.embedding.register_forward_hook(disturbance)
 
 
-def _disturb(phase: Phase, module: nn.Module, inputs: tuple, output: Tensor) -> Tensor | None:
-    """``[s, b, h]``, or this rank's positions of it."""
-    if not module.training:
-        return None
-    with backend.own_random_numbers(module.config.sequence_parallel):
-        return F.dropout(output, phase.dropout.embedding)
+class _Disturbance:
+    """What comes behind the embedding, whose rows a family may have scaled: where transformers adds the noise, too."""
+
+    def __init__(self, phase: Phase, parted: bool) -> None:
+        self.phase, self.parted = phase, parted  # among tensor-parallel ranks: under sequence parallelism
+        self.documents: Documents | None = None
+
+    def begin(self, module: nn.Module, inputs: tuple, options: dict[str, Any]) -> None:
+        self.documents = options.get("packed_seq_params")
+
+    def __call__(self, module: nn.Module, inputs: tuple, output: Tensor) -> Tensor | None:
+        """``output [s, b, h]`` of the positions that this rank has."""
+        if not module.training:
+            return None
+        with backend.own_random_numbers(self.parted):
+            if self.phase.neftune_alpha:
+                noise = torch.empty_like(output, dtype=torch.float32).uniform_(-1, 1)
+                output = output + noise.mul_(self._bound(output)).to(output.dtype)
+            return F.dropout(output, self.phase.dropout.embedding)
+
+    def _bound(self, output: Tensor) -> Tensor | float:
+        """alpha / sqrt(L h) (Jain et al. 2023, algorithm 1): of all positions, or ``[s, 1, 1]`` of each by its document's L."""
+        phase, width = self.phase, output.size(-1)
+        if phase.neftune_per == "sequence":
+            return phase.neftune_alpha / math.sqrt(phase.sequence_length * width)
+        first = parallel_state.get_tensor_model_parallel_rank() * len(output) if self.parted else 0
+        sizes = self.documents.sizes[first : first + len(output)]
+        return (phase.neftune_alpha / torch.sqrt(sizes.float() * width))[:, None, None]
 
 
 def _hash(*key: object) -> int:

@@ -21,20 +21,23 @@ class Documents(PackedSeqParams):
     Attributes:
         lengths: of the documents in the row, in their order.
         within: int64 ``[tokens]``, the place of each token in its document.
+        sizes: int64 ``[tokens]``, how many tokens that document has.
     """
 
     lengths: tuple[int, ...] = ()
     within: Tensor | None = None
+    sizes: Tensor | None = None
 
     @classmethod
     def of(cls, lengths: Sequence[int], longest: int, device: torch.device) -> Documents:
         """``longest``: no document is longer; the same at every step, so that no kernel has to be chosen anew."""
         ends = torch.tensor([0, *lengths]).cumsum(0)
-        within = torch.arange(int(ends[-1])) - torch.repeat_interleave(ends[:-1], torch.tensor(lengths))
+        counts = torch.tensor(lengths)
+        within = torch.arange(int(ends[-1])) - torch.repeat_interleave(ends[:-1], counts)
         bounds = ends.to(device, torch.int32)
         return cls(
             qkv_format="thd", cu_seqlens_q=bounds, cu_seqlens_kv=bounds, max_seqlen_q=longest, max_seqlen_kv=longest,
-            lengths=tuple(lengths), within=within.to(device),
+            lengths=tuple(lengths), within=within.to(device), sizes=torch.repeat_interleave(counts, counts).to(device),
         )  # fmt: skip
 
     def apart(self, attend: Callable[[Tensor, Tensor, Tensor], Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:

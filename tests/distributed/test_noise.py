@@ -1,4 +1,4 @@
-"""Dropout in training: whose random numbers are whose, in every layout; recomputed, interrupted, evaluated."""
+"""Dropout and NEFTune in training: whose random numbers are whose, in every layout; recomputed, interrupted, evaluated."""
 
 from __future__ import annotations
 
@@ -17,41 +17,48 @@ from worlds import (
 
 from megatron_adapt.engine import backend, loop, noise
 from megatron_adapt.engine.losses import positions
+from megatron_adapt.engine.packing import Documents
 
 RATES = {"hidden": 0.2, "attention": 0.1, "embedding": 0.3}
+NAMES = (*RATES, "noise")
 RELATIVE = 1e-5
 LAYERS, STEPS_DRAWN, MICRO_BATCHES = 4, 2, 4
-Draws = dict[str, list[str]]  # by what is dropped: the state of the random numbers each time
+Draws = dict[str, list[str]]  # by what is drawn: the state of the random numbers each time
 
 
 def watch() -> Draws:
-    """From now on, where random numbers stand whenever something is dropped; the same state is the same mask."""
-    found: Draws = {name: [] for name in RATES}
+    """From now on, where random numbers stand whenever some are drawn; the same state is the same mask, or noise."""
+    found: Draws = {name: [] for name in NAMES}
     names = {rate: name for name, rate in RATES.items()}
+
+    def draw(name: str) -> None:
+        found[name].append(hashlib.sha256(torch.get_rng_state().numpy().tobytes()).hexdigest())
 
     def watched(function: Callable, argument: str) -> Callable:
         def call(*arguments, **options):
             rate = options.get(argument, arguments[1] if argument == "p" and len(arguments) > 1 else 0)
             training = argument != "p" or options.get("training", arguments[2] if len(arguments) > 2 else True)
             if rate and training:
-                found[names[rate]].append(hashlib.sha256(torch.get_rng_state().numpy().tobytes()).hexdigest())
+                draw(names[rate])
             return function(*arguments, **options)
 
         return call
 
     F.dropout = watched(F.dropout, "p")
     F.scaled_dot_product_attention = watched(F.scaled_dot_product_attention, "dropout_p")
+    uniform = torch.Tensor.uniform_
+    torch.Tensor.uniform_ = lambda tensor, *bounds: (draw("noise"), uniform(tensor, *bounds))[1]
     return found
 
 
 @pytest.fixture(scope="module")
 def drawn(world: World, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Outcome, list[Draws]]]:
-    """Two steps with dropout: what they came to, and the draws of each rank."""
+    """Two steps with both: what they came to, and the draws of each rank."""
 
     @lru_cache
     def train(layout: str, recompute: str = "none") -> tuple[Outcome, list[Draws]]:
         folder = tmp_path_factory.mktemp("noise")
-        settings = phase(steps=STEPS_DRAWN, dropout=RATES, recompute=recompute)
+        settings = phase(steps=STEPS_DRAWN, dropout=RATES, recompute=recompute, neftune_alpha=5, neftune_per="sequence")
         job = world.job(folder, LAYOUTS[layout][0], settings, world.imported("untied"))
 
         def work() -> Draws:
@@ -76,38 +83,39 @@ def test_every_mask_is_another(drawn):
     outcome, (draws,) = drawn("one")
     times = STEPS_DRAWN * MICRO_BATCHES
     assert {name: len(states) for name, states in draws.items()} == {
-        "hidden": times * LAYERS * 2, "attention": times * LAYERS, "embedding": times
+        "hidden": times * LAYERS * 2, "attention": times * LAYERS, "embedding": times, "noise": times
     }  # fmt: skip
     states = [state for found in draws.values() for state in found]
-    # The first draws of the two streams of a micro-batch are of the embedding and of attention.
     assert len(set(states)) == len(states)
 
 
 def test_data_parallel_ranks_share_the_masks_of_one(drawn):
     (one, before), (two, after) = drawn("one"), drawn("DP2")
-    for name in RATES:
+    for name in NAMES:
         assert whole(after, name) == whole(before, name)
     assert two.losses == pytest.approx(one.losses, rel=RELATIVE) and two.norms == pytest.approx(one.norms, rel=RELATIVE)
 
 
 def test_tensor_parallel_ranks_drop_their_own_heads_and_the_same_activations(drawn):
     first, second = drawn("TP2")[1]
-    assert first["hidden"] == second["hidden"] and first["embedding"] == second["embedding"]
+    assert all(first[name] == second[name] for name in ("hidden", "embedding", "noise"))
     assert len(whole([first, second], "attention")) == 2 * STEPS_DRAWN * MICRO_BATCHES * LAYERS
 
 
 @pytest.mark.parametrize("layout, embeddings, layers", [("TP2+SP", 2, 8), ("PP2", 1, 4), ("PP2xVP2", 1, 4)])
 def test_ranks_with_other_positions_or_layers_draw_their_own(drawn, layout, embeddings, layers):
     times, draws = STEPS_DRAWN * MICRO_BATCHES, drawn(layout)[1]
-    counts = {name: len(whole(draws, name)) for name in RATES}
-    assert counts == {"hidden": times * layers * 2, "attention": times * layers, "embedding": times * embeddings}
+    counts = {name: len(whole(draws, name)) for name in NAMES}
+    assert counts == {
+        "hidden": times * layers * 2, "attention": times * layers, "embedding": times * embeddings, "noise": times * embeddings
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("layout", ["one", "TP2+SP", "PP2"])
 def test_what_is_computed_again_is_dropped_again(drawn, layout):
     (kept, once), (recomputed, twice) = drawn(layout), drawn(layout, "full")
     for before, after in zip(once, twice):
-        assert after["embedding"] == before["embedding"]
+        assert after["embedding"] == before["embedding"] and after["noise"] == before["noise"]
         for name in ("hidden", "attention"):
             assert Counter(after[name]) == {state: 2 for state in before[name]}
     assert recomputed.losses == pytest.approx(kept.losses, rel=RELATIVE)
@@ -116,7 +124,7 @@ def test_what_is_computed_again_is_dropped_again(drawn, layout):
 
 @pytest.mark.parametrize("layout", ["one", "TP2+SP"])
 def test_an_interrupted_run_draws_what_it_would_have(world: World, uninterrupted, tmp_path: Path, monkeypatch, layout):
-    settings = STEPS | {"dropout": 0.1}
+    settings = STEPS | {"dropout": 0.1, "neftune_alpha": 5, "packing": "documents"}
     reference = world.train(tmp_path / "reference", *LAYOUTS[layout], **settings)
     assert reference.losses != pytest.approx(uninterrupted().losses, rel=1e-3)
     folder = interrupted_after(2, reference, tmp_path / "run")
@@ -125,10 +133,10 @@ def test_an_interrupted_run_draws_what_it_would_have(world: World, uninterrupted
 
 
 def test_evaluation_drops_nothing(world: World, tmp_path: Path):
-    settings = {"dropout": 0.3, "steps": 2, "optimizer": {"lr": 1e-30}}
+    settings = {"dropout": 0.3, "neftune_alpha": 50, "neftune_per": "sequence", "steps": 2, "optimizer": {"lr": 1e-30}}
     plain = world.train(tmp_path / "plain", **settings, evaluate_every=None)
     measured = world.train(tmp_path / "measured", **settings, evaluate_every=1)
-    without = world.train(tmp_path / "without", **{**settings, "dropout": 0}, evaluate_every=1)
+    without = world.train(tmp_path / "without", **{**settings, "dropout": 0, "neftune_alpha": 0}, evaluate_every=1)
     assert measured.losses == plain.losses != without.losses
     numbers = [[line["held_out/text"] for line in run.metrics] for run in (measured, without)]
     assert numbers[0] == pytest.approx(numbers[1], rel=1e-12)
@@ -136,7 +144,8 @@ def test_evaluation_drops_nothing(world: World, tmp_path: Path):
 
 def test_a_frozen_embedding(world: World, tmp_path: Path):
     for recompute in ("none", "full"):
-        run = world.train(tmp_path / recompute, train="layers[1:3]", dropout=0.1, recompute=recompute)
+        settings = {"dropout": 0.1, "neftune_alpha": 5, "packing": "documents", "recompute": recompute}
+        run = world.train(tmp_path / recompute, train="layers[1:3]", **settings)
         assert run.norms[-1] > 0 and run.losses[-1] < run.losses[0]
 
 
@@ -167,3 +176,44 @@ def test_a_tenth_is_dropped_and_the_rest_makes_up_for_it(world: World):
     ((share, low, high, same),) = on_ranks(1, work)
     assert share == pytest.approx(0.1, abs=4 * (0.1 * 0.9 / (16 * 128 * 32)) ** 0.5) and not same  # four standard deviations
     assert low == pytest.approx(1 / 0.9) and high == pytest.approx(1 / 0.9)
+
+
+LENGTHS = (20, 1, 11)
+
+
+@pytest.mark.parametrize("layout, precision, per", [
+    ("one", "fp32", "document"), ("TP2+SP", "fp32", "document"), ("TP2", "bf16-mixed", "document"), ("one", "fp32", "sequence"),
+])  # fmt: skip
+def test_noise_is_uniform_within_the_bound_of_its_document(world: World, layout, precision, per):
+    """alpha / sqrt(L d): L is the document's length, or the sequence's whatever is packed into it."""
+    alpha, rows = 7.0, 16
+    layout, ranks = LAYOUTS[layout]
+
+    def work() -> torch.Tensor:
+        model, _ = hf_model(world.model("untied"), layout, precision)
+        seen = []
+        model.embedding.register_forward_hook(lambda module, inputs, output: seen.append(output.detach()))
+        noise.add(model, phase(neftune_alpha=alpha, neftune_per=per, packing="documents"))
+        model.embedding.register_forward_hook(lambda module, inputs, output: seen.append(output.detach()))
+        found = []
+        for number in range(rows):
+            tokens = torch.randint(300, (1, 32), generator=torch.Generator().manual_seed(number))
+            documents = Documents.of(LENGTHS, 32, backend.device())
+            noise.begin(model, number)
+            for mode in (model.train, model.eval):
+                mode()(tokens, documents.within[None], None, labels=tokens, packed_seq_params=documents)
+            assert seen[2].equal(seen[3])  # evaluated
+            found.append(seen[1].float() - seen[0].float())
+            seen.clear()
+        return torch.stack(found)[:, :, 0]  # [rows, positions of this rank, d]
+
+    parts = on_ranks(ranks, work)
+    if not layout.sequence:
+        assert all(part.equal(parts[0]) for part in parts)
+    drawn = torch.cat(parts, dim=1)[:, :32]
+    assert drawn.unique().numel() > 0.9 * drawn.numel() or precision != "fp32"  # none is drawn twice
+    for length, part in zip(LENGTHS, drawn.split(LENGTHS, dim=1)):
+        bound = alpha / ((length if per == "document" else 32) * part.size(-1)) ** 0.5
+        inside = 1 + (1e-3 if precision == "fp32" else 2e-2)  # rounded with the embedding
+        assert 0.97 * bound < part.abs().max() < bound * inside
+        assert part.std().item() == pytest.approx(bound / 3**0.5, rel=0.05) and abs(part.mean()) < 0.1 * bound

@@ -19,7 +19,7 @@ def test_layers_of_transformer_engine():
     """As of Megatron's own wrappers: parity with transformers in every layout, packing, dropout, checkpoints, where fp8 is on."""
     path = os.pathsep.join([str(STAND_INS), str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-m", "pytest", "-q", "-W", "ignore", "-p", "with_transformer_engine", "-p", "no:cacheprovider"]
-    files = [HERE / name for name in ("transformer_engine_checks.py", "test_family_parity.py", "test_packing.py", "test_dropout.py")]
+    files = [HERE / name for name in ("transformer_engine_checks.py", "test_family_parity.py", "test_packing.py", "test_noise_parity.py")]
     command += ["-k", f"transformer_engine_checks or {PARITY}", *map(str, files)]
     ran = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, cwd=HERE.parents[1], capture_output=True, text=True)
     passed = re.search(r"(\d+) passed", ran.stdout)

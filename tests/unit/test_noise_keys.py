@@ -39,6 +39,22 @@ def test_dropout_that_is_none(tmp_path: Path, text, problem):
         loaded(tmp_path, f"dropout: {text}")
 
 
+def test_neftune(tmp_path: Path):
+    first, second = loaded(tmp_path, "packing: documents", "neftune_alpha: 5").phases
+    assert (first.neftune_alpha, first.neftune_per) == (5, "document") and second.neftune_alpha == 0
+    assert loaded(tmp_path, "neftune_alpha: 1.5e1", "neftune_per: sequence").phases[0].neftune_alpha == 15
+
+
+@pytest.mark.parametrize("lines, problem", [
+    (["neftune_alpha: 5"], r"phases\[0\].neftune_per: documents that see one another have no length of their own; use .seq"),
+    (["neftune_per: sequence"], "neftune_per: is about the noise of neftune_alpha, and there is none; remove it"),
+    (["neftune_alpha: -1"], "neftune_alpha: must be at least 0, got -1"), (["neftune_per: pack"], "neftune_per: .*'document'"),
+])  # fmt: skip
+def test_neftune_that_is_none(tmp_path: Path, lines, problem):
+    with pytest.raises(ConfigError, match=problem):
+        loaded(tmp_path, *lines)
+
+
 def test_dropout_of_the_model_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     tiny.corpora(tmp_path)

@@ -1,4 +1,5 @@
-"""Dropout is where transformers has it: with the same random numbers a model of every family comes to the same loss."""
+"""Dropout is where transformers has it, in every family, and so is its NEFTune: with the same random numbers losses and
+gradients are the same."""
 
 from __future__ import annotations
 
@@ -18,6 +19,11 @@ from megatron_adapt.engine.losses import positions
 from megatron_adapt.families import families
 from megatron_adapt.hf.directory import HFDirectory
 
+try:
+    from transformers.integrations.neftune import neftune_post_forward_hook
+except ImportError:  # transformers 4
+    from transformers.trainer_utils import neftune_post_forward_hook
+
 import_models()
 # config.json's own keys; other families' models drop nothing but attention weights.
 KEYS = {
@@ -28,8 +34,8 @@ KEYS = {
 OTHERS = ({"attention_dropout": 0.1}, Dropout(attention=0.1))
 
 
-def both(family: str, keys: dict, rates: Dropout, path: Path) -> list[list[float]]:
-    """[loss, norm of the gradient] in training: transformers' without dropout and with it, and ours. One sample: the order of
+def both(family: str, keys: dict, rates: Dropout, path: Path, alpha: float = 0.0) -> list[list[float]]:
+    """[loss, norm of the gradient] in training: transformers' without noise and with it, and ours. One sample: the order of
     its positions is then the same in memory."""
     from transformers import AutoModelForCausalLM
 
@@ -44,7 +50,11 @@ def both(family: str, keys: dict, rates: Dropout, path: Path) -> list[list[float
     for changes in ({}, keys):
         model = AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager", **changes).float().train()
         for block in model.transformer.blocks if family == "mpt" and found else ():
-            block.attn.attn_dropout_p, block.resid_attn_dropout.p, block.ffn.hidden_dropout = rates.attention, rates.hidden, rates.hidden
+            block.attn.attn_dropout_p = rates.attention
+            block.resid_attn_dropout.p = block.ffn.hidden_dropout = rates.hidden
+        if alpha and found:
+            model.get_input_embeddings().neftune_noise_alpha = alpha
+            model.get_input_embeddings().register_forward_hook(neftune_post_forward_hook)
         torch.manual_seed(SEED)
         found.append(measured(model, F.cross_entropy(model(inputs).logits[0], labels[0])))
     CudaRNGStatesTracker.fork = lambda self, name="": contextlib.nullcontext()  # transformers has one stream of random numbers
@@ -53,12 +63,14 @@ def both(family: str, keys: dict, rates: Dropout, path: Path) -> list[list[float
     shape = families()[family].read_config(directory.config)
     model = models.build(shape, Layout(), "fp32", dropout=rates).train()
     convert.load_hf(model, directory, shape)
-    noise.add(model, phase(dropout=rates))
+    noise.add(model, phase(dropout=rates, neftune_alpha=alpha, neftune_per="sequence", sequence_length=LENGTH))
     torch.manual_seed(SEED)
     return [*found, measured(model, model(inputs, positions(inputs), None, labels=labels).mean())]
 
 
-@pytest.mark.parametrize("family, config", [(family, next(iter(CONFIGS[family]))) for family in CONFIGS] + [("gpt_neox", "sequential, tied")])
+@pytest.mark.parametrize("family, config", [
+    *((family, next(iter(CONFIGS[family]))) for family in CONFIGS), ("gpt_neox", "sequential, tied"),
+])  # fmt: skip
 def test_the_same_is_dropped(tmp_path: Path, family, config):
     keys, rates = KEYS.get(family, OTHERS)
 
@@ -68,4 +80,17 @@ def test_the_same_is_dropped(tmp_path: Path, family, config):
 
     ((without, theirs, ours),) = on_ranks(1, work)
     assert abs(theirs[0] - without[0]) > 1e-4
+    assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])  # the second adds positions and drops out, the third scales
+def test_the_same_noise_is_added(tmp_path: Path, family):
+    keys, rates = KEYS.get(family, ({}, Dropout()))
+
+    def work() -> list[list[float]]:
+        make(families()[family], next(iter(CONFIGS[family].values())), tmp_path)
+        return both(family, keys, rates, tmp_path, alpha=15.0)
+
+    ((without, theirs, ours),) = on_ranks(1, work)
+    assert abs(theirs[0] - without[0]) > 1e-3
     assert ours == pytest.approx(theirs, rel=1e-5)
