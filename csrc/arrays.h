@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -13,12 +14,15 @@ namespace megatron_adapt {
 
 using Offsets = pybind11::array_t<std::int64_t, pybind11::array::c_style | pybind11::array::forcecast>;
 
-// A numpy array that owns what the vector held.
-template <typename T>
-pybind11::array_t<T> as_array(std::vector<T>&& values) {
-  auto* const owner = new std::vector<T>(std::move(values));
-  const pybind11::capsule free(owner, [](void* pointer) { delete static_cast<std::vector<T>*>(pointer); });
-  return pybind11::array_t<T>(static_cast<pybind11::ssize_t>(owner->size()), owner->data(), free);
+// A numpy array that owns what the vector or string held.
+template <typename Values>
+auto as_array(Values&& values) {
+  using Owner = std::decay_t<Values>;
+  static_assert(!std::is_lvalue_reference_v<Values>, "it is moved from");
+  auto* const owner = new Owner(std::move(values));
+  const pybind11::capsule free(owner, [](void* pointer) { delete static_cast<Owner*>(pointer); });
+  using Value = std::conditional_t<std::is_same_v<Owner, std::string>, std::uint8_t, typename Owner::value_type>;
+  return pybind11::array_t<Value>(static_cast<pybind11::ssize_t>(owner->size()), reinterpret_cast<const Value*>(owner->data()), free);
 }
 
 inline void check_offsets(const Offsets& offsets, std::int64_t limit, const char* name) {

@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <cstring>
 #include <limits>
+#include <new>
 #include <queue>
 #include <stdexcept>
 #include <tuple>
@@ -163,10 +164,19 @@ std::uint32_t BpeEncoder::rank(std::uint32_t left, std::uint32_t right) const {
   }
 }
 
-void BpeEncoder::encode(const char* text, const std::int64_t* offsets, std::size_t texts, std::vector<std::uint32_t>& out,
+void Ids::grow(std::size_t count) {
+  const std::size_t capacity = std::max(size_ + count, 2 * capacity_);
+  void* const grown = std::realloc(memory_.get(), capacity * sizeof(std::uint32_t));
+  if (grown == nullptr) throw std::bad_alloc();
+  memory_.release();
+  memory_.reset(static_cast<std::uint32_t*>(grown));
+  capacity_ = capacity;
+}
+
+void BpeEncoder::encode(const char* text, const std::int64_t* offsets, std::size_t texts, Ids& out,
                         std::vector<std::int64_t>& starts) {
   const std::lock_guard<std::mutex> locked(mutex_);
-  out.reserve(out.size() + static_cast<std::size_t>(offsets[texts] - offsets[0]) / 3);
+  out.room(static_cast<std::size_t>(offsets[texts] - offsets[0]) / 3 + 1);  // more is rare
   starts.reserve(starts.size() + texts + 1);
   starts.push_back(static_cast<std::int64_t>(out.size()));
   for (std::size_t i = 0; i < texts; ++i) {
@@ -175,7 +185,7 @@ void BpeEncoder::encode(const char* text, const std::int64_t* offsets, std::size
   }
 }
 
-void BpeEncoder::encode(std::string_view text, std::vector<std::uint32_t>& out) {
+void BpeEncoder::encode(std::string_view text, Ids& out) {
   if (text.empty()) return;
   const bool has_space = text[0] == ' ' || (!words_ && is_space_at(text.data(), text.data() + text.size()));
   const bool prefixed = prefix_ == Prefix::always || (prefix_ == Prefix::unless_space && !has_space);
@@ -190,7 +200,7 @@ void BpeEncoder::encode(std::string_view text, std::vector<std::uint32_t>& out) 
 
 // `before`: what the text follows; `look` is what Words::look is.
 template <typename Look>
-void BpeEncoder::encode_pieces(std::string_view text, bool prefixed, unsigned before, Look look, std::vector<std::uint32_t>& out) {
+void BpeEncoder::encode_pieces(std::string_view text, bool prefixed, unsigned before, Look look, Ids& out) {
   const char* const begin = text.data();
   const char* const end = begin + text.size();
   const char* piece = begin;
@@ -220,13 +230,11 @@ void BpeEncoder::encode_pieces(std::string_view text, bool prefixed, unsigned be
   if (prefixed || piece < end) cut(end);
 }
 
-void BpeEncoder::add(const char* begin, const char* end, const char* readable, std::vector<std::uint32_t>& out) {
+void BpeEncoder::add(const char* begin, const char* end, const char* readable, Ids& out) {
   const std::size_t size = static_cast<std::size_t>(end - begin);
   if (size > PieceCache::kLongest) {
     flush(out);
-    const std::size_t before = out.size();
-    out.resize(before + size);
-    out.resize(before + merge({begin, size}, &out[before]));
+    out.add(merge({begin, size}, out.room(size)));
     return;
   }
   if (readable - begin >= static_cast<std::ptrdiff_t>(PieceCache::kLongest)) {
@@ -240,24 +248,24 @@ void BpeEncoder::add(const char* begin, const char* end, const char* readable, s
   if (waiting_count_ == waiting_.size()) flush(out);
 }
 
-void BpeEncoder::flush(std::vector<std::uint32_t>& out) {
+void BpeEncoder::flush(Ids& out) {
   constexpr std::size_t kFew = 4;  // ids that can be read wherever a cached piece has them, and are copied without counting
-  std::array<std::uint32_t, std::tuple_size_v<decltype(waiting_)> * PieceCache::kLongest + kFew> found;
-  std::size_t size = 0;
+  std::uint32_t* const begin = out.room(waiting_count_ * PieceCache::kLongest + kFew);
+  std::uint32_t* found = begin;
   for (std::size_t i = 0; i < waiting_count_; ++i) {
     const PieceKey& key = waiting_[i];
     std::uint32_t count = 0;
     if (const std::uint32_t* const ids = cache_.find(key, count)) {
-      std::memcpy(&found[size], ids, kFew * sizeof *ids);
-      if (count > kFew) std::copy(ids + kFew, ids + count, &found[size + kFew]);
+      std::memcpy(found, ids, kFew * sizeof *ids);
+      if (count > kFew) std::copy(ids + kFew, ids + count, found + kFew);
     } else {
-      count = static_cast<std::uint32_t>(merge({key.piece, key.size}, &found[size]));
-      cache_.insert(key, &found[size], count);
+      count = static_cast<std::uint32_t>(merge({key.piece, key.size}, found));
+      cache_.insert(key, found, count);
     }
-    size += count;
+    found += count;
   }
   waiting_count_ = 0;
-  out.insert(out.end(), found.begin(), found.begin() + static_cast<std::ptrdiff_t>(size));
+  out.add(static_cast<std::size_t>(found - begin));
 }
 
 std::size_t BpeEncoder::merge(std::string_view piece, std::uint32_t* ids) const {

@@ -10,6 +10,8 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
@@ -28,6 +30,33 @@ struct Merge {
   std::uint32_t left, right, result;
 };
 
+// Ids one behind another, in memory that is not set before.
+class Ids {
+ public:
+  std::size_t size() const { return size_; }
+  // Room for `count` more, of which `add` keeps the first ones.
+  std::uint32_t* room(std::size_t count) {
+    if (capacity_ - size_ < count) grow(count);
+    return memory_.get() + size_;
+  }
+  void add(std::size_t count) { size_ += count; }
+  const std::uint32_t* data() const { return memory_.get(); }
+  // The memory now belongs to the caller, for std::free.
+  std::uint32_t* release() {
+    size_ = capacity_ = 0;
+    return memory_.release();
+  }
+
+ private:
+  struct Free {
+    void operator()(void* pointer) const { std::free(pointer); }
+  };
+  void grow(std::size_t count);
+
+  std::unique_ptr<std::uint32_t, Free> memory_;
+  std::size_t size_ = 0, capacity_ = 0;
+};
+
 class BpeEncoder {
  public:
   enum class Prefix { none, always, unless_space };  // of a space (U+2581) before a text that is not empty
@@ -39,20 +68,20 @@ class BpeEncoder {
 
   // Appends the ids of texts (UTF-8) that lie back to back from offsets[0] to offsets[texts], and to `starts` where those
   // of each begin. One thread at a time; others wait.
-  void encode(const char* text, const std::int64_t* offsets, std::size_t texts, std::vector<std::uint32_t>& out,
+  void encode(const char* text, const std::int64_t* offsets, std::size_t texts, Ids& out,
               std::vector<std::int64_t>& starts);
 
  private:
-  void encode(std::string_view text, std::vector<std::uint32_t>& out);
+  void encode(std::string_view text, Ids& out);
   template <typename Look>
-  void encode_pieces(std::string_view text, bool prefixed, unsigned before, Look look, std::vector<std::uint32_t>& out);
+  void encode_pieces(std::string_view text, bool prefixed, unsigned before, Look look, Ids& out);
   std::uint32_t rank(std::uint32_t left, std::uint32_t right) const;
   void learn_characters(const std::vector<std::string_view>& tokens);
   void learn_bytes(const std::vector<std::string_view>& tokens);
   void learn_cuts(const std::vector<std::string_view>& tokens, const std::vector<Merge>& merges);
   // `readable`: up to here there are bytes that may be read.
-  void add(const char* begin, const char* end, const char* readable, std::vector<std::uint32_t>& out);
-  void flush(std::vector<std::uint32_t>& out);
+  void add(const char* begin, const char* end, const char* readable, Ids& out);
+  void flush(Ids& out);
   // These write at most as many ids as the piece has bytes, or change ids in place, and return how many there are.
   std::size_t merge(std::string_view piece, std::uint32_t* ids) const;
   std::size_t symbols(std::string_view piece, std::uint32_t* ids) const;

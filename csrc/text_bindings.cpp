@@ -64,7 +64,7 @@ py::str string(std::string_view text) { return py::str(text.data(), text.size())
 
 py::tuple encode_texts(BpeEncoder& encoder, const Bytes& text, const Offsets& offsets) {
   check_offsets(offsets, text.size(), "offsets");
-  std::vector<std::uint32_t> ids;
+  Ids ids;
   std::vector<std::int64_t> starts;
   {
     const char* const data = reinterpret_cast<const char*>(text.data());
@@ -72,7 +72,9 @@ py::tuple encode_texts(BpeEncoder& encoder, const Bytes& text, const Offsets& of
     const py::gil_scoped_release released;
     encoder.encode(data, offsets.data(), texts, ids, starts);
   }
-  return py::make_tuple(as_array(std::move(ids)), as_array(std::move(starts)));
+  const py::ssize_t size = static_cast<py::ssize_t>(ids.size());
+  const py::capsule free(ids.data(), [](void* pointer) { std::free(pointer); });
+  return py::make_tuple(py::array_t<std::uint32_t>(size, ids.release(), free), as_array(std::move(starts)));
 }
 
 template <typename Out, typename In>
@@ -168,8 +170,8 @@ void bind_text(py::module_& module) {
       .def_property_readonly("compact", [](const TokenizerJson& json) { return py::bytes(json.compact()); })
       .def_property_readonly("vocabulary", [](const TokenizerJson& json) { return string(json.vocabulary()); })
       .def_property_readonly("merges", [](const TokenizerJson& json) { return string(json.merges()); })
-      .def_property_readonly("canonical_vocabulary", [](const TokenizerJson& json) { return py::bytes(json.canonical_vocabulary()); })
-      .def_property_readonly("canonical_merges", [](const TokenizerJson& json) { return py::bytes(json.canonical_merges()); });
+      .def_property_readonly("canonical_vocabulary", [](const TokenizerJson& json) { return as_array(json.canonical_vocabulary()); })
+      .def_property_readonly("canonical_merges", [](const TokenizerJson& json) { return as_array(json.canonical_merges()); });
   py::class_<BpeEncoder>(module, "BpeEncoder", "Byte pair encoding of sentencepiece's and GPT-2's kind; see csrc/bpe.h.")
       .def(py::init(&make_bpe), py::arg("json"), py::kw_only(), py::arg("prefix"), py::arg("unless_space"),
            py::arg("words"))

@@ -82,6 +82,7 @@ TokenizerJson::TokenizerJson(std::string text) : text_(std::move(text)), spellin
   const auto since = [&](const char* begin) {
     return std::string_view(begin, static_cast<std::size_t>(scanner.position() - begin));
   };
+  tokens_.reserve(text_.size() / 16), pairs_.reserve(text_.size() / 16);  // about right, and unused room is no memory
   std::string_view token;
   const auto numbered = [&] {
     std::uint32_t id = 0;

@@ -198,6 +198,10 @@ class _Run:
         backend = options.tokenizer_backend if chats is None else self.tokenizer.library
         parse = options.parse_special_tokens or chats is not None
         workers = min(self._workers(cores), len(self.tasks))
+        if workers > 1:
+            from megatron_adapt import _C
+
+            _C.prepare_heap()  # the processes forked from this one share what it has on large pages
         with ExitStack() as stack:
             pool, comparer = stack.enter_context(Pool()), -1
             if workers > 1 and may_be_fast(self.tokenizer, backend, self.text_size):

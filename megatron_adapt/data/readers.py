@@ -55,20 +55,25 @@ class _Scanned:
         self.scanner = _C.DocumentScanner(text_key.encode("utf-8", "surrogatepass"), task.kind)
 
     def __iter__(self) -> Iterator[Batch]:
-        tail = b""
+        tail = bytearray()  # grows in place: a line may be a thousand pieces long
         for piece, size in _pieces(self.file, self.task):
-            data = tail + piece if tail else piece
-            end = self._cut(data, len(tail))
+            seen = len(tail)
+            data: bytes | bytearray = piece
+            if seen:
+                tail += piece
+                data = tail
+            end = self._cut(data, seen)
             if len(data) - end > MAX_BYTES:
                 yield self._too_long(data, end)
                 return
-            tail = data[end:]
+            if end or not seen:
+                tail = bytearray(memoryview(data)[end:])
             if end:
                 yield self._batch(memoryview(data)[:end], size)
         if tail:
             yield self._batch(memoryview(tail), 0)
 
-    def _cut(self, data: bytes, seen: int) -> int:
+    def _cut(self, data: bytes | bytearray, seen: int) -> int:
         """Where the last whole line or block ends; no need to look again at the ``seen`` bytes at the begin."""
         if self.task.kind != "text":
             return data.rfind(b"\n", seen) + 1
@@ -97,7 +102,7 @@ class _Scanned:
             begin = end
         return Batch(self.file, *scanner.take(), bad, replaced, size, scanner.lines)
 
-    def _too_long(self, data: bytes, end: int) -> Batch:
+    def _too_long(self, data: bytes | bytearray, end: int) -> Batch:
         batch = self._batch(memoryview(data)[:end], 0)
         limit = f"{MAX_BYTES >> 20} MiB"
         message = (

@@ -78,6 +78,7 @@ class Encoding:
             comparer.compare(None, self.odd)
         for task in self.tasks:
             header = worker.encode(task)
+            self.on_report(header.pop("report"))
             worker.place(task.number, self._advance(header))
 
     def forked(self, workers: int, pool: Pool, comparer: int) -> None:
@@ -120,6 +121,7 @@ class Encoding:
                     if failure is None or value.number < failure.number:
                         failure = value
                 else:
+                    self.on_report(value.pop("report"))
                     headers[value["number"]] = value
                     idle.append(worker)
             # What a sample waits for has no place yet: a part that is finished is a part that was compared.

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import random
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from megatron_adapt.data.readers import read
 
 _MEMORY = 64 << 20  # bytes of ids that wait for their place in memory; the others wait on disk
 _WRITE_BYTES = 8 << 20
+_REPORT_SECONDS = 0.2
 
 
 class BadInput(Exception):
@@ -75,13 +77,15 @@ class Worker:
     """Does tasks.
 
     Args:
-        send: receives "report", {"read", "bytes", "documents", "tokens"} after each batch, as increments; and "sample", the
+        send: receives "report", {"read", "bytes", "documents", "tokens"} now and then, as increments; and "sample", the
             number of a task and a Sample of it that :meth:`Comparer.compare` must accept before :meth:`place` is called.
     """
 
     def __init__(self, job: Job, parts: Parts, send: Callable[[str, Any], None]) -> None:
         self.job, self.parts, self.send = job, parts, send
         self.waiting: dict[int, _Waiting] = {}
+        self._unreported: Counter[str] = Counter()
+        self._reported = time.monotonic()
 
     def count(self, task: Task) -> dict[str, Any]:
         """Number of non-empty documents."""
@@ -89,19 +93,20 @@ class Worker:
         return {"number": task.number, "documents": documents}
 
     def encode(self, task: Task) -> dict[str, Any]:
-        """Everything but the place: it depends on the tasks before. Returns counts, "size" in bytes, "sha256".
+        """Everything but the place: it depends on the tasks before. Returns counts, "size" in bytes, "sha256", and "report":
+        what has not been sent.
 
         Raises:
             BadInput: at a bad line, unless these are skipped.
         """
         done = self.parts.finished(task.number)
         if done is not None and not (done["skipped"] and self.job.on_error == "stop"):
-            self.send("report", {"read": task.size, **{key: done[key] for key in ("bytes", "documents", "tokens")}})
-            return done
+            return {**done, "report": {"read": task.size, **{key: done[key] for key in ("bytes", "documents", "tokens")}}}
         with writing(self.parts.folder):
             waiting = self.waiting[task.number] = _Waiting(self.parts, task.number)
         try:
-            return self._encode(task, waiting)
+            header = self._encode(task, waiting)
+            return {**header, "report": self._take_report()}
         except BaseException:
             self.waiting.pop(task.number).discard()
             raise
@@ -141,14 +146,25 @@ class Worker:
                 waiting.add(sequences.ids, sequences.sizes, sequences.texts if self.job.split else None, mask)
                 self._spill()
             total.update(sequences.counts, tokens=len(sequences.ids), sequences=len(sequences.sizes))
-            self.send("report", {
-                "read": batch.size, "bytes": sequences.counts["bytes"], "documents": sequences.counts["documents"],
-                "tokens": len(sequences.ids),
-            })  # fmt: skip
+            self._report(
+                read=batch.size, bytes=sequences.counts["bytes"], documents=sequences.counts["documents"],
+                tokens=len(sequences.ids),
+            )  # fmt: skip
             if left is not None and seen >= task.limit:  # type: ignore[operator]
                 break
         with writing(self.parts.folder):
             return waiting.complete({"number": task.number, **total})
+
+    def _report(self, **increments: int) -> None:
+        """Each message wakes the process that distributes the work, which takes the place of one that does it."""
+        self._unreported.update(increments)
+        if time.monotonic() - self._reported > _REPORT_SECONDS:
+            self.send("report", self._take_report())
+
+    def _take_report(self) -> dict[str, int]:
+        report, self._unreported = dict(self._unreported), Counter()
+        self._reported = time.monotonic()
+        return report
 
     def place(self, number: int, offset: int) -> int:
         """Write the ids of an encoded task where they belong, in bytes; the part is finished then."""
