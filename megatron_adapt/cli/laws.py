@@ -13,7 +13,7 @@ from megatron_adapt.errors import ConfigError
 
 law = typer.Typer(
     no_args_is_help=True,
-    help="What laws of the loss say: `predict`, `epochs` (the worth of repeats), `allocate` (a budget), `unique` (data needed).",
+    help="What laws of the loss say: `predict`, `epochs` (the worth of repeats), `allocate` (a budget), `unique` (data needed), `fit`.",
 )
 app.add_typer(law, name="law")
 
@@ -125,6 +125,78 @@ def needed(
 
     size, length, share = _number("--parameters", parameters), _number("--tokens", tokens), _share("--within", within)
     _show(law_tables.unique(scaling_law.find(name), size, length, share), as_json)
+
+
+@law.command()
+def fit(
+    runs: Annotated[List[Path], typer.Argument(metavar="RUNS...", help="tables (.csv, .jsonl) with parameters, tokens, unique_tokens, loss; or outputs of recipes")],
+    form: Annotated[Optional[List[str]], typer.Option(help="chinchilla | repeated-data | data-constrained | penalty (repeat); default: all, the best chosen")] = None,
+    corpus: Annotated[Optional[str], typer.Option(help="of outputs of recipes: whose held-out text the loss is on")] = None,
+    fix: Annotated[Optional[List[str]], typer.Option(metavar="NAME=VALUE", help="hold a constant (repeat)")] = None,
+    tie: Annotated[bool, typer.Option("--tie", help="one exponent for parameters and tokens (alpha = beta)")] = False,
+    resamples: Annotated[int, typer.Option(min=0, help="of the runs, for the intervals; 0: none")] = 200,
+    seed: Annotated[int, typer.Option(help="of the parts and resamples")] = 0,
+    output: Annotated[Optional[Path], typer.Option(metavar="FILE.json", help="write the law there, for --law of the other verbs")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fit laws to runs, compare them on runs held out, and say how far the best can be trusted."""
+    from megatron_adapt.analysis import fit_tables, law_runs, scaling_law
+    from megatron_adapt.config_types import choice
+
+    for each in form or ():
+        choice("form", each, tuple(scaling_law.FORMS))
+    if output is not None and (output.suffix != ".json" or not output.absolute().parent.is_dir()):
+        raise ConfigError(f"--output {output}: a file that ends in .json, in a folder that exists.")
+    forms = list(dict.fromkeys(form or scaling_law.FORMS))
+    fixed = dict(_constant(text, forms) for text in fix or ())
+    gathered = law_runs.gather(_runs(runs, corpus))
+    name = output.stem if output is not None else "fitted"
+    lines, values, found = fit_tables.run(gathered, forms, name, fixed, tie, resamples, seed)
+    if output is not None:
+        from megatron_adapt.steps.receipt import write_json, writing
+
+        with writing("--output", output):
+            write_json(output, scaling_law.as_json(found))
+        lines.append(f"written to {output}")
+    _show((lines, values), as_json)
+
+
+def _constant(text: str, forms: List[str]) -> Tuple[str, float]:
+    from megatron_adapt.analysis.scaling_law import FORMS
+    from megatron_adapt.config_types import did_you_mean, number
+
+    name, equals, value = text.partition("=")
+    known = dict.fromkeys(constant for form in forms for constant in FORMS[form].constants)
+    if not equals or name not in known:
+        raise ConfigError(f"--fix {text}: expected NAME=VALUE of a constant.{did_you_mean(name, known, 'They are')}")
+    try:
+        return name, number(value)
+    except ValueError as error:
+        raise ConfigError(f"--fix {name}: {error}.") from None
+
+
+def _runs(places: List[Path], corpus: Optional[str]) -> List[Any]:
+    """The runs of all tables and folders; folders with one tokenizer, since tokens of two are not the same."""
+    from megatron_adapt.analysis import law_runs
+    from megatron_adapt.errors import DataError
+    from megatron_adapt.steps.trained_runs import read_run
+
+    found, digests, problems = [], {}, []
+    for place in places:
+        try:
+            if place.is_dir():
+                run, digest = read_run(place, corpus)
+                found.append(run)
+                digests.setdefault(digest, place)
+            else:
+                found += law_runs.read(place)
+        except DataError as error:
+            problems.append(str(error))
+    if problems:
+        raise DataError("\n".join(problems))
+    if len(digests) > 1:
+        raise DataError(f"{' and '.join(str(place) for place in digests.values())} have different tokenizers: their tokens and losses do not compare.")
+    return found
 
 
 def _check(picture: Optional[Path]) -> None:

@@ -8,9 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any, Callable, Iterator
 
+import numpy as np
 import pytest
-from commands import Result
+from commands import Result, entries
 from megatron_adapt import cli, launch
+from megatron_adapt.analysis import law_fit, law_runs, scaling_law
+from megatron_adapt.steps import trained_runs
 
 Run = Callable[..., Result]
 
@@ -43,7 +46,7 @@ def values(result: Result) -> Any:
 
 def test_help(law: Run) -> None:
     shown = law("--help").succeeded().out
-    assert all(f" {verb} " in shown for verb in ("predict", "epochs", "allocate", "unique"))
+    assert all(f" {verb} " in shown for verb in ("predict", "epochs", "allocate", "unique", "fit"))
 
 
 def test_predict(law: Run) -> None:
@@ -119,3 +122,75 @@ def test_refusals(law: Run, words: str, told: str, folder: Path) -> None:
     result = law(*words.split())
     result.refused(told)
     assert not result.out and not list(folder.iterdir())
+
+
+# ------------------------------------------------------------------------------------------------------------ law fit
+
+
+def table(path: Path, law_name: str = "massivetext", seed: int = 0) -> Path:
+    """Single-epoch runs by a published law, with a little noise; few enough for one form alone."""
+    truth, generator = scaling_law.PUBLISHED[law_name], np.random.default_rng(seed)
+    rows = [(n, d) for n in (1e7, 1e8, 1e9, 1e10) for d in (1e9, 1e10, 1e11)]
+    lines = [f"{n:g},{d:g},{d:g},{truth.loss(n, d) * np.exp(0.002 * generator.standard_normal()):.6f}" for n, d in rows]
+    path.write_text("parameters,tokens,unique_tokens,loss\n" + "\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture
+def few_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(law_fit, "GRID", {name: values[1:2] for name, values in law_fit.GRID.items()})
+
+
+def test_fit(law: Run, folder: Path, few_starts: None) -> None:
+    table(folder / "runs.csv")
+    shown = law("fit", "runs.csv", "--resamples", "20", "--output", "mine.json").succeeded().out
+    assert shown.startswith("12 runs: 4 sizes from 10M to 10B parameters, 3 lengths from 1B to 100B tokens")
+    assert "chinchilla (every token counts as new):" in shown and "massivetext, as it is" in shown
+    assert "left out: the form repeated-data cannot be fitted to these runs: rd_star needs runs" in shown
+    assert "starts: 1, of which 1 ended alike at the best, 0 still moved, 0 led" in shown and "of 20 resamples 0 led to no number" in shown
+    assert "runs that weigh most (none is taken out):" in shown and shown.endswith("written to mine.json\n")
+    found = values(law("predict", "--parameters", "1B", "--tokens", "1e10", "--law", "mine.json", "--json"))
+    truth = scaling_law.PUBLISHED["massivetext"].loss(1e9, 1e10)
+    assert found["law"] == "mine" and found["this"]["loss"] == pytest.approx(truth, rel=0.01)
+    assert not [note for note in found["notes"] if "absolute losses" in note]  # they are the user's own
+    outside = law("predict", "--parameters", "1T", "--tokens", "1e10", "--law", "mine.json").succeeded().out
+    assert "note: parameters 1T: outside of the 10M to 10B of the runs behind 'mine'" in outside
+
+
+def test_fit_for_machines(law: Run, folder: Path, few_starts: None) -> None:
+    table(folder / "runs.csv")
+    words = ["--form", "chinchilla", "--fix", "alpha=0.34", "--fix", "E=1.69", "--resamples", "0", "--json"]
+    found = values(law("fit", "runs.csv", *words))
+    assert found["law"]["constants"]["alpha"] == 0.34 and found["law"]["constants"]["beta"] == pytest.approx(0.28, abs=0.02)
+    assert found["runs"] == 12 and found["intervals"] is None and found["starts"]["failed"] == 0
+    assert len(found["influences"]) == 12 and found["forms"][0]["fitted"]["log_rmse"] < 0.01
+    assert found["published"]["massivetext"]["log_rmse"] < 0.01 < found["published"]["c4"]["log_rmse"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("fit runs.csv --form chinchila", "--form chinchila: choose chinchilla, repeated-data, data-constrained or penalty."),
+        ("fit runs.csv --form chinchilla --fix rd_star=3", "--fix rd_star=3: expected NAME=VALUE of a constant. They are: E, A, alpha, B, beta."),
+        ("fit runs.csv --fix alpha", "--fix alpha: expected NAME=VALUE of a constant."),
+        ("fit runs.csv --fix alpha=x", "--fix alpha: expected a number"),
+        ("fit runs.csv --output mine.yaml", "--output mine.yaml: a file that ends in .json, in a folder that exists."),
+        ("fit runs.csv --form penalty --form repeated-data", "the form penalty cannot be fitted to these runs: P needs"),
+        ("fit absent.csv here", "here is no run to fit a law to"),
+    ],
+)
+def test_fits_that_are_refused(law: Run, words: str, told: str, folder: Path) -> None:
+    table(folder / "runs.csv")
+    (folder / "here").mkdir()
+    before = entries(folder)
+    result = law(*words.split())
+    result.refused(told)
+    assert not result.out and entries(folder) == before
+
+
+def test_runs_of_two_tokenizers_do_not_compare(law: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("one", "two"):
+        (folder / name).mkdir()
+    found = lambda place, corpus: (law_runs.Run("a", 1.0, 1.0, 1.0, 1.0), place.name)  # noqa: E731
+    monkeypatch.setattr(trained_runs, "read_run", found)
+    law("fit", "one", "two").refused("one and two have different tokenizers: their tokens and losses do not compare.")
