@@ -15,15 +15,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Iterator
 
-from megatron_adapt import options, recipe as recipes, schedule
-from megatron_adapt.config import ADJUSTABLE, AUTO, DEFAULT, FP8, Phase, Recipe, TokenizerChoice
+from megatron_adapt import recipe as recipes, schedule
+from megatron_adapt.config import ADJUSTABLE, FP8, Phase, Recipe, TokenizerChoice
 from megatron_adapt.config_chats import learnt_last
 from megatron_adapt.data.sources import files_of, reading
 from megatron_adapt.errors import ConfigError
 from megatron_adapt.hf.tokenizer import COMPANIONS
+from megatron_adapt.plan_vocabulary import swap_step
 from megatron_adapt.steps.receipt import Step, beside, read
 from megatron_adapt.steps.reporter import Reporter
-from megatron_adapt.vocab import methods
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,9 @@ class _Builder:
         return self.plan
 
     def _add(self, **fields: Any) -> Path:
-        step = Step(**fields)
+        return self._take(Step(**fields))
+
+    def _take(self, step: Step) -> Path:
         for other in self.plan.steps:
             if step.name == other.name or step.output == other.output:
                 names = sorted({Path(one.name).name for one in (step, other)} | {step.output.name, other.output.name})
@@ -200,50 +202,7 @@ class _Builder:
         return last
 
     def _swap(self, method: str, base: Path, tokenizer: Path) -> Path:
-        vocabulary, seed = self.recipe.vocabulary, self.recipe.seed
-        assert vocabulary is not None
-        is_contest, is_default = method == AUTO, method == DEFAULT
-        given = vocabulary.options if is_contest else {} if is_default else {method: vocabulary.options.get(method, {})}
-        chosen = {name: methods.read_options(name, values) for name, values in given.items()}
-        making = vocabulary.tokenizer.making
-        names = vocabulary.corpora or (making.corpora if making else [])
-        if not (is_contest or is_default or vocabulary.calibrate or methods.reads_text(method, chosen[method])):
-            names = []
-        elif not names and (vocabulary.calibrate or not is_default):
-            what = "vocabulary.calibrate" if vocabulary.calibrate else f"vocabulary method {method}"
-            raise ConfigError(f"{what} reads text in the target language: name corpora under vocabulary.corpora.")
-        corpora = [self.recipe.data[name] for name in names]
-
-        def action(output: Path, reporter: Reporter) -> dict[str, Any]:
-            from megatron_adapt.steps import compare, swap
-
-            if is_contest:
-                contest = compare.Contest(corpora, given, seed, vocabulary.pad_to_multiple, vocabulary.calibrate, vocabulary.probe)
-                return compare.run(base, tokenizer, output, contest, reporter)
-            choice = swap.Choice(method, given.get(method, {}), seed, vocabulary.pad_to_multiple, corpora, vocabulary.calibrate)
-            return swap.run(base, tokenizer, output, choice, reporter)
-
-        settings = {name: options.settings(values) for name, values in chosen.items()}
-        paths = {name: options.paths(values) for name, values in chosen.items()}
-        if is_contest:
-            settings = {"calibrate": vocabulary.calibrate, "options": settings, "probe": vocabulary.probe.model_dump()}
-            inputs = {f"{name}.{key}": path for name, found in paths.items() for key, path in found.items()}
-        else:
-            calibrate = vocabulary.calibrate if is_default else bool(vocabulary.calibrate)
-            settings = {"calibrate": calibrate, "options": settings.get(method, {})}
-            inputs = dict(paths.get(method, {}))
-        return self._add(
-            name=f"{method}/swap",
-            verb="swap",
-            output=self.output / method / "swapped",
-            action=action,
-            settings={"method": method, "seed": seed, "pad_to_multiple": vocabulary.pad_to_multiple}
-            | settings
-            | {"corpora": {name: reading(self.recipe.data[name]) for name in names}},
-            inputs={"model": base, "tokenizer": self._tokenizer_input(tokenizer), **inputs}
-            | {f"corpus {name}": files_of(self.recipe.data[name].path) for name in names},
-            keeps_parts=is_contest,
-        )
+        return self._take(swap_step(self.recipe, method, base, tokenizer, self._tokenizer_input(tokenizer)))
 
     def _import(self, branch: str, source: Path) -> Path:
         def action(output: Path, reporter: Reporter) -> dict[str, Any]:

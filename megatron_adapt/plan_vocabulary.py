@@ -1,0 +1,66 @@
+"""The step of a recipe that exchanges the vocabulary."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from megatron_adapt import options
+from megatron_adapt.config import AUTO, DEFAULT, Recipe
+from megatron_adapt.data.sources import files_of, reading
+from megatron_adapt.errors import ConfigError
+from megatron_adapt.steps.receipt import Step
+from megatron_adapt.steps.reporter import Reporter
+from megatron_adapt.vocab import methods
+
+
+def swap_step(recipe: Recipe, method: str, base: Path, tokenizer: Path, tokenizer_files: Path | tuple[Path, ...]) -> Step:
+    """
+    Args:
+        base: the model, a Hugging Face directory.
+        tokenizer_files: what of the tokenizer counts as input.
+    """
+    vocabulary, seed = recipe.vocabulary, recipe.seed
+    assert vocabulary is not None
+    is_contest, is_default = method == AUTO, method == DEFAULT
+    given = vocabulary.options if is_contest else {} if is_default else {method: vocabulary.options.get(method, {})}
+    chosen = {name: methods.read_options(name, values) for name, values in given.items()}
+    making = vocabulary.tokenizer.making
+    names = vocabulary.corpora or (making.corpora if making else [])
+    if not (is_contest or is_default or vocabulary.calibrate or methods.reads_text(method, chosen[method])):
+        names = []
+    elif not names and (vocabulary.calibrate or not is_default):
+        what = "vocabulary.calibrate" if vocabulary.calibrate else f"vocabulary method {method}"
+        raise ConfigError(f"{what} reads text in the target language: name corpora under vocabulary.corpora.")
+    corpora = [recipe.data[name] for name in names]
+
+    def action(output: Path, reporter: Reporter) -> dict[str, Any]:
+        from megatron_adapt.steps import compare, swap
+
+        if is_contest:
+            contest = compare.Contest(corpora, given, seed, vocabulary.pad_to_multiple, vocabulary.calibrate, vocabulary.probe)
+            return compare.run(base, tokenizer, output, contest, reporter)
+        choice = swap.Choice(method, given.get(method, {}), seed, vocabulary.pad_to_multiple, corpora, vocabulary.calibrate)
+        return swap.run(base, tokenizer, output, choice, reporter)
+
+    settings = {name: options.settings(values) for name, values in chosen.items()}
+    paths = {name: options.paths(values) for name, values in chosen.items()}
+    if is_contest:
+        settings = {"calibrate": vocabulary.calibrate, "options": settings, "probe": vocabulary.probe.model_dump()}
+        inputs = {f"{name}.{key}": path for name, found in paths.items() for key, path in found.items()}
+    else:
+        calibrate = vocabulary.calibrate if is_default else bool(vocabulary.calibrate)
+        settings = {"calibrate": calibrate, "options": settings.get(method, {})}
+        inputs = dict(paths.get(method, {}))
+    return Step(
+        name=f"{method}/swap",
+        verb="swap",
+        output=Path(recipe.output) / method / "swapped",
+        action=action,
+        settings={"method": method, "seed": seed, "pad_to_multiple": vocabulary.pad_to_multiple}
+        | settings
+        | {"corpora": {name: reading(recipe.data[name]) for name in names}},
+        inputs={"model": base, "tokenizer": tokenizer_files, **inputs}
+        | {f"corpus {name}": files_of(recipe.data[name].path) for name in names},
+        keeps_parts=is_contest,
+    )
