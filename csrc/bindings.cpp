@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <optional>
 
+#include "filter_bindings.h"
 #include "indexed_dataset.h"
 #include "merge.h"
 #include "sampling.h"
@@ -21,7 +22,7 @@ namespace {
 
 // Raised together with INTERFACE of megatron_adapt/__init__.py whenever a name, an argument or a meaning below or in the
 // other *bindings.cpp changes: an extension that is older than the Python files is recognised by it.
-constexpr int kInterface = 3;
+constexpr int kInterface = 4;
 
 using Lengths = py::array_t<std::int64_t, py::array::c_style>;
 
@@ -133,6 +134,7 @@ PYBIND11_MODULE(_C, module) {
   module.attr("interface") = kInterface;
   megatron_adapt::bind_text(module);
   megatron_adapt::bind_vocab(module);
+  megatron_adapt::bind_filters(module);
 
   py::register_exception_translator([](std::exception_ptr pointer) {
     try {

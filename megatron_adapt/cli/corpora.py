@@ -30,6 +30,14 @@ def preprocess(context: typer.Context) -> None:
     sys.exit(command.main(words, prog="megatron-adapt preprocess"))
 
 
+@app.command("filter", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
+def filter_(context: typer.Context) -> None:
+    """Clean a corpus: duplicates, repeated passages, rules, perplexity (--input ... --output FILE --filter NAME; see --help)."""
+    from megatron_adapt.data import filter_command
+
+    sys.exit(filter_command.main(list(context.args), prog="megatron-adapt filter"))
+
+
 @app.command()
 def inspect(
     prefix: Annotated[str, typer.Argument(help="a tokenized corpus: PREFIX.bin and PREFIX.idx", metavar="PREFIX")],

@@ -144,7 +144,7 @@ def publish(parts: Parts, stats: dict[str, Any], held_out: HeldOutWriter, skippe
         held_out.publish()
         with writing(description):
             os.replace(temporary, description)
-            _sync_folder(prefix.parent)
+            sync_folder(prefix.parent)
     finally:
         if temporary.is_file():
             temporary.unlink()
@@ -157,7 +157,8 @@ def describe(stats: dict[str, Any]) -> str:
     return text.replace('"shards": []', f'"shards": [\n    {shards}\n  ]' if shards else '"shards": []') + "\n"
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """What was renamed in it stays renamed; DataError where the disk says no."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

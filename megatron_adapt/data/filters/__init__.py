@@ -1,0 +1,65 @@
+"""Filters of a corpus: one file each, found by file name. See README.md."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from megatron_adapt import options
+from megatron_adapt.config_types import did_you_mean
+from megatron_adapt.data.texts import Outcome, Texts
+from megatron_adapt.errors import ConfigError
+
+
+def names() -> list[str]:
+    """All filters, sorted; nothing is imported."""
+    return sorted(file.stem for file in Path(__file__).parent.glob("*.py") if not file.stem.startswith("_"))
+
+
+def read_options(name: str, given: Mapping[str, Any] | None = None) -> Any:
+    """The options of a filter as its dataclass, defaults filled in.
+
+    Raises:
+        ConfigError: no such filter (with the nearest name), or options that are unknown, out of range or go together badly.
+    """
+    module = _module(name)
+    try:
+        chosen = options.parse(module.Options, given or {})
+    except ConfigError as error:
+        raise ConfigError("\n".join(f"filter {name}: {line}" for line in str(error).split("\n"))) from None
+    check = getattr(module, "check", None)
+    if check is not None:
+        check(chosen)
+    return chosen
+
+
+def run(name: str, texts: Texts, chosen: Any, threads: int) -> Outcome:
+    """What a filter says about documents; never depends on ``threads``.
+
+    Raises:
+        ConfigError, DataError: something that the filter needs is missing or damaged.
+    """
+    return _module(name).run(texts, chosen, threads)
+
+
+def describe() -> Iterator[str]:
+    """Lines about all filters and their options, for people."""
+    for name in names():
+        module = _module(name)
+        yield f"{name}: {(module.__doc__ or '').split(chr(10))[0].partition(': ')[2]}"
+        for field in dataclasses.fields(module.Options):
+            value = "needed" if field.default is dataclasses.MISSING else _spelled(field.default)
+            yield f"    {field.name}={value}  {field.metadata['description']}"
+
+
+def _spelled(value: Any) -> str:
+    return {True: "true", False: "false", None: "none"}.get(value, str(value)) if isinstance(value, (bool, type(None))) else str(value)
+
+
+def _module(name: str) -> Any:
+    if name not in names():
+        raise ConfigError(f"no filter {name!r}.{did_you_mean(name, names(), 'There are')}")
+    return importlib.import_module(f"{__name__}.{name}")
