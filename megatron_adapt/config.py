@@ -147,22 +147,33 @@ class Corpus(Strict):
     shuffled_epochs: Count = Field(1, description="passes shuffled into one another; 1: all once before anything twice")
 
 
+def parts_of_sequences(tensor: int, context: int, sequence: bool) -> int:
+    """Equal parts that a sequence is cut into: two for each context rank (``engine.context``), and those of sequence parallelism."""
+    return (2 * context if context > 1 else 1) * (tensor if sequence else 1)
+
+
 class Parallel(Strict):
     """How many ranks share the work, in each direction."""
 
     tensor: Count = Field(1, description="ranks that share each layer")
+    context: Count = Field(1, description="ranks that share each sequence")
     pipeline: Count = Field(1, description="stages the layers are split into")
     virtual_pipeline: Count = Field(1, description="stages of each pipeline rank, interleaved with the others'")
     data: Count = Field(1, description="copies of the model, each with its share of the batch")
     sequence: Switch = Field(False, description="split activations along the sequence too (needs tensor > 1)")
     distributed_optimizer: Switch = Field(
-        False, description="data ranks share the optimizer's state, and float32 weights if there are any, instead of holding copies"
+        False, description="data and context ranks share the optimizer's state, and float32 weights if there are any, instead of holding copies"
     )
 
     @property
+    def model_ranks(self) -> int:
+        """Ranks that one copy of the model needs: tensor x context x pipeline."""
+        return self.tensor * self.context * self.pipeline
+
+    @property
     def world_size(self) -> int:
-        """Number of ranks: tensor x pipeline x data."""
-        return self.tensor * self.pipeline * self.data
+        """Number of ranks: tensor x context x pipeline x data."""
+        return self.model_ranks * self.data
 
 
 class Evaluation(Strict):

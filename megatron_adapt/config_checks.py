@@ -6,23 +6,20 @@ valid parts and puts `INVALID` where a value is missing or wrong.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, get_origin
 
 from pydantic import TypeAdapter, ValidationError
 
-from megatron_adapt import config_chats
+from megatron_adapt import config_chats, config_parallel
 from megatron_adapt.config import (
-    AUTO, BF16_ALONE, CALIBRATED, DEFAULT, FP8, Corpus, Evaluation, FromScratch, Model, Optimizer, Parallel, Phase, Probe, RampUp, Recipe,
+    AUTO, BF16_ALONE, CALIBRATED, DEFAULT, Corpus, Evaluation, FromScratch, Model, Optimizer, Parallel, Phase, Probe, RampUp, Recipe,
     Schedule, Strict, TokenizerChoice, TokenizerTraining, Vocabulary, kinds, model_of, step_into,
 )
-from megatron_adapt.config_phases import FP8_POSITIONS
-from megatron_adapt.config_types import did_you_mean
+from megatron_adapt.config_parallel import Found
+from megatron_adapt.config_types import INVALID, did_you_mean
 from megatron_adapt.schedule import problem
 
-INVALID: Any = type("Invalid", (), {"__repr__": lambda self: "INVALID"})()  # reported already: checks pass over it
-Found = tuple[tuple[str | int, ...], str]  # path of the key, and what is wrong with it
 Methods = Mapping[str, Callable[[Mapping[str, Any]], "list[tuple[str, str]]"]]
 
 
@@ -59,14 +56,7 @@ def check(recipe: Recipe, methods: Methods | None = None) -> list[Found]:
     found += [*_kept_states(recipe), *_shares(recipe)]
     if isinstance(recipe.data, dict):
         found += config_chats.check(recipe.data, _named_corpora(recipe), _phases(recipe))
-    parallel = recipe.parallel
-    if isinstance(parallel, Parallel) and parallel.sequence is True and parallel.tensor == 1:
-        found.append((("parallel", "sequence"), "sequence parallelism needs parallel.tensor above 1"))
-    if isinstance(parallel, Parallel) and parallel.pipeline == 1 and parallel.virtual_pipeline not in (1, INVALID):
-        found.append((("parallel", "virtual_pipeline"), "needs parallel.pipeline above 1: it interleaves the stages of several ranks"))
-    if isinstance(parallel, Parallel) and parallel.distributed_optimizer is True and parallel.data == 1:
-        why = "needs parallel.data above 1: its state is shared by the data-parallel ranks"
-        found.append((("parallel", "distributed_optimizer"), why))
+    found += config_parallel.check(recipe)
     scratch = recipe.model.from_scratch if isinstance(recipe.model, Model) else None
     if isinstance(scratch, FromScratch) and isinstance(scratch.config, dict) and "vocab_size" in scratch.config:
         path = ("model", "from_scratch", "config", "vocab_size")
@@ -162,17 +152,15 @@ def _kept_states(recipe: Recipe) -> Iterator[Found]:
 
 def _phase(phase: Phase, path: tuple[str | int, ...], parallel: Any, precision: Any) -> Iterator[Found]:
     """The batch fits the ranks; optimizer and schedule have no key that would do nothing."""
-    unit, sizes = _unit(phase, parallel)
+    unit, sizes = config_parallel.unit(phase, parallel)
     if unit is not None and phase.batch_size is not INVALID and phase.batch_size % unit:
         below, above = phase.batch_size // unit * unit, -(-phase.batch_size // unit) * unit
         use = f"{below} or {above}" if below else above
         yield (*path, "batch_size"), f"{phase.batch_size} is not divisible by {sizes}; use {use}"
     if isinstance(phase.ramp_up, RampUp):
         yield from (((*path, "ramp_up", *key), text) for key, text in _ramp_up(phase, parallel))
-    if isinstance(parallel, Parallel) and INVALID not in (phase.sequence_length, parallel.tensor, parallel.sequence):
-        if parallel.sequence and phase.sequence_length % parallel.tensor:
-            why = f"is not divisible by parallel.tensor = {parallel.tensor}, which sequence parallelism needs"
-            yield (*path, "sequence_length"), f"{phase.sequence_length} {why}"
+    found = config_parallel.check_phase(phase, parallel, phase.precision or precision)
+    yield from (((*path, key), text) for key, text in found)
     if phase.neftune_alpha == 0 and phase.neftune_per == "sequence":
         yield (*path, "neftune_per"), "is about the noise of neftune_alpha, and there is none; remove it"
     elif phase.packing == "chunks" and phase.neftune_alpha not in (0, INVALID) and phase.neftune_per == "document":
@@ -186,13 +174,6 @@ def _phase(phase: Phase, path: tuple[str | int, ...], parallel: Any, precision: 
         if isinstance(parallel, Parallel) and parallel.distributed_optimizer is True and phase.optimizer.type == "muon":
             why = "muon needs whole matrices, which parallel.distributed_optimizer cuts into parts; use 'adamw' or 'lionw'"
             yield (*path, "optimizer", "type"), why
-    if (phase.precision or precision) in FP8 and isinstance(parallel, Parallel):
-        if INVALID not in (phase.sequence_length, phase.micro_batch_size, parallel.tensor, parallel.sequence):
-            positions = phase.sequence_length * phase.micro_batch_size
-            parts = parallel.tensor if parallel.sequence else 1
-            if positions % (FP8_POSITIONS * parts):
-                why = f"{phase.micro_batch_size} x sequence_length {phase.sequence_length} positions are no multiple of {FP8_POSITIONS * parts}"
-                yield (*path, "micro_batch_size"), f"{why}, which precision {phase.precision or precision!r} needs"
     if (phase.precision or precision) not in ("fp8-delayed", "fp8-delayed-true", INVALID):
         for key in ("amax_history", "amax_choice"):
             if getattr(phase, key) not in (INVALID, Phase.model_fields[key].default):
@@ -217,23 +198,10 @@ def _ramp_up(phase: Phase, parallel: Any) -> Iterator[Found]:
         yield ("by",), f"batch_size {phase.batch_size} is not reached from {ramp.start} in whole intervals of {ramp.by}"
     elif ramp.over < (phase.batch_size - ramp.start) // ramp.by:
         yield ("over",), f"{ramp.over} steps are fewer than the intervals from {ramp.start} to {phase.batch_size} by {ramp.by}"
-    unit, sizes = _unit(phase, parallel)
+    unit, sizes = config_parallel.unit(phase, parallel)
     for key in ("start", "by") if unit is not None else ():
         if getattr(ramp, key) % unit:
             yield (key,), f"{getattr(ramp, key)} is not divisible by {sizes}"
-
-
-def _unit(phase: Phase, parallel: Any) -> tuple[int | None, str]:
-    """What sizes of batches are multiples of, and how it comes about; None while unknown."""
-    if not isinstance(parallel, Parallel):
-        return None, ""
-    factors = {"micro_batch_size": phase.micro_batch_size, "parallel.data": parallel.data}
-    if parallel.virtual_pipeline != 1:  # interleaved stages take turns, as many micro-batches at a time as there are ranks
-        factors["parallel.pipeline (of an interleaved pipeline)"] = parallel.pipeline
-    if INVALID in (*factors.values(), parallel.virtual_pipeline):
-        return None, ""
-    unit = math.prod(factors.values())
-    return unit, f"{' x '.join(factors)} = {' x '.join(map(str, factors.values()))} = {unit}"
 
 
 def _optimizer(optimizer: Optimizer, precision: Any) -> Iterator[tuple[str, str]]:

@@ -26,6 +26,7 @@ DTYPES = ("keep", "float32", "bfloat16", "float16")
 TIES = ("keep", "untie", "tie")
 VERIFY = ("off", "weights", "logits")
 PARTS = ("all", "embedding", "output", "norms")
+INVALID: Any = type("Invalid", (), {"__repr__": lambda self: "INVALID"})()  # reported already: checks pass over it
 
 
 def got(value: Any) -> str:

@@ -306,7 +306,7 @@ class _Builder:
         parallel = self.recipe.parallel
         return Layout(
             parallel.tensor, parallel.pipeline, parallel.sequence, parallel.distributed_optimizer, self.recipe.backend,
-            parallel.virtual_pipeline,
+            parallel.virtual_pipeline, parallel.context,
         )  # fmt: skip
 
     def _samples(self) -> list[str] | None:

@@ -71,6 +71,8 @@ LAYOUTS = {
     "TP2xDP2+DO": (Layout(tensor=2, distributed_optimizer=True), 4),
     "PP2xDP2+DO": (Layout(pipeline=2, distributed_optimizer=True), 4),
     "PP2xVP2": (Layout(pipeline=2, virtual_pipeline=2), 2),
+    "CP2": (Layout(context=2), 2),
+    "CP2+DO": (Layout(context=2, distributed_optimizer=True), 2),
     "PP2xVP2xDP2+DO": (Layout(pipeline=2, virtual_pipeline=2, distributed_optimizer=True), 4),
 }
 

@@ -13,10 +13,11 @@ from typing import Callable
 import torch
 from sections import Setup, largest, same_weights, specs, use
 
-from megatron_adapt.engine import backend, cross_entropy as engine_cross_entropy, updates
+from megatron_adapt.engine import attention, backend, context, cross_entropy as engine_cross_entropy, updates
 from megatron_adapt.engine.backend import Layout
 from megatron_adapt.engine.losses import positions
 from megatron_adapt.engine.model import named_parameters
+from megatron_adapt.engine.packing import Documents
 from megatron_adapt.engine.updates import AdamW
 from megatron_adapt.families.rules import expand
 
@@ -179,6 +180,44 @@ def gradients(tiny: bool, scratch: Path, family: str = "llama") -> dict:
             found[f"{spec} {name}"] = torch.nn.functional.cosine_similarity(a, b, dim=0).item()
     assert min(found.values()) > 0.99, found
     return found
+
+
+def contexts(tiny: bool, scratch: Path) -> dict:
+    """Attention of two context-parallel ranks, one after the other: parts of what one rank computes of all, forward and backward."""
+    setup = Setup(tiny, scratch, 1)
+    use("plain")
+    module = setup.model("bf16-mixed").decoder.layers[0].self_attention
+    sample, shape = setup.phase.sequence_length, setup.shape
+    lengths = (sample // 3, sample - sample // 3 - 1, 1, sample)
+    draw = {"device": backend.device(), "dtype": torch.bfloat16, "requires_grad": True}
+    heads = (shape.num_attention_heads, shape.num_query_groups, shape.num_query_groups)
+    q, k, v = (torch.randn(1, count, 2 * sample, shape.head_dim, **draw) for count in heads)
+    slope = torch.randn_like(q)
+
+    def attended(own: torch.Tensor, more: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        documents = Documents.of(lengths, sample, backend.device())
+        out = module._attend_apart(q[:, :, own], k, v, documents)
+        return out.detach(), torch.autograd.grad(out, (q, k, v), more)
+
+    places = torch.arange(2 * sample, device=backend.device()).view(2, sample)
+    whole, expected = attended(places.flatten(), slope)
+    place, gathered, out, parts = context.place, context.gathered, torch.zeros_like(whole), []
+    try:
+        owned = []
+        for rank in range(2):
+            context.place = lambda rank=rank: (rank, 2)
+            owned.append(context.mine(places).flatten())
+        for rank, own in enumerate(owned):
+            context.place = lambda rank=rank: (rank, 2)
+            context.gathered = lambda k, v, chosen: tuple(tensor[:, :, torch.cat(owned)[chosen]] for tensor in (k, v))
+            out[:, :, own], found = attended(own, slope[:, :, own])
+            parts.append(found)
+    finally:
+        context.place, context.gathered = place, gathered
+    pairs = {"out": (out, whole), **{name: (a + b, c) for name, a, b, c in zip("qkv", *parts, expected)}}
+    off = {name: ((ours - theirs).float().norm() / theirs.float().norm()).item() for name, (ours, theirs) in pairs.items()}
+    assert max(off.values()) < 1e-2, off
+    return off | {"kernel": bool(module._suits_varlen(q)) and attention.varlen_attention() is not None}
 
 
 def shared_update(tiny: bool, scratch: Path) -> dict:

@@ -35,6 +35,7 @@ PARTS: dict[str, dict[str, Section]] = {
         "gradients": checks("gradients", 120, "kernel_checks"),
         "gradient_fusion": checks("gradient_fusion", 150, "fusion", te=True),
         "packing": checks("packing", 180),
+        "contexts": checks("contexts", 90, "kernel_checks"),
         "across_specs": checks("across_specs", 120, te=True),
         "fused_update": checks("fused_update", 150, "kernel_checks"),
         "cross_entropy": checks("cross_entropy", 120, "kernel_checks"),

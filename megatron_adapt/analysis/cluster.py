@@ -9,10 +9,14 @@ and p pipeline stages of a model with L layers of width h:
                  comes on top. R: FLOP/s that a GPU reaches, its peak times the efficiency.
     tensor       4 all-reduces of 2 s b h bytes for each of the stage's layers, 2 of them forward (Shoeybi et al. 2019, section 3);
                  6 under full recomputation; sequence parallelism moves as much (Korthikanti et al. 2022, section 4.2.2)
+    context      of c ranks each computes a c-th of a micro-batch, scores included, and hands on as much less in what is above and below;
+                 the keys and values of all positions, 2 k s b numbers for k units of keys on a tensor rank, are gathered in each
+                 layer, once more under full recomputation, and their gradients scattered: (c - 1) / c of their bytes each time
+                 (Llama 3 Team 2024, section 3.3.2)
     pipeline     2 s b h bytes forward and as many back, divided by t under sequence parallelism, at each micro-batch
     idle         p - 1 micro-batches' time at both ends of the step (Narayanan et al. 2021, section 2.2)
     data         once a step a sum of the gradients: 2 (d - 1) / d of their bytes; with the distributed optimizer half of that,
-                 and the weights gathered
+                 and the weights gathered; of c d ranks instead of d under context parallelism
     fp8          only the layers' products with weights are in fp8, N FLOPs a token: 6 for each weight, 4 in frozen layers, and those
                  computed again. Of the time in bf16 N / (g P) becomes N / (g Q): P and Q the peaks in bf16 and fp8, g what large
                  products reach of them (or the efficiency, if that is higher). To be brought into fp8, inputs and gradients of
@@ -21,12 +25,13 @@ and p pipeline stages of a model with L layers of width h:
     update       twice the bytes of weights, gradients and optimizer state, at the bandwidth of memory
 
 A ring of n ranks moves 2 (n - 1) / n of what it sums through each rank (Patarasuk & Yuan 2009), and every transfer has a latency.
-Ranks are numbered tensor first, data next, pipeline last, as Megatron does, so a group is within a node where its span is;
+Ranks are numbered tensor first, context next, then data, pipeline last, as Megatron does, so a group is within a node where its span is;
 there NVLink counts, else the network of the GPUs that the group has in a node. Nothing overlaps with anything, as in the engine. Memory is ``estimate.memory_per_rank``'s.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from dataclasses import dataclass
@@ -35,7 +40,7 @@ from typing import Any, Iterator, Sequence
 
 from megatron_adapt import recipe as recipes
 from megatron_adapt.analysis import estimate
-from megatron_adapt.config import BF16_ALONE, FP8, Parallel, Phase
+from megatron_adapt.config import BF16_ALONE, FP8, Parallel, Phase, parts_of_sequences
 from megatron_adapt.config_phases import FP8_POSITIONS, FP8_SINCE, slices_logits
 from megatron_adapt.errors import ConfigError
 from megatron_adapt.families.family import ModelShape
@@ -143,26 +148,36 @@ def efficiency(measured: Path | None, cluster: Cluster) -> tuple[float, str]:
     return speeds[best] / cluster.card.tflops, f"measured: {speeds[best]:.0f} TFLOP/s in {best} on {device}"
 
 
-def layouts(phases: Phases, precision: str, cluster: Cluster) -> Iterator[Parallel]:
-    """Those on all GPUs that model, batches and fp8's multiples can be divided by; tensor ranks stay within a node."""
+def layouts(phases: Phases, precision: str, cluster: Cluster, contexts: bool = False) -> Iterator[Parallel]:
+    """Those on all GPUs that model, batches and fp8's multiples can be divided by; tensor ranks stay within a node.
+
+    ``contexts``: those that cut sequences, instead of those that do not.
+    """
     sharing = all(phase.optimizer.type != "muon" for _, phase, _ in phases)  # which needs whole matrices
-    for tensor in _divisors(cluster.gpus):
-        if any(_too_narrow(phase, shape, phase.precision or precision, tensor) for _, phase, shape in phases):
+    pairs = itertools.product(_divisors(cluster.gpus), [each for each in _divisors(cluster.world) if (each > 1) == contexts])
+    for tensor, context in pairs:
+        if cluster.world % (tensor * context):
             continue
-        for pipeline in _divisors(cluster.world // tensor):
-            data = cluster.world // (tensor * pipeline)
+        if any(_too_narrow(phase, shape, phase.precision or precision, tensor, context) for _, phase, shape in phases):
+            continue
+        for pipeline in _divisors(cluster.world // (tensor * context)):
+            data = cluster.world // (tensor * context * pipeline)
             if any(shape.layout_problems(tensor, pipeline) for _, _, shape in phases):
                 continue
             if any(phase.batch_size % (phase.micro_batch_size * data) for _, phase, _ in phases):
                 continue
-            distributed = sharing and data > 1
-            yield Parallel(tensor=tensor, pipeline=pipeline, data=data, sequence=tensor > 1, distributed_optimizer=distributed)
+            distributed = sharing and data * context > 1
+            yield Parallel(
+                tensor=tensor, context=context, pipeline=pipeline, data=data, sequence=tensor > 1, distributed_optimizer=distributed
+            )
 
 
-def _too_narrow(phase: Phase, shape: ModelShape, precision: str, tensor: int) -> bool:
-    """Whether fp8 does not take a rank's matrices or, with sequence parallelism, its positions."""
+def _too_narrow(phase: Phase, shape: ModelShape, precision: str, tensor: int, context: int) -> bool:
+    """Whether a sequence cannot be cut, or fp8 does not take a rank's matrices or, with sequence parallelism, its positions."""
     positions = phase.sequence_length * phase.micro_batch_size
-    return bool(shape.fp8_problems(precision, tensor)) or (precision in FP8 and positions % (FP8_POSITIONS * tensor) > 0)
+    uneven = context > 1 and phase.sequence_length % parts_of_sequences(tensor, context, tensor > 1) > 0
+    small = precision in FP8 and positions % (FP8_POSITIONS * tensor * context) > 0
+    return uneven or small or bool(shape.fp8_problems(precision, tensor))
 
 
 def _divisors(number: int) -> list[int]:
@@ -179,8 +194,8 @@ def step_seconds(
     shape: ModelShape, phase: Phase, precision: str, parallel: Parallel, cluster: Cluster, share: float
 ) -> float:
     """Of one optimizer step, by the formulas above; ``share`` of the peak that matrix products and all else reach together."""
-    card, tensor, pipeline, data = cluster.card, parallel.tensor, parallel.pipeline, parallel.data
-    positions = phase.sequence_length * phase.micro_batch_size
+    card, tensor, pipeline, context = cluster.card, parallel.tensor, parallel.pipeline, parallel.context
+    positions, copies = phase.sequence_length * phase.micro_batch_size // context, parallel.data * context
     head, body = flops(shape, phase, positions, tensor)
     peak = card.tflops * 1e12 * (0.5 if precision == "fp32" else 1.0)  # TF32
     compute = positions * (body / pipeline + head) / (tensor * peak * share)
@@ -197,14 +212,17 @@ def step_seconds(
     states = width * positions * shape.hidden_size
     sums = 6 if phase.recompute == "full" else 4
     among = sums * shape.num_layers / pipeline * moving(ring(tensor) * states, 1, tensor)
-    handed = 2 * moving(states / (tensor if parallel.sequence else 1), tensor * data, pipeline)
+    handed = 2 * moving(states / (tensor if parallel.sequence else 1), tensor * copies, pipeline)
+    times = 3 if phase.recompute == "full" else 2
+    keys = estimate.gathered_bytes(shape, parallel, phase, width) * (context - 1) / context
+    gathering = times * shape.num_layers / pipeline * moving(keys, tensor, context)
     micro_batches = recipes.accumulation(phase, parallel)
-    computing = (micro_batches + pipeline - 1) * (compute + among + handed)
+    computing = (micro_batches + pipeline - 1) * (compute + among + gathering + handed)
     parameters = estimate.parameters_per_rank(shape, parallel)
     gradient = 2 if precision in BF16_ALONE else 4
     moved = (gradient + width) / 2 if parallel.distributed_optimizer else gradient
-    summing = moving(ring(data) * moved * parameters, tensor, data)
-    sharers = data if parallel.distributed_optimizer else 1
+    summing = moving(ring(copies) * moved * parameters, tensor, copies)
+    sharers = copies if parallel.distributed_optimizer else 1
     updating = 2 * parameters * estimate.state_bytes(phase.optimizer, precision, sharers) / (card.bandwidth * 1e9)
     return computing + summing + updating
 
@@ -247,19 +265,21 @@ def ranked(phases: Phases, precision: str, cluster: Cluster, share: float) -> tu
     """(layouts that fit into the memory, the fastest first; those that do not, the smallest first).
 
     The fastest: over all phases, each counted with its known steps or, in epochs, one. Of those that are within ``CLOSE``, which
-    is about what the model can tell, the one that splits the model least.
+    is about what the model can tell, the one that splits the model least. Sequences are cut only where nothing else fits.
     """
     steps = [phase.known_steps or 1 for _, phase, _ in phases]
 
     def total(one: Cost) -> float:
         return sum(count * seconds for count, seconds in zip(steps, one.seconds))
 
-    found = [cost(phases, parallel, precision, cluster, share) for parallel in layouts(phases, precision, cluster)]
-    limit = cluster.card.memory * 2**30 * USABLE
-    fitting = sorted((one for one in found if one.memory <= limit), key=total)
+    limit, found, fitting = cluster.card.memory * 2**30 * USABLE, [], []
+    for contexts in (False, True):
+        if not fitting:
+            found += [cost(phases, one, precision, cluster, share) for one in layouts(phases, precision, cluster, contexts)]
+            fitting = sorted((one for one in found if one.memory <= limit), key=total)
     if fitting:
         near = [one for one in fitting if total(one) <= CLOSE * total(fitting[0])]
-        best = min(near, key=lambda one: (one.parallel.tensor * one.parallel.pipeline, total(one)))
+        best = min(near, key=lambda one: (one.parallel.model_ranks, total(one)))
         fitting = [best, *(one for one in fitting if one is not best)]
     return fitting, sorted((one for one in found if one.memory > limit), key=lambda one: one.memory)
 
@@ -301,6 +321,7 @@ def _require_fp8(phases: Phases, precision: str, cluster: Cluster) -> None:
 
 def overrides(parallel: Parallel) -> str:
     text = f"parallel.tensor={parallel.tensor} parallel.pipeline={parallel.pipeline} parallel.data={parallel.data}"
+    text += f" parallel.context={parallel.context}" if parallel.context > 1 else ""
     return text + f" parallel.sequence={str(parallel.sequence).lower()} parallel.distributed_optimizer={str(parallel.distributed_optimizer).lower()}"
 
 
@@ -309,13 +330,13 @@ def _missing(phases: Phases, precision: str, cluster: Cluster, too_large: list[C
     if not too_large:
         return (
             f"{where}: no layout of {cluster.world} GPUs divides this model and its batches: choose a batch_size that is a multiple of "
-            f"micro_batch_size x {cluster.world}, or fewer GPUs."
+            f"micro_batch_size x {cluster.world}, a sequence_length that is one of {2 * cluster.world}, or fewer GPUs."
         )
     smallest, limit = too_large[0], cluster.card.memory * 2**30 * USABLE
 
     def fits(name: str, changed: Phases, precision: str, cluster: Cluster) -> list[str]:
-        found = [cost(changed, one, precision, cluster, ASSUMED).memory for one in layouts(changed, precision, cluster)]
-        return [name] if found and min(found) <= limit else []
+        fitting, _ = ranked(changed, precision, cluster, ASSUMED)
+        return [name] if fitting else []
 
     def with_(**changes: Any) -> Phases:
         return [(branch, phase.model_copy(update=changes), shape) for branch, phase, shape in phases]

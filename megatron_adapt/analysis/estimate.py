@@ -74,8 +74,10 @@ def memory_per_rank(shape: ModelShape, parallel: Parallel, phase: Phase, precisi
     Activations: 34 bytes per position, layer and hidden unit in bf16 without the score matrix (Korthikanti et al. 2022,
     eq. 2 and 4), divided by the tensor ranks only under sequence parallelism save for the 24 inside the layers.
     Recomputed are the 16 inside MLPs (``selective``) or all but a layer's input of 2 (``full``), of one layer at a time.
+    Context parallelism leaves each rank its part of the positions, and gathers the layers' keys and values: kept of each are those
+    that a rank's two chunks see, at most 1 + 1 / 2c of all positions.
     """
-    sharers = parallel.data if parallel.distributed_optimizer else 1
+    sharers = parallel.data * parallel.context if parallel.distributed_optimizer else 1
     state = parameters_per_rank(shape, parallel) * state_bytes(phase.optimizer, precision, sharers)
     if phase.optimizer.type == "muon":  # rows of the vocabulary are AdamW's
         matrices = 1 if shape.tied or parallel.pipeline > 1 else 2
@@ -83,7 +85,7 @@ def memory_per_rank(shape: ModelShape, parallel: Parallel, phase: Phase, precisi
     if precision in FP8 and phase.recompute != "full":
         sizes = (size for name, size in shape.parameter_shapes().items() if name.startswith("decoder.layers."))
         state += 2 * sum(math.prod(size) for size in sizes if len(size) == 2) / (parallel.tensor * parallel.pipeline)
-    positions = phase.sequence_length * phase.micro_batch_size
+    positions = phase.sequence_length * phase.micro_batch_size / parallel.context
     around = parallel.tensor if parallel.sequence else 1
     whole, mlp = 10 / around + 24 / parallel.tensor, 16 / parallel.tensor
     kept, again = {"none": (whole, 0.0), "selective": (whole - mlp, mlp), "full": (2 / around, whole)}[phase.recompute]
@@ -91,8 +93,18 @@ def memory_per_rank(shape: ModelShape, parallel: Parallel, phase: Phase, precisi
     in_flight: float = min(parallel.pipeline, recipes.accumulation(phase, parallel))
     if parallel.virtual_pipeline > 1:  # 1 + (p - 1) / (p v) times as much (Narayanan et al. 2021, section 2.2)
         in_flight *= 1 + (parallel.pipeline - 1) / (parallel.pipeline * parallel.virtual_pipeline)
-    per_unit = (kept * layers * in_flight + again) * (2 if precision == "fp32" else 1)
-    return state + positions * shape.hidden_size * per_unit + _logits_bytes(shape, parallel, phase)
+    wide = 2 if precision == "fp32" else 1
+    activations = positions * shape.hidden_size * (kept * layers * in_flight + again) * wide
+    if parallel.context > 1:
+        at_once = 1 if phase.recompute == "full" else layers * in_flight
+        activations += at_once * gathered_bytes(shape, parallel, phase, 2 * wide) * (1 + 1 / (2 * parallel.context))
+    return state + activations + _logits_bytes(shape, parallel, phase)
+
+
+def gathered_bytes(shape: ModelShape, parallel: Parallel, phase: Phase, width: int) -> float:
+    """Bytes of a layer's keys and values of all positions, on one tensor rank, in numbers of ``width`` bytes."""
+    units = shape.qkv_size - shape.query_size
+    return width * phase.sequence_length * phase.micro_batch_size * units / parallel.tensor
 
 
 def flops_per_token(shape: ModelShape, sequence_length: int) -> float:
@@ -107,7 +119,8 @@ def flops_per_token(shape: ModelShape, sequence_length: int) -> float:
 
 
 def _logits_bytes(shape: ModelShape, parallel: Parallel, phase: Phase) -> float:
-    positions, rows = phase.sequence_length * phase.micro_batch_size, -(-shape.vocab_size // parallel.tensor)
+    positions = phase.sequence_length * phase.micro_batch_size // parallel.context
+    rows = -(-shape.vocab_size // parallel.tensor)
     if not slices_logits(phase.logits, positions * rows):
         return 8 * positions * shape.vocab_size / parallel.tensor
     return 12 * min(LOGITS_OF_A_SLICE, positions * rows) + 4 * positions * shape.hidden_size
@@ -163,7 +176,8 @@ def rows(
                 "tokens": f"{phase.samples(steps) * phase.sequence_length:,}" if steps is not None else "known after preprocessing",
                 "batch": f"{phase.batch_size} x {phase.sequence_length} = {per_step:,} tokens" + _ramp_up(phase),
                 "split": f"{parallel.data} data ranks x {recipes.accumulation(phase, parallel)} micro-batches of "
-                f"{phase.micro_batch_size}",
+                f"{phase.micro_batch_size}"
+                + (f", sequences among {parallel.context} ranks" if parallel.context > 1 else ""),
                 "memory per rank": f"~{memory_per_rank(shape, parallel, phase, phase.precision or precision) / 1e9:.2f} GB",
             }
         )

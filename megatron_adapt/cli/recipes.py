@@ -32,10 +32,11 @@ def load(words: List[str], ranks: Optional[int] = None) -> "Plan":
     overrides = [word for word in words if "=" in word]
     loaded = recipe.load(files, overrides, methods=methods.checks())
     if ranks is not None:
-        model_ranks = loaded.parallel.tensor * loaded.parallel.pipeline
+        model_ranks = loaded.parallel.model_ranks
         if ranks % model_ranks:
             raise ConfigError(
-                f"--nproc {ranks} is no multiple of parallel.tensor x parallel.pipeline = {model_ranks}: start a multiple."
+                f"--nproc {ranks} is no multiple of parallel.tensor x parallel.context x parallel.pipeline = {model_ranks}: "
+                "start a multiple."
             )
         loaded = recipe.load(files, [*overrides, f"parallel.data={ranks // model_ranks}"], methods=methods.checks())
     return plan.build(loaded)
@@ -154,7 +155,7 @@ def run_steps(
     if 0 < gpus < ranks:
         raise ConfigError(
             f"the recipe asks for {ranks} ranks{' a node' if nodes > 1 else ''}, and this machine has {gpus} GPU(s): lower parallel.tensor, "
-            f"parallel.pipeline or parallel.data (parallel.tensor=1 on the command line), or hide the GPUs and say "
+            f"parallel.context, parallel.pipeline or parallel.data (parallel.tensor=1 on the command line), or hide the GPUs and say "
             f"--launcher fork to use the CPU."
         )
     use_torchrun = launcher == "torchrun" or gpus > 0 or nodes > 1

@@ -15,7 +15,7 @@ from torch import Tensor
 from megatron.core.transformer import attention
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron_adapt.engine import backend
+from megatron_adapt.engine import backend, context
 from megatron_adapt.engine.layers import ProjectionNorm
 from megatron_adapt.engine.packing import Documents
 from megatron_adapt.families.family import ModelShape
@@ -58,10 +58,11 @@ class SelfAttention(attention.SelfAttention):
     ) -> tuple[Tensor, Tensor | None]:
         """``hidden_states [s, b, h]``, angles ``[s, 1, 1, rotated d]`` -> (``[s, b, h]``, bias).
 
-        With documents b is 1, and positions are counted in each of them, as Transformer Engine does.
+        With documents b is 1, and positions are counted in each of them, as Transformer Engine does. Context-parallel ranks have
+        documents always: their parts of whole samples, if nothing else.
         """
         assert attention_mask is None and self.attn_mask_type == AttnMaskType.causal
-        assert self.config.context_parallel_size == 1, "context parallelism needs Transformer Engine"
+        assert packed_seq_params is not None or self.config.context_parallel_size == 1
         projected = self.get_query_key_value_tensors(hidden_states)
         if self.shape.clip_qkv is not None:
             projected = [tensor.clamp(-self.shape.clip_qkv, self.shape.clip_qkv) for tensor in projected]
@@ -76,24 +77,28 @@ class SelfAttention(attention.SelfAttention):
         # Under sequence parallelism all random numbers of a layer are the rank's own.
         with backend.own_random_numbers(dropout(self) > 0 and not self.config.sequence_parallel):
             if packed_seq_params is None:
-                out = self._attend(q, k, v, q.size(2))
+                out = self._attend(q, k, v, (q.size(2), k.size(2)))
             else:
                 out = self._attend_apart(q, k, v, packed_seq_params)
         return self.linear_proj(out.permute(2, 0, 1, 3).flatten(2))
 
     def _attend_apart(self, q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> Tensor:
         """As ``_attend``, of documents in one row: all at once where a kernel can, else one after the other."""
+        if documents.keys is not None:
+            k, v = context.gathered(k, v, documents.keys)
+        most = documents.max_seqlen_q, documents.max_seqlen_kv
         varlen = varlen_attention()
         if varlen is None or not self._suits_varlen(q):
-            return documents.apart(partial(self._attend, longest=documents.max_seqlen_q), q, k, v)
+            return documents.apart(partial(self._attend, most=most), q, k, v)
         # The kernel's window is what is seen before a position, itself not counted.
         window = (-1 if self.window is None else self.window - 1, 0)
         if q.size(1) != k.size(1) and not takes(varlen, "enable_gqa"):
             k, v = (tensor.repeat_interleave(q.size(1) // k.size(1), dim=1) for tensor in (k, v))
         options = {"enable_gqa": True} if q.size(1) != k.size(1) else {}
-        bounds, longest = documents.cu_seqlens_q, documents.max_seqlen_q
+        bounds = documents.cu_seqlens_q, documents.cu_seqlens_kv
         rows = (tensor[0].transpose(0, 1) for tensor in (q, k, v))  # [tokens, heads, d]
-        out = varlen(*rows, bounds, bounds, longest, longest, scale=self.shape.softmax_scale, window_size=window, **options)
+        # Of fewer queries than keys it takes the last to stand at the same place, as _attend does.
+        out = varlen(*rows, *bounds, *most, scale=self.shape.softmax_scale, window_size=window, **options)
         return out.transpose(0, 1)[None]
 
     def _suits_varlen(self, q: Tensor) -> bool:
@@ -102,17 +107,20 @@ class SelfAttention(attention.SelfAttention):
         fits = q.dtype in (torch.bfloat16, torch.float16) and q.size(-1) % 8 == 0 and q.size(-1) <= 256
         return q.device.type != "cpu" and plain and dropout(self) == 0 and fits
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, longest: int) -> Tensor:
-        """``q [b, heads, s, d]``, ``k, v [b, groups, s, d]`` -> ``[b, heads, s, d]``; no sequence has more than ``longest``."""
-        scale, length = self.shape.softmax_scale, q.size(2)
-        window = self.window if self.window is not None and self.window < length else None
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, most: tuple[int, int]) -> Tensor:
+        """``q [b, heads, s, d]``, ``k, v [b, groups, t, d]`` -> ``[b, heads, s, d]``; the queries are of the last s of t positions.
+
+        ``most``: no sequence has more queries, or keys.
+        """
+        scale, queries, keys = self.shape.softmax_scale, q.size(2), k.size(2)
+        window = self.window if self.window is not None and self.window < keys else None
         if self.shape.attention_softcap is not None:
-            seen = mask(longest, window, (), q.dtype, q.device)[:length, :length]
+            seen = mask(*most, window, (), q.dtype, q.device)[-queries:, -keys:]
             return capped_attention(q, k, v, scale, self.shape.attention_softcap, seen, dropout(self))
         options = {"dropout_p": dropout(self), "enable_gqa": q.size(1) != k.size(1)}
-        if window is None and not self.slopes:
+        if window is None and not self.slopes and queries == keys:
             return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, **options)
-        bias = mask(longest, window, self.slopes, q.dtype, q.device)[..., :length, :length]
+        bias = mask(*most, window, self.slopes, q.dtype, q.device)[..., -queries:, -keys:]
         return F.scaled_dot_product_attention(q, k, v, bias, scale=scale, **options)
 
 
@@ -135,14 +143,16 @@ def takes(function: Callable, name: str) -> bool:
 
 
 @lru_cache(maxsize=2)  # all layers share them, those with a window and those without
-def mask(length: int, window: int | None, slopes: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """What each position sees: bool ``[s, s]``, or with ALiBi what is added to the scores, ``[heads, s, s]``.
+def mask(
+    queries: int, keys: int, window: int | None, slopes: tuple[float, ...], dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """What the last s of t positions see: bool ``[s, t]``, or with ALiBi what is added to the scores, ``[heads, s, t]``.
 
     ``window``: so many positions, itself included. ALiBi (Press et al. 2022) takes slope * distance off; from distances,
     not from positions, so that half precision rounds small numbers.
     """
-    positions = torch.arange(length, device=device)
-    distance = positions[:, None] - positions
+    positions = torch.arange(keys, device=device)
+    distance = positions[keys - queries :, None] - positions
     seen = distance >= 0 if window is None else (distance >= 0) & (distance < window)
     if not slopes:
         return seen

@@ -15,7 +15,6 @@ import logging
 import os
 import random
 import socket
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Iterator
 
@@ -23,35 +22,16 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from megatron_adapt.engine.layout import Layout
 from megatron_adapt.errors import ConfigError
 from megatron_adapt.families.family import ModelShape
 
 TIMEOUT = timedelta(minutes=30)
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How the ranks are arranged: ``tensor * pipeline * data`` of them; ``sequence`` = sequence parallelism.
-
-    ``virtual_pipeline``: stages that each pipeline rank has, 1 unless they are interleaved (``chunks.py``).
-    ``distributed_optimizer``: data-parallel ranks share the optimizer's state instead of holding copies of it. ``layers``: those
-    of ``te`` (Transformer Engine), of ``torch``, or ``auto`` (the first where it can).
-    """
-
-    tensor: int = 1
-    pipeline: int = 1
-    sequence: bool = False
-    distributed_optimizer: bool = False
-    layers: str = "auto"
-    virtual_pipeline: int = 1
-
-    @property
-    def model_ranks(self) -> int:
-        return self.tensor * self.pipeline
-
-
 _cpu_only = False
 _layers = "auto"
+_context = 1
 
 
 def use_cpu() -> None:
@@ -146,15 +126,15 @@ def start(layout: Layout, seed: int) -> None:
     """
     # Megatron's order of kernels and collectives under tensor parallelism relies on it; it warns where it is unset.
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
-    global _layers
-    _layers = layout.layers
+    global _layers, _context
+    _layers, _context = layout.layers, layout.context
     if not has_gpu():
         install_cpu_patches()
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world % layout.model_ranks:
         raise ConfigError(
-            f"{world} processes cannot be split into tensor x pipeline = {layout.tensor} x {layout.pipeline} = "
-            f"{layout.model_ranks} model ranks: start a multiple of {layout.model_ranks} processes."
+            f"{world} processes cannot be split into tensor x context x pipeline = {layout.tensor} x {layout.context} x "
+            f"{layout.pipeline} = {layout.model_ranks} model ranks: start a multiple of {layout.model_ranks} processes."
         )
     if not dist.is_initialized():
         _join(world)
@@ -169,6 +149,7 @@ def start(layout: Layout, seed: int) -> None:
         parallel_state.destroy_model_parallel()
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=layout.tensor,
+        context_parallel_size=layout.context,
         pipeline_model_parallel_size=layout.pipeline,
         virtual_pipeline_model_parallel_size=layout.virtual_pipeline if layout.virtual_pipeline > 1 else None,
     )
@@ -260,9 +241,11 @@ def torch_parts(shape: ModelShape) -> dict[str, list[str]]:
     """What plain torch computes between Transformer Engine's linear layers, and why: ``attention``, ``norms``; empty lists: nothing.
 
     Its attention has no soft caps, and ALiBi with slopes of one's own only as a bias of [heads, s, s], which its kernels do not take
-    with packed documents (2.11); its norms are RMSNorm and LayerNorm with a bias.
+    with packed documents (2.11), and with context-parallel ranks takes documents of multiples of 2 n tokens only; its norms are
+    RMSNorm and LayerNorm with a bias.
     """
     attention = {
+        "context parallelism": _context > 1,
         "ALiBi": shape.position == "alibi",
         "soft-capped scores": shape.attention_softcap is not None,
         "clipped queries, keys and values": shape.clip_qkv is not None,

@@ -300,6 +300,7 @@ def _world() -> dict[str, int]:
     return {
         "size": dist.get_world_size(),
         "tensor": parallel_state.get_tensor_model_parallel_world_size(),
+        "context": parallel_state.get_context_parallel_world_size(),
         "pipeline": parallel_state.get_pipeline_model_parallel_world_size(),
     }
 

@@ -24,8 +24,9 @@ from megatron_adapt.data import chat
 from megatron_adapt.data.corpus import read_documents
 from megatron_adapt.engine import backend, vocabulary
 from megatron_adapt.engine.backend import Layout
+from megatron_adapt.engine.batches import Batch
 from megatron_adapt.engine.chunks import run
-from megatron_adapt.engine.losses import positions
+from megatron_adapt.engine.losses import MicroBatch, forward, micro_batches, positions, row_shape
 from megatron_adapt.errors import DataError
 from megatron_adapt.hf.tokenizer import Tokenizer
 
@@ -151,40 +152,40 @@ def _pad(text: Text, numbers: Sequence[int], multiple: int, rows: int = 1) -> tu
     return tokens, mask
 
 
-def _forward_step(batches: Iterator[tuple[Tensor, Tensor]], model: nn.Module) -> tuple[Tensor, Callable]:
-    tokens, mask = next(batches)
-    losses = model(tokens[:, :-1].contiguous(), positions(tokens[:, :-1]), None, labels=tokens[:, 1:].contiguous())
-    return losses, partial(_masked_sums, mask)
+def _forward_step(batches: Iterator[MicroBatch], model: nn.Module) -> tuple[Tensor, Callable]:
+    micro = next(batches)
+    return forward(model, micro), partial(_masked_sums, micro)
 
 
-def _masked_sums(mask: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
-    rows = (losses.double() * mask).sum(dim=1)
+def _masked_sums(micro: MicroBatch, losses: Tensor) -> tuple[Tensor, Tensor]:
+    assert micro.weights is not None
+    rows = (losses.double().view_as(micro.weights) * micro.weights).sum(dim=1)
     return rows.sum().float(), rows
 
 
 @torch.no_grad()
 def nats(model: nn.Module, text: Text, layout: Layout, tokens_at_once: int = 8192) -> np.ndarray:
     """Negative log-likelihood of each document, the same numbers on every rank; works in every layout."""
-    multiple = layout.tensor if layout.sequence else 1
     data_rank, data_size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
     totals = np.zeros(text.documents)
     was_training = model.training
     model.eval()
-    for number, batch in enumerate(_batches(text, tokens_at_once, multiple)):
+    for number, numbers in enumerate(_batches(text, tokens_at_once, layout.multiple)):
         if number % data_size != data_rank:
             continue
         # Stages that are interleaved need as many micro-batches as there are ranks.
         count = layout.pipeline if layout.virtual_pipeline > 1 else 1
-        tokens, mask = (
-            tensor.to(backend.device()).chunk(count)
-            for tensor in _pad(text, batch, multiple, count)
-        )
-        outputs = run(_forward_step, model, partial(zip, tokens, mask), count, mask[0].size(1), mask[0].size(0), forward_only=True)
+        tokens, mask = _pad(text, numbers, layout.multiple, count)
+        batch = Batch(
+            tokens.view(count, -1, tokens.size(1)), torch.zeros(count, len(tokens) // count, dtype=torch.int64),
+            weights=mask.view(count, -1, mask.size(1)),
+        )  # fmt: skip
+        outputs = run(_forward_step, model, partial(micro_batches, batch), count, *row_shape(batch), forward_only=True)
         if outputs:
-            rows = torch.cat(outputs)[: len(batch)]
-            np.add.at(totals, text.owners[batch], rows.cpu().numpy())
+            rows = torch.cat(outputs)[: len(numbers)]
+            np.add.at(totals, text.owners[numbers], rows.cpu().numpy())
     model.train(was_training)
-    # Only the last pipeline stage has losses, and all its tensor-parallel ranks have the same ones.
+    # Only the last pipeline stage has losses, and all its tensor-parallel ranks have the same ones; context-parallel ones a part.
     counts = parallel_state.is_pipeline_last_stage() and parallel_state.get_tensor_model_parallel_rank() == 0
     return np.array(backend.agree((totals if counts else totals * 0).tolist(), "sum"))
 

@@ -23,7 +23,7 @@ from megatron_adapt.engine.backend import Layout
 from megatron_adapt.engine.batches import Batch, Batches
 from megatron_adapt.engine.checkpoint import Checkpoint, Position
 from megatron_adapt.engine.chunks import chunks, run
-from megatron_adapt.engine.losses import language_model_loss, micro_batches, regularize
+from megatron_adapt.engine.losses import language_model_loss, micro_batches, regularize, row_shape
 from megatron_adapt.engine.metrics import Metrics
 from megatron_adapt.errors import CheckpointError, ConfigError
 from megatron_adapt.families import find_family
@@ -263,12 +263,9 @@ class _Run:
         for chunk in chunks(self.model):
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
-        positions = phase.sequence_length * phase.micro_batch_size
-        # Documents kept apart lie in one row, whatever samples they are of.
-        shape = (phase.sequence_length, phase.micro_batch_size) if batch.lengths is None else (positions, 1)
         seeds = noise.seeds(phase, self.job.seed, position.step)
         parts = partial(micro_batches, batch, self._scale(batch), phase.restart_positions, seeds)
-        outputs = run(self.forward_step, self.model, parts, len(batch.tokens), *shape, forward_only=False)
+        outputs = run(self.forward_step, self.model, parts, len(batch.tokens), *row_shape(batch), forward_only=False)
         optimizers.prepare(self.optimizer)
         groups = optimizers.group_norms(self.optimizer, self.bare) if self._shown(position.step + 1) else {}
         norm = optimizers.clip(self.optimizer, phase.optimizer.clip_grad)

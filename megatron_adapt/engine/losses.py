@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from megatron_adapt.config import Optimizer
-from megatron_adapt.engine import backend, noise
+from megatron_adapt.engine import backend, context, noise
 from megatron_adapt.engine.batches import Batch
 from megatron_adapt.engine.chunks import Chunks, chunks
 from megatron_adapt.engine.cross_entropy import LanguageModel
@@ -21,12 +21,12 @@ from megatron_adapt.engine.packing import Documents
 class MicroBatch:
     """What one forward pass reads, on the device: ``b`` samples of ``s`` positions, one below the other or in one row."""
 
-    inputs: Tensor  # [b, s]; with documents [1, b * s]
+    inputs: Tensor  # [b, s]; with documents [1, b * s], of which context-parallel ranks have a part each
     labels: Tensor  # as inputs
     positions: Tensor  # as inputs
     corpus: Tensor  # [b] which corpus each sample is of
     scale: float  # times the sum of the losses: what the schedule averages to the mean over the global batch's targets
-    weights: Tensor | None = None  # [b * s] 1 for what is to be predicted, 0 at the last token of a document
+    weights: Tensor | None = None  # of each sample's positions: 1 for what is to be predicted, 0 at the last token of a document
     documents: Documents | None = None
     seed: int | None = None  # of its random numbers, where a phase has noise
 
@@ -44,16 +44,35 @@ def micro_batches(
     where = backend.device()
     for number, (rows, kinds) in enumerate(zip(batch.tokens, batch.corpus)):
         rows, corpus = rows.to(where, non_blocking=True), kinds.to(where, non_blocking=True)
-        inputs, labels = rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
-        places = positions(inputs)
-        share = 1 / inputs.numel() if scale is None else scale
-        if batch.lengths is None:
-            yield MicroBatch(inputs, labels, places, corpus, share, seed=seeds(number))
+        count, length = kinds.numel(), rows.size(1) - 1
+        inputs, labels = context.mine(rows[:, :-1]).contiguous(), context.mine(rows[:, 1:]).contiguous()
+        places = context.mine(positions(rows[:, :-1]))
+        weights = None if batch.weights is None else context.mine(batch.weights[number]).to(where, non_blocking=True)
+        share = 1 / (count * length) if scale is None else scale
+        if not in_one_row(batch):
+            yield MicroBatch(inputs, labels, places, corpus, share, weights, seed=seeds(number))
             continue
-        documents = Documents.of(batch.lengths[number], inputs.size(1), where)
-        places = documents.within[None] if restart else places.reshape(1, -1)
-        weights = batch.weights[number].to(where, non_blocking=True).view(-1)
-        yield MicroBatch(inputs.view(1, -1), labels.view(1, -1), places, corpus, share, weights, documents, seeds(number))
+        documents = Documents.of((length,) * count if batch.lengths is None else batch.lengths[number], length, where)
+        places = documents.within if restart else places
+        inputs, labels, places = (tensor.reshape(1, -1) for tensor in (inputs, labels, places))
+        yield MicroBatch(inputs, labels, places, corpus, share, weights, documents, seeds(number))
+
+
+def in_one_row(batch: Batch) -> bool:
+    """Whether samples lie one behind the other: where documents are kept apart, and under context parallelism."""
+    return batch.lengths is not None or context.place()[1] > 1
+
+
+def row_shape(batch: Batch) -> tuple[int, int]:
+    """(length, rows) of the micro-batches' activations, before Megatron divides the length among ranks."""
+    _, rows, length = batch.tokens[..., 1:].shape
+    return (rows * length, 1) if in_one_row(batch) else (length, rows)
+
+
+def forward(model: nn.Module, micro: MicroBatch) -> Tensor:
+    """Losses of each position, shaped as the inputs; of a stage before the last what it hands on."""
+    packed = {} if micro.documents is None else {"packed_seq_params": micro.documents}
+    return model(micro.inputs, micro.positions, None, labels=micro.labels, **packed)
 
 
 def positions(tokens: Tensor) -> Tensor:
@@ -67,9 +86,7 @@ def language_model_loss(num_corpora: int) -> Callable:
         micro = next(batches)
         if micro.seed is not None:
             noise.begin(model, micro.seed)
-        packed = {} if micro.documents is None else {"packed_seq_params": micro.documents}
-        losses = model(micro.inputs, micro.positions, None, labels=micro.labels, **packed)
-        return losses, partial(_mean, micro, num_corpora)
+        return forward(model, micro), partial(_mean, micro, num_corpora)
 
     return forward_step
 

@@ -88,6 +88,7 @@ def _transformer_config(
         hidden_dropout=dropout.hidden,
         attention_dropout=dropout.attention,
         tensor_model_parallel_size=layout.tensor,
+        context_parallel_size=layout.context,
         pipeline_model_parallel_size=layout.pipeline,
         virtual_pipeline_model_parallel_size=layout.virtual_pipeline if layout.virtual_pipeline > 1 else None,
         # Of 2 ranks each is before and behind the other: sent together, what goes forward and what goes back are mistaken for

@@ -3,8 +3,9 @@
 Each rank has two streams of random numbers, Megatron's: one for what tensor-parallel ranks hold copies of, the same on
 all of them, and one that is its own, for its heads and, under sequence parallelism, its positions. Both begin anew with
 each micro-batch at each stage of the pipeline, by the seed, the phase, the step and the micro-batch's number in the
-global batch. So a run that is resumed draws what it would have drawn, with nothing saved; the number of data-parallel
-ranks changes nothing; and what the backward pass computes again finds the streams as they were, which Megatron keeps.
+global batch; context-parallel ranks, which have other positions, add their number. So a run that is resumed draws what
+it would have drawn, with nothing saved; the number of data-parallel ranks changes nothing; and what the backward pass
+computes again finds the streams as they were, which Megatron keeps.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from megatron.core import parallel_state
 from megatron.core.utils import get_attr_wrapped_model
 from megatron_adapt.config import Dropout, Phase
-from megatron_adapt.engine import backend
+from megatron_adapt.engine import backend, context
 from megatron_adapt.engine.chunks import chunks
 from megatron_adapt.engine.packing import Documents
 
@@ -37,7 +38,7 @@ def begin(model: nn.Module, seed: int) -> None:
     """Begin this rank's streams for a micro-batch that goes through ``model`` next, a wrapped stage."""
     chunk = get_attr_wrapped_model(model, "vp_stage", allow_none=True) or 0
     stage = chunk * parallel_state.get_pipeline_model_parallel_world_size() + parallel_state.get_pipeline_model_parallel_rank()
-    backend.begin_random_numbers(_hash(seed, stage))
+    backend.begin_random_numbers(_hash(seed, stage, context.place()[0]))
 
 
 def add(model: nn.Module, phase: Phase) -> None:

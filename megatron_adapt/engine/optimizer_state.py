@@ -167,7 +167,7 @@ def _whole(single: Any, slot: Slot, name: str, loading: bool) -> Tensor:
     whole = torch.zeros(size + size % 2, dtype=dtype, device=slot.parameter.device)  # two bf16 to an integer below
     if slot.updated is not None:
         whole[slot.range] = _moment(single, slot, name)
-    group = parallel_state.get_data_parallel_group()
+    group = parallel_state.get_data_parallel_group(with_context_parallel=True)
     first = dist.get_process_group_ranks(group)[0]
     # As integers: every bit has one owner and zeros elsewhere; in floating point a sum would turn -0 into 0.
     dist.reduce(whole.view(torch.int32), first, group=group)

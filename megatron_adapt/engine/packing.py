@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from megatron.core.packed_seq_params import PackedSeqParams
+from megatron_adapt.engine import context
 
 
 @dataclass
@@ -19,28 +20,61 @@ class Documents(PackedSeqParams):
     """What Megatron hands to every layer of every pipeline stage and tensor rank, and what our attention needs besides.
 
     Attributes:
-        lengths: of the documents in the row, in their order.
         within: int64 ``[tokens]``, the place of each token in its document.
         sizes: int64 ``[tokens]``, how many tokens that document has.
+        lengths: of the runs of tokens in the row that are of one document, in their order: of whole documents, unless
+            context-parallel ranks have a part of the row each.
+        seen: of each run, how many tokens of its document it sees: those before it, and itself.
+        keys: which rows of all ranks' keys these are, run by run; None: the runs are whole documents.
     """
 
-    lengths: tuple[int, ...] = ()
     within: Tensor | None = None
     sizes: Tensor | None = None
+    lengths: tuple[int, ...] = ()
+    seen: tuple[int, ...] = ()
+    keys: Tensor | None = None
 
     @classmethod
-    def of(cls, lengths: Sequence[int], longest: int, device: torch.device) -> Documents:
-        """``longest``: no document is longer; the same at every step, so that no kernel has to be chosen anew."""
-        ends = torch.tensor([0, *lengths]).cumsum(0)
-        counts = torch.tensor(lengths)
-        within = torch.arange(int(ends[-1])) - torch.repeat_interleave(ends[:-1], counts)
-        bounds = ends.to(device, torch.int32)
+    def of(cls, lengths: Sequence[int], sample: int, device: torch.device) -> Documents:
+        """This rank's part of a row of samples.
+
+        Args:
+            lengths: of the documents in the row.
+            sample: no document is longer; the same at every step, so that no kernel has to be chosen anew. Context-parallel ranks
+                cut samples of so many tokens, and no document goes on in another one.
+        """
+        chunks = context.chunks(sample)
+        runs: list[tuple[int, int, int, int]] = []  # begin and end of a run in the whole row; begin and length of its document
+        begin = 0
+        for length in lengths:
+            first, end = begin - begin % sample, begin + length
+            parts = [(max(begin, first + chunk.start), min(end, first + chunk.stop)) for chunk in chunks]
+            runs += [(low, high, begin, length) for low, high in (parts if len(chunks) > 1 else [(begin, end)]) if low < high]
+            begin = end
+        own, seen = tuple(high - low for low, high, _, _ in runs), tuple(high - begin for _, high, begin, _ in runs)
+        keys = None
+        if len(chunks) > 1:
+            places = _counted([begin for _, _, begin, _ in runs], seen)
+            keys = context.rows(places, sample, sum(lengths) // sample).to(device)
         return cls(
-            qkv_format="thd", cu_seqlens_q=bounds, cu_seqlens_kv=bounds, max_seqlen_q=longest, max_seqlen_kv=longest,
-            lengths=tuple(lengths), within=within.to(device), sizes=torch.repeat_interleave(counts, counts).to(device),
+            qkv_format="thd", cu_seqlens_q=_bounds(own, device), cu_seqlens_kv=_bounds(seen, device),
+            max_seqlen_q=len(chunks[0]), max_seqlen_kv=sample,
+            within=_counted([low - begin for low, _, begin, _ in runs], own).to(device),
+            sizes=torch.repeat_interleave(torch.tensor([length for *_, length in runs]), torch.tensor(own)).to(device),
+            lengths=own, seen=seen, keys=keys,
         )  # fmt: skip
 
     def apart(self, attend: Callable[[Tensor, Tensor, Tensor], Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """``attend`` on each document alone; ``q [1, heads, tokens, d]``, ``k, v [1, groups, tokens, d]`` -> as ``q``."""
-        parts = zip(*(tensor.split(self.lengths, dim=2) for tensor in (q, k, v)))
+        """``attend`` on each run alone; ``q [1, heads, tokens, d]``, ``k, v [1, groups, tokens seen, d]`` -> as ``q``."""
+        parts = zip(q.split(self.lengths, dim=2), k.split(self.seen, dim=2), v.split(self.seen, dim=2))
         return torch.cat([attend(*part) for part in parts], dim=2)
+
+
+def _bounds(lengths: Sequence[int], device: torch.device) -> Tensor:
+    return torch.tensor([0, *lengths]).cumsum(0).to(device, torch.int32)
+
+
+def _counted(firsts: Sequence[int], lengths: Sequence[int]) -> Tensor:
+    """For each run its first number and those that follow."""
+    ends, counts = torch.tensor(lengths).cumsum(0), torch.tensor(lengths)
+    return torch.arange(int(ends[-1])) + torch.repeat_interleave(torch.tensor(firsts) - ends + counts, counts)

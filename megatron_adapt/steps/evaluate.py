@@ -36,8 +36,7 @@ def run(
         # Every rank takes the whole model, and its share of the text.
         layout = Layout()
     length = min(length or shape.max_position_embeddings, shape.max_position_embeddings)
-    if layout.sequence:
-        length -= length % layout.tensor
+    length -= length % layout.multiple
     tokenizer = Tokenizer.load(opened.path if is_hf else opened.hf)
     results = {}
     with backend.session(layout, seed=0):

@@ -22,7 +22,7 @@ from megatron_adapt.vocab.surgery import check_tokenizer
 if TYPE_CHECKING:
     from megatron_adapt.families import ModelShape
 
-WORLD = {"size": 1, "tensor": 1, "pipeline": 1}
+WORLD = {"size": 1, "tensor": 1, "context": 1, "pipeline": 1}
 
 
 def run(

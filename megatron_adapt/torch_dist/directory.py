@@ -99,7 +99,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path}: damaged checkpoint: {'; '.join(problems)}. Use an earlier one or repeat the phase.")
     config = json.loads((path / "hf" / "config.json").read_text())
     position = Position(**mark["position"] | {"history": History(**mark["position"].get("history", {}))})
-    return Checkpoint(path, position, mark["world"], config)
+    return Checkpoint(path, position, {"context": 1} | mark["world"], config)  # of which older checkpoints say nothing
 
 
 def resolve(path: Path) -> Checkpoint:
@@ -146,7 +146,7 @@ def step_folder(folder: Path, step: int) -> Path:
 def seal(partial: Path, final: Path, position: Position, world: dict[str, int]) -> None:
     """Add the mark with every file's size, flush, and give the directory its name, replacing what has it.
 
-    ``partial`` holds everything else by now, ``hf/`` included; ``world``: sizes ``{size, tensor, pipeline}`` of the run.
+    ``partial`` holds everything else by now, ``hf/`` included; ``world``: sizes ``{size, tensor, context, pipeline}`` of the run.
     """
     files = {str(p.relative_to(partial)): p.stat().st_size for p in sorted(partial.rglob("*")) if p.is_file()}
     mark = {"format": FORMAT, "position": asdict(position), "world": world, "files": files}

@@ -102,12 +102,15 @@ def test_tensor_parallel_ranks_drop_their_own_heads_and_the_same_activations(dra
     assert len(whole([first, second], "attention")) == 2 * STEPS_DRAWN * MICRO_BATCHES * LAYERS
 
 
-@pytest.mark.parametrize("layout, embeddings, layers", [("TP2+SP", 2, 8), ("PP2", 1, 4), ("PP2xVP2", 1, 4)])
-def test_ranks_with_other_positions_or_layers_draw_their_own(drawn, layout, embeddings, layers):
+@pytest.mark.parametrize(
+    "layout, embeddings, layers, parts", [("TP2+SP", 2, 8, 1), ("PP2", 1, 4, 1), ("PP2xVP2", 1, 4, 1), ("CP2", 2, 8, 4)]
+)
+def test_ranks_with_other_positions_or_layers_draw_their_own(drawn, layout, embeddings, layers, parts):
+    """``parts``: of a micro-batch that attention takes one by one."""
     times, draws = STEPS_DRAWN * MICRO_BATCHES, drawn(layout)[1]
     counts = {name: len(whole(draws, name)) for name in NAMES}
     assert counts == {
-        "hidden": times * layers * 2, "attention": times * layers, "embedding": times * embeddings, "noise": times * embeddings
+        "hidden": times * layers * 2, "attention": times * layers * parts, "embedding": times * embeddings, "noise": times * embeddings
     }  # fmt: skip
 
 

@@ -28,6 +28,7 @@ def kept(world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ou
     ("TP2+SP", "selective", "all"),
     ("TP2xPP2", "full", "all"),
     ("PP2xVP2", "selective", "all"),
+    ("CP2", "full", "all"),
     # Under a frozen embedding no input has a gradient: what is computed again of it would give its weights none.
     ("one", "full", MLPS),
 ])  # fmt: skip

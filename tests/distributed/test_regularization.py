@@ -45,7 +45,7 @@ def test_cross_entropy_is_that_of_torch(ranks, rows, z):
 def test_trained_in_every_layout(world: World, tmp_path: Path):
     settings = {"optimizer": {"lr": 3e-3, "z_loss": Z, "embedding_gradient": 0.2}, "start": "tied"}
     one = world.train(tmp_path / "one", **settings)
-    for name in ("TP2+SP", "PP2"):
+    for name in ("TP2+SP", "PP2", "CP2"):
         run = world.train(tmp_path / name, *LAYOUTS[name], **settings)
         assert run.losses == pytest.approx(one.losses, rel=1e-5) and run.norms == pytest.approx(one.norms, rel=1e-5)
     plain = world.train(tmp_path / "plain", start="tied")

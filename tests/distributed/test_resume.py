@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -33,12 +34,30 @@ RELATIVE = 1e-5  # of losses in another layout (float32; sums are taken in anoth
     [
         ("one", "fp32", 2), ("one", "bf16-mixed", 4), ("TP2xPP2", "fp32", 2), ("DP2", "fp32", 4),
         ("DP2+DO", "fp32", 2), ("TP2xDP2+DO", "bf16-mixed", 4), ("PP2xVP2", "bf16-mixed", 2),
+        ("CP2+DO", "bf16-mixed", 4),
     ],
 )  # fmt: skip
 def test_resumed_within_a_phase_is_uninterrupted(world: World, uninterrupted, tmp_path: Path, layout, precision, step):
     reference = uninterrupted(layout, precision)
     folder = interrupted_after(step, reference, tmp_path / "run")
     assert_identical(world.train(folder, *LAYOUTS[layout], precision=precision, **STEPS), reference)
+
+
+def test_a_checkpoint_from_before_context_parallelism(world: World, uninterrupted, tmp_path: Path):
+    """Its ranks are those of now, so that they take their random numbers from it."""
+    folder = interrupted_after(2, uninterrupted("one"), tmp_path / "run")
+    mark = folder / "step_00000002" / checkpoint.MARK
+    content = json.loads(mark.read_text())
+    del content["world"]["context"]
+    mark.write_text(json.dumps(content))
+    states = []
+
+    def resume() -> int:
+        backend.set_rng_state = states.append
+        run_job(world.job(folder, Layout(), phase(**STEPS), world.imported("untied")))
+        return len(states)
+
+    assert on_ranks(1, resume) == [1]
 
 
 def test_resumed_with_a_distributed_momentum(world: World, tmp_path: Path):
@@ -106,6 +125,9 @@ def test_resumed_at_the_boundary_of_phases(world: World, tmp_path: Path):
         ("TP2", "PP2xDP2+DO", "all"),
         ("PP2xDP2+DO", "DP2+DO", "output"),
         ("PP2xVP2", "TP2", "all"),
+        ("CP2+DO", "one", "all"),
+        ("one", "CP2", "all"),
+        ("CP2", "TP2", "output"),
         ("DP2", "PP2xVP2xDP2+DO", "all"),
         ("PP2", "PP2xVP2", "output"),
         ("PP2", "TP2", "output"),

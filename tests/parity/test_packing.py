@@ -104,14 +104,20 @@ def test_every_document_is_as_if_alone(tmp_path: Path, name):
 
 
 def varlen_by_mask(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1), enable_gqa=False):
-    """``torch.nn.attention.varlen.varlen_attn``, which runs on GPUs only, as its documentation says it computes."""
-    assert cu_seq_q.dtype == torch.int32 and torch.equal(cu_seq_q, cu_seq_k) and window_size[1] == 0
-    assert (enable_gqa or query.size(1) == key.size(1)) and max_q == max_k >= int(cu_seq_q.diff().max())
-    place = torch.arange(len(query))
-    number = torch.searchsorted(cu_seq_q.long(), place, right=True)
-    distance = place[:, None] - place
-    seen = (number[:, None] == number) & (distance >= 0)
-    seen &= distance <= (window_size[0] if window_size[0] >= 0 else len(query))
+    """``torch.nn.attention.varlen.varlen_attn``, which runs on GPUs only, as its documentation says it computes.
+
+    Of fewer queries than keys, as there are beside a cache of keys, the last of both are of one position.
+    """
+    assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32 and window_size[1] == 0
+    assert (cu_seq_q[-1], cu_seq_k[-1]) == (len(query), len(key)) and bool((cu_seq_q.diff() <= cu_seq_k.diff()).all())
+    assert (enable_gqa or query.size(1) == key.size(1)) and max_q >= int(cu_seq_q.diff().max()) and max_k >= int(cu_seq_k.diff().max())
+    places, numbers = [], []
+    for rows, bounds in ((query, cu_seq_q), (key, cu_seq_k)):
+        numbers.append(torch.searchsorted(bounds.long(), torch.arange(len(rows)), right=True))
+        places.append(torch.arange(len(rows)) - bounds.long()[numbers[-1]])  # from the end
+    distance = places[0][:, None] - places[1]
+    seen = (numbers[0][:, None] == numbers[1]) & (distance >= 0)
+    seen &= distance <= (window_size[0] if window_size[0] >= 0 else len(key))
     key, value = (tensor.repeat_interleave(query.size(1) // key.size(1), dim=1) for tensor in (key, value))
     scores = torch.einsum("qhd,khd->hqk", query, key) * scale
     return torch.einsum("hqk,khd->qhd", scores.masked_fill(~seen, -math.inf).softmax(-1), value)

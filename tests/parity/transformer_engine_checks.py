@@ -14,7 +14,8 @@ from worlds import (
 )  # fmt: skip
 
 from megatron_adapt.engine import backend, checkpoint, convert, fp8, model as models, optimizer as optimizers
-from megatron_adapt.engine.losses import positions
+from megatron_adapt.engine.batches import Batch
+from megatron_adapt.engine.losses import forward, micro_batches, positions
 from megatron_adapt.errors import ConfigError
 from megatron_adapt.families import families, find_family
 from megatron_adapt.hf.directory import HFDirectory
@@ -91,6 +92,20 @@ def test_a_checkpoint_of_either_loads_into_the_other(tmp_path: Path, family, con
     assert all((found[layers] - expected).abs().max() < 1e-4 for layers in ("te", "torch"))
     of_te, of_torch = tensors(tmp_path / "te"), tensors(tmp_path / "torch")
     assert set(of_te) == set(of_torch) and all(same_bits(of_te[name], of_torch[name]) for name in of_te)
+
+
+def test_context_parallel_ranks_attend_in_torch(tmp_path: Path, transformer_engine):
+    """Its attention takes documents of some lengths only when their parts lie on several ranks; everything else stays its own."""
+    path = made(tmp_path / "hf", "llama", "gqa")
+
+    def run() -> tuple[set[str], str]:
+        model, shape = hf_model(path, Layout(context=2))
+        batch = Batch(tokens()[None, :, :25], torch.zeros(1, 2).long())
+        forward(model, next(micro_batches(batch)))
+        return set(transformer_engine.used), backend.layers(shape)
+
+    for used, words in on_ranks(2, run):
+        assert used == {FUSED, ROW, "RMSNorm"} and words == "Transformer Engine; attention in plain torch: context parallelism"
 
 
 WIDE = {"intermediate_size": 48}  # fp8 takes multiples of 16

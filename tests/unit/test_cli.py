@@ -245,7 +245,7 @@ def test_a_tokenizer_with_more_ids_than_the_model_has_rows(run: Run) -> None:
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        ("run recipe.yaml --nproc 3", "--nproc 3 is no multiple of parallel.tensor x parallel.pipeline = 2: start a multiple"),
+        ("run recipe.yaml --nproc 3", "--nproc 3 is no multiple of parallel.tensor x parallel.context x parallel.pipeline = 2: start a multiple"),
         ("run recipe.yaml --nproc 0", "parallel.data: must be at least 1, got 0"),
         ("plan recipe.yaml --nnodes 3", "2 ranks cannot be spread over --nnodes 3"),
         ("run recipe.yaml --launcher fork --nnodes 2", "--launcher fork starts the ranks of one machine; --nnodes 2 needs torchrun"),

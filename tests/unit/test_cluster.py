@@ -91,8 +91,38 @@ def test_where_nothing_fits_it_says_what_would() -> None:
     assert "What would fit:" in message and "8 nodes" in message
     with pytest.raises(ConfigError, match=r"What would fit: recompute: full; or precision: bf16-true; or 2 nodes"):
         list(clusters.lines(phases("8b", recompute="none", sequence_length=8192), "bf16-mixed", clusters.parse("gpus=2,gpu=h100")))
-    with pytest.raises(ConfigError, match=r"no layout of 8 GPUs divides .* multiple of micro_batch_size x 8"):
-        list(clusters.lines([(b, p, one) for b, p, one in phases("1b", batch_size=1) for one in [tiny_shape()]], "fp32", clusters.parse("gpu=h100")))
+    with pytest.raises(ConfigError, match=r"no layout of 8 GPUs divides .* multiple of micro_batch_size x 8, a sequence_length that is one of 16"):
+        ((branch, phase, _),) = phases("1b", batch_size=1, sequence_length=4095)
+        list(clusters.lines([(branch, phase, tiny_shape())], "fp32", clusters.parse("gpu=h100")))
+
+
+def test_sequences_are_cut_where_nothing_else_fits() -> None:
+    assert best("8b", "gpus=8,gpu=h100", sequence_length=32768, batch_size=8).parallel.context == 1
+    long = best("8b", "nodes=4,gpus=8,gpu=h100", sequence_length=131072, batch_size=32, recompute="none")
+    assert long.parallel.context > 1 and long.memory < 80 * 2**30
+    assert "parallel.context=" in clusters.overrides(long.parallel) and "context" not in clusters.overrides(Parallel())
+    # A batch of one sequence for a model that can be split neither way.
+    ((branch, phase, _),) = phases("1b", batch_size=1)
+    fitting, _ = clusters.ranked([(branch, phase, tiny_shape())], "bf16-mixed", Cluster(1, 8, "h100"), 0.4)
+    lonely = fitting[0].parallel
+    assert (lonely.context, lonely.data, lonely.distributed_optimizer) == (8, 1, True)
+    # 1,056 positions cannot be cut into twice as many parts as ranks, or not into multiples of 32 for fp8.
+    for precision, expected in (("bf16-mixed", {2, 4, 8}), ("fp8-current", set())):
+        cut = clusters.layouts(phases("1b", sequence_length=1056), precision, Cluster(1, 8, "h100"), contexts=True)
+        assert {one.context for one in cut if one.tensor == 1} == expected
+
+
+def test_the_work_of_context_ranks_by_hand() -> None:
+    """Half of the computation each, and two thirds of what is more goes for keys and values under full recomputation."""
+    ((_, phase, model),) = phases("1b", sequence_length=32768)
+    head = model.vocab_size * model.hidden_size
+    flops = 256 * 32768 * (estimate.flops_per_token(model, 32768) * 4 / 3 - 2 * head + 2 * head) / 2
+    keys = 256 * 3 * 16 * (clusters.LATENCY + 2 * 32768 * 2 * 512 / 2 / (450e9 * 0.8))
+    sums = clusters.LATENCY + 4 * model.num_parameters() / (450e9 * 0.8)
+    update = 2 * 18 * model.num_parameters() / 3.35e12
+    found = seconds("1b", Parallel(context=2), sequence_length=32768)
+    assert found == pytest.approx(flops / (989e12 * 0.4) + keys + sums + update)
+    assert seconds("1b", Parallel(), sequence_length=32768) / found > 1.9
 
 
 def tiny_shape() -> ModelShape:

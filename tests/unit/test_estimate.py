@@ -55,6 +55,21 @@ def test_memory() -> None:
     assert estimate.memory_per_rank(whole, Parallel(), settings, "fp32") == 16 * parameters + positions * H * 68 * 2 + logits
 
 
+def test_context_ranks_have_a_part_of_the_positions_and_all_keys() -> None:
+    whole, positions, logits = shape(), 2 * 32, 8 * VOCABULARY
+    for recompute, kept, layers in (("none", 34 * 2, 2), ("full", 2 * 2 + 34, 1)):
+        settings = phase(micro_batch_size=2, recompute=recompute)
+        found = estimate.memory_per_rank(whole, Parallel(context=2), settings, "bf16-mixed")
+        keys = layers * 2 * 2 * K * positions * 1.25
+        assert found == 18 * whole.num_parameters() + positions / 2 * (H * kept + logits) + keys
+    shared = Parallel(context=4, distributed_optimizer=True)
+    less = [estimate.memory_per_rank(whole, one, settings, "bf16-mixed") for one in (Parallel(context=4), shared)]
+    assert less[0] - less[1] == (12 - 12 / 4) * whole.num_parameters()
+    sizes = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    split = [estimate.gathered_bytes(shape(**sizes), Parallel(tensor=tensor, context=2), settings, 2) for tensor in (1, 2)]
+    assert split == [2 * 2 * K * positions, 2 * K * positions]
+
+
 def test_an_interleaved_pipeline_keeps_more_activations() -> None:
     settings, positions = phase(batch_size=8, micro_batch_size=1), 32
     plain, interleaved = (

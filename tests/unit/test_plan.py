@@ -59,6 +59,8 @@ def test_from_scratch_with_a_swap() -> None:
         ("base", "before"), ("copy", "vocabulary swapped"), ("copy", "phase embeddings"), ("copy", "phase full"),
     ]  # fmt: skip
     assert {step.verb for step in built.steps if step.ranks == 2} == {"train", "evaluate"}
+    more = build("parallel.context=2")
+    assert {step.verb for step in more.steps if step.ranks == 4} == {"train", "evaluate"} and names(more) == SCRATCH
     assert {step.verb for step in built.steps if step.resumable} == {"preprocess", "train"}
     assert built.step("copy/full").output == Path("out/copy/full")
     assert built.step("export").output == Path("out/model")
