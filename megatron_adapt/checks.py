@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Iterator, Sequence
 
 from megatron_adapt import recipe as recipes, schedule
-from megatron_adapt.analysis import cluster as clusters, estimate
+from megatron_adapt.analysis import allocation, cluster as clusters, estimate
 from megatron_adapt.config import Dropout, Parallel, Phase, Recipe, TokenizerChoice
 from megatron_adapt.config_types import selected_layers
 from megatron_adapt.data.sources import HUB, find_files
@@ -166,9 +166,32 @@ def summary(plan: Plan) -> Iterator[str]:
     recipe = plan.recipe
     for row in estimate.rows(check(plan), recipe.parallel, recipe.precision, _known_tokens(plan)):
         yield f"{row.pop('phase')}: " + ", ".join(f"{key} {value}" for key, value in row.items())
+    yield from _repeats(plan)
     yield from _dropout(recipe)
     yield from _disk(plan)
     yield f"{len(plan.steps)} steps, {recipe.parallel.world_size} ranks, output in {Path(recipe.output)}"
+
+
+def _repeats(plan: Plan) -> Iterator[str]:
+    """Corpora that are read more than once over all phases, as far as their tokens are known, and what that is worth."""
+    recipe, known = plan.recipe, _known_tokens(plan)
+    scratch = recipe.model.from_scratch
+    for branch, phases in (("base", scratch.phases if scratch else []), ("adapted", recipe.phases)):
+        sizes = {name: corpus.unique_tokens for name, corpus in recipe.data.items() if corpus.unique_tokens} | known[branch]
+        read: dict[str, float] = {}
+        for phase in phases:
+            try:
+                steps = recipes.steps(phase, known[branch])
+            except KeyError:
+                break  # epochs of a corpus that is not tokenized yet
+            total = phase.samples(steps) * phase.sequence_length
+            for name, weight in phase.data.items():
+                read[name] = read.get(name, 0) + total * weight / sum(phase.data.values())
+        else:
+            for name, tokens in read.items():
+                size = sizes.get(name)
+                if isinstance(size, int) and tokens > 1.05 * size:  # of chats the size hangs on how they are packed
+                    yield f"{branch}: {name}: {allocation.repeats(tokens, size)}"
 
 
 def advice(plan: Plan, cluster: str, measured: Path | None) -> Iterator[str]:

@@ -98,8 +98,11 @@ def test_check_knows_epochs_once_the_corpus_is_tokenized(run: Run) -> None:
         path.mkdir(parents=True)
         (path / "receipt.json").write_text(json.dumps({"metrics": {"tokens": tokens}}))
     lines = untouched(run, "check", recipe, *epochs).succeeded().out.splitlines()
-    assert "steps 20, tokens 2,560" in lines[-3]
-    assert "steps 10, tokens 1,280" in lines[-5]
+    assert "steps 20, tokens 2,560" in lines[-5]
+    assert "steps 10, tokens 1,280" in lines[-7]
+    assert [line.split(";")[0] for line in lines[-4:-2]] == [
+        "adapted: german: 3.13 epochs of 900 tokens", "adapted: english: 1.35 epochs of 380 tokens"
+    ]  # fmt: skip
 
 
 def test_check_tells_that_the_disk_is_too_small(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

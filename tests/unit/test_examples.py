@@ -75,3 +75,8 @@ def test_check_accepts_it(place: Path, case: str, monkeypatch: pytest.MonkeyPatc
     assert load([place / "dumped.yaml"], methods=methods.checks()) == built.recipe
     parameters = int(lines[0].split("parameters ")[1].split(", steps")[0].replace(",", ""))
     assert parameters == pytest.approx(size, rel=0.02)
+    repeats = [line for line in lines if " epochs of " in line]
+    assert len(repeats) == ("scratch-repeated-data" in case)
+    if repeats and "146m" not in case:
+        told = "adapted: c4: 4 epochs of 13.8B tokens; the repeated 41.3B are worth 37.5B new ones, one more 0.82 (law fitted"
+        assert repeats[0].startswith(told)

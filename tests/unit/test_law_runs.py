@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from megatron_adapt.analysis import law_runs
+from harness import ROOT
+from megatron_adapt.analysis import law_evidence as evidence, law_runs
 from megatron_adapt.analysis.law_runs import Run
+from megatron_adapt.analysis.scaling_law import PUBLISHED
 from megatron_adapt.errors import DataError
 from megatron_adapt.steps.trained_runs import read_run
 
@@ -57,6 +59,21 @@ def test_tables_that_are_wrong(tmp_path: Path, name: str, text: str, told: list[
         assert words in str(error.value)
     with pytest.raises(DataError, match="cannot be read"):
         law_runs.read(tmp_path / "absent.csv")
+
+
+def test_the_published_runs() -> None:
+    """The published constants describe them as badly as is known, the penalty form better."""
+    runs = law_runs.gather(law_runs.read(ROOT / "examples" / "scratch-repeated-data" / "published_runs.csv"))
+    assert len(runs) == 296 and runs.ranges["tokens"] == (1e8, 9e11)
+    assert evidence.of_law(PUBLISHED["c4"], runs).r2 == pytest.approx(0.447, abs=0.001)
+    assert evidence.of_law(PUBLISHED["c4-penalty"], runs).r2 == pytest.approx(0.731, abs=0.001)
+    gentle = runs.part((runs.epochs < 4.5) & (runs.parameters > 2e9) & (runs.tokens > 5e10))
+    assert evidence.of_law(PUBLISHED["c4"], gentle).log_rmse > 0.07 > 0.02 > evidence.of_law(PUBLISHED["c4-penalty"], gentle).log_rmse
+    measured = {28e9: 2.579 / 2.574, 14e9: 2.589 / 2.574, 9e9: 2.611 / 2.574, 4e9: 2.696 / 2.574}
+    for unique, ratio in measured.items():  # of one run to another both are right
+        for name in ("c4", "c4-penalty"):
+            law = PUBLISHED[name]
+            assert law.loss(2.81e9, 55e9, unique) / law.loss(2.81e9, 55e9) == pytest.approx(ratio, abs=0.007)
 
 
 # --------------------------------------------------------------------------------------------------- recipes' outputs
