@@ -20,6 +20,7 @@ from megatron_adapt.families.rules import header_problems
 from megatron_adapt.hf.directory import HFDirectory
 from megatron_adapt.hf.weights import weights_file
 from megatron_adapt.plan import Plan
+from megatron_adapt.steps import harness
 from megatron_adapt.steps.receipt import read
 from megatron_adapt.vocab.surgery import check_tokenizer
 
@@ -75,6 +76,8 @@ def check(plan: Plan) -> list[tuple[str, Phase, ModelShape]]:
         problems += _phase_problems(phase, shape)
         narrow = shape.fp8_problems(phase.precision or recipe.precision, parallel.tensor)
         problems += [f"phase '{phase.name}': {text}" for text in narrow]
+    if recipe.evaluation.harness is not None:
+        problems += harness.problems(recipe.evaluation.harness)
     problems += _template_problems(plan)
     problems += _weight_problems(recipe, before)
     length = recipe.evaluation.sequence_length

@@ -176,12 +176,24 @@ class Parallel(Strict):
         return self.model_ranks * self.data
 
 
+class Harness(Strict):
+    """Tasks of EleutherAI's lm-evaluation-harness, on the model before and after."""
+
+    tasks: list[Text] = Field(min_length=1, description="names of tasks or groups, as the harness has them")
+    folder: Text | None = Field(None, description="folder with tasks of one's own (.yaml)")
+    num_fewshot: Annotated[Integer, Field(ge=0)] | None = Field(None, description="examples in front of a question; null: the task's")
+    limit: Count | None = Field(None, description="only so many questions of a task, to try things out; null: all")
+    batch_size: Count = Field(8, description="questions at a time")
+    apply_chat_template: Switch = Field(False, description="put questions as chats, by the tokenizer's template")
+
+
 class Evaluation(Strict):
-    """Bits per byte on held-out text."""
+    """Bits per byte on held-out text, and tasks."""
 
     corpora: list[Text] | None = Field(None, description="corpora to evaluate on; null: all with held-out text")
     max_bytes: Bytes | None = Field(200_000, description="text used per corpus; null uses all")
     sequence_length: Count | None = Field(None, description="tokens per window; null: as in training")
+    harness: Harness | None = Field(None, description="tasks on which the models before and after are compared")
 
 
 class Export(Strict):
@@ -205,7 +217,7 @@ class Recipe(Strict):
     precision: Precision = Field("bf16-mixed", description="arithmetic of training")
     backend: Literal["auto", "te", "torch"] = Field("auto", description="whose layers, and AdamW, a GPU computes with")
     phases: list[Phase] = Field(min_length=1, description="the phases of training, in order")
-    evaluation: Evaluation = Field(default_factory=Evaluation, description="what is measured on held-out text")
+    evaluation: Evaluation = Field(default_factory=Evaluation, description="what is measured")
     export: Export = Field(default_factory=Export, description="the exported model")
 
 

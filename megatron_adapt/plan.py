@@ -6,6 +6,7 @@
     METHOD/{swapped,imported,PHASE}   one branch for each vocabulary method; `adapted` where the vocabulary stays
     model                             the Hugging Face directory of the recipe's own method
     evaluation/STAGE                  bits per byte of every stage
+    harness/{before,after}            answers to the questions of tasks, where the recipe names some
     report                            table, report.md, report.png
 """
 
@@ -21,6 +22,7 @@ from megatron_adapt.config_chats import learnt_last
 from megatron_adapt.data.sources import files_of, reading
 from megatron_adapt.errors import ConfigError
 from megatron_adapt.hf.tokenizer import COMPANIONS
+from megatron_adapt.plan_tasks import tasks_step
 from megatron_adapt.plan_vocabulary import swap_step
 from megatron_adapt.steps.receipt import Step, beside, read
 from megatron_adapt.steps.reporter import Reporter
@@ -61,6 +63,7 @@ class _Builder:
         self.output = Path(recipe.output)
         self.plan = Plan(recipe)
         self.held_out: dict[str, Path] = {}
+        self.asked: dict[str, Path] = {}  # steps that ask questions, by "before" and "after"
         self.evaluated = recipes.evaluated_corpora(recipe)
         phases = [*recipe.phases, *self._base_phases()]
         self.length = recipe.evaluation.sequence_length or max(phase.sequence_length for phase in phases)
@@ -84,11 +87,12 @@ class _Builder:
                     self._preprocess(kind, name, folder)
         base = self._base(base_tokenizer)
         self._evaluate(Stage("base", "before", base, "evaluation/base"))
+        self._ask("before", base)
         branches = [vocabulary.method, *vocabulary.compare] if vocabulary else ["adapted"]
         for number, branch in enumerate(branches):
             last = self._branch(branch, base, tokenizer, final)
             if number == 0:
-                self._export("export", last, self.output / "model")
+                self._ask("after", self._export("export", last, self.output / "model"))
         self._report()
         return self.plan
 
@@ -341,13 +345,18 @@ class _Builder:
         )
         self.plan.stages.append(stage)
 
+    def _ask(self, when: str, model: Path) -> None:
+        if self.recipe.evaluation.harness is not None:
+            self.asked[when] = self._take(tasks_step(self.recipe, when, model))
+
     def _report(self) -> None:
         curves = {step.name: step.output for step in self.plan.steps if step.verb == "train"}
 
         def action(output: Path, reporter: Reporter) -> dict[str, Any]:
             from megatron_adapt.steps import report
 
-            return report.run(self.recipe, self.plan.stages, self.output, curves, output, reporter)
+            return report.run(self.recipe, self.plan.stages, self.output, curves, output, reporter, self.asked)
 
         inputs = {stage.step: self.output / stage.step for stage in self.plan.stages} | curves
+        inputs |= {f"harness/{when}": folder for when, folder in self.asked.items()}
         self._add(name="report", verb="report", output=self.output / "report", action=action, inputs=inputs, derived=True)

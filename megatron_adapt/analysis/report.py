@@ -103,6 +103,36 @@ def _points(
     return x, y, bounds
 
 
+def shown(score: Mapping[str, Any]) -> str:
+    """'0.625 \u00b1 0.012': a score and its standard error."""
+    return f"{score['value']:.4g}" + ("" if score["error"] is None else f" \u00b1 {score['error']:.2g}")
+
+
+def task_table(tasks: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """(header, rows): one row for each task and metric, one column for each time it was asked (``tasks``: by that, what
+    ``steps.harness`` found)."""
+    names = list(dict.fromkeys((task, metric) for found in tasks.values() for task, each in found.items() for metric in each["scores"]))
+    rows = []
+    for task, metric in names:
+        scores = [found.get(task, {}).get("scores", {}).get(metric) for found in tasks.values()]
+        arrow = {True: ", higher is better", False: ", lower is better"}.get(next(s["higher_is_better"] for s in scores if s), "")
+        rows.append([f"{task}: {metric}{arrow}", *("" if score is None else shown(score) for score in scores)])
+    return ["task", *tasks], rows
+
+
+def task_notes(tasks: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A markdown table of answers, with how they were asked for."""
+    header, rows = task_table(tasks)
+    if not rows:
+        return []
+    asked = {task: each for found in tasks.values() for task, each in found.items() if each["shots"] is not None}
+    how = "; ".join(
+        f"{task}: {each['shots']} examples" + (f", {each['questions']} questions" if each["questions"] else "") for task, each in asked.items()
+    )
+    lines = [f"Tasks of lm-evaluation-harness, with standard errors ({how}).", "", "| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+    return [*lines, *("| " + " | ".join(row) + " |" for row in rows), ""]
+
+
 def loss_notes(measured: Sequence[Measured]) -> list[str]:
     """A markdown table of the losses on held-out text, in nats."""
     lines = [

@@ -86,23 +86,35 @@ def evaluate(
     on_error: Annotated[str, typer.Option(help="at a bad line: stop | skip")] = "stop",
     max_bytes: Annotated[Optional[int], typer.Option(min=1, help="use only so much text of each file")] = None,
     sequence_length: Annotated[Optional[int], typer.Option(min=1, help="window in tokens; default: the model's")] = None,
+    tasks: Annotated[Optional[List[str]], typer.Option("--task", help="of lm-evaluation-harness (repeat the option)")] = None,
+    task_folder: Annotated[Optional[Path], typer.Option(help="folder with tasks of your own (.yaml)")] = None,
+    num_fewshot: Annotated[Optional[int], typer.Option(min=0, help="examples before a question; default: the task's")] = None,
+    limit: Annotated[Optional[int], typer.Option(min=1, help="only so many questions of each task")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="questions at a time")] = 8,
+    apply_chat_template: Annotated[bool, typer.Option("--apply-chat-template", help="put questions as chats")] = False,
 ) -> None:
-    """Bits per byte: a recipe's stages, or `evaluate HF_DIR_OR_CHECKPOINT --data FILE`."""
+    """Bits per byte and tasks: a recipe's stages, or `evaluate HF_DIR_OR_CHECKPOINT --data FILE --task NAME`."""
     if is_recipe(words):
         return run_steps(words, "evaluate", step)
     (model,) = paths(words, "HF_DIR_OR_CHECKPOINT")
+    from megatron_adapt.config import Harness
     from megatron_adapt.data.corpus import check_on_error
 
-    if not data:
-        raise ConfigError("evaluate HF_DIR_OR_CHECKPOINT needs --data FILE.")
+    if not data and not tasks:
+        raise ConfigError("evaluate HF_DIR_OR_CHECKPOINT needs --data FILE, or --task NAME, or both.")
 
     check_on_error(on_error)
 
     def work(reporter: Any) -> None:
-        from megatron_adapt.steps import evaluate as measure
+        from megatron_adapt.steps import evaluate as measure, harness
 
-        texts = {str(path): path for path in data}
-        measure.run(model, texts, reporter, length=sequence_length, max_bytes=max_bytes, text_key=text_key, on_error=on_error)
+        if tasks:
+            folder = None if task_folder is None else str(task_folder)
+            more = {"num_fewshot": num_fewshot, "limit": limit, "batch_size": batch_size, "apply_chat_template": apply_chat_template}
+            harness.run(model, Harness(tasks=tasks, folder=folder, **more), reporter)
+        if data:
+            texts = {str(path): path for path in data}
+            measure.run(model, texts, reporter, length=sequence_length, max_bytes=max_bytes, text_key=text_key, on_error=on_error)
 
     alone(work)
 

@@ -14,9 +14,11 @@ from megatron_adapt.steps.reporter import Reporter
 
 
 def run(
-    recipe: Recipe, stages: Sequence[Any], root: Path, curves: Mapping[str, Path], output: Path, reporter: Reporter
-) -> dict[str, Any]:
-    """``stages`` have ``branch``, ``title`` and ``step`` (a folder below ``root`` with a signed evaluation)."""
+    recipe: Recipe, stages: Sequence[Any], root: Path, curves: Mapping[str, Path], output: Path, reporter: Reporter,
+    asked: Mapping[str, Path] = {},
+) -> dict[str, Any]:  # fmt: skip
+    """``stages`` have ``branch``, ``title`` and ``step`` (a folder below ``root`` with a signed evaluation); ``asked``: folders with
+    answers to tasks, by when they were given."""
     output.mkdir(parents=True, exist_ok=True)
     corpora = recipes.evaluated_corpora(recipe)
     measured = []
@@ -32,15 +34,25 @@ def run(
     receipts = [read(folder) for folder in curves.values()]
     events = [event for receipt in receipts if receipt for event in receipt["metrics"].get("events", [])]
     trained = {name: receipt["metrics"].get("trained", []) for name, receipt in zip(curves, receipts) if receipt}
+    tasks = {when: read(folder)["metrics"]["tasks"] for when, folder in asked.items()}
     notes = report.training_notes(phases) + report.data_notes(trained) + report.event_notes(events)
     if not measured:
-        (output / "report.md").write_text("\n".join([f"# {recipe.name}", "", "No held-out text to evaluate on.", "", *notes, ""]))
+        lines = [f"# {recipe.name}", "", "No held-out text to evaluate on.", "", *report.task_notes(tasks), *notes, ""]
+        (output / "report.md").write_text("\n".join(lines))
+        _show("answers", *report.task_table(tasks), reporter)
         return {}
     header, rows = report.table(measured, corpora)
-    (output / "report.md").write_text(report.markdown(recipe.name, header, rows, [*report.loss_notes(measured), *notes]))
+    (output / "report.md").write_text(report.markdown(recipe.name, header, rows, [*report.task_notes(tasks), *report.loss_notes(measured), *notes]))
     report.plot(phases, measured, corpora, output / "report.png")
-    reporter.log("bits per byte on held-out text")
+    _show("bits per byte on held-out text", header, rows, reporter)
+    _show("answers", *report.task_table(tasks), reporter)
+    return {"table": [header, *rows]}
+
+
+def _show(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], reporter: Reporter) -> None:
+    if not rows:
+        return
+    reporter.log(title)
     widths = [max(len(line[i]) for line in [header, *rows]) for i in range(len(header))]
     for line in [header, *rows]:
         reporter.log("  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(line, widths))))
-    return {"table": [header, *rows]}
