@@ -166,6 +166,8 @@ def _phase(phase: Phase, path: tuple[str | int, ...], parallel: Any, precision: 
     elif phase.packing == "chunks" and phase.neftune_alpha not in (0, INVALID) and phase.neftune_per == "document":
         why = "documents that see one another have no length of their own; use 'sequence', or packing 'documents'"
         yield (*path, "neftune_per"), why
+    if phase.packing == "chunks" and phase.loss_per not in ("token", INVALID):
+        yield (*path, "loss_per"), "belongs to packing 'documents': under 'chunks' every sequence has as many tokens; remove it"
     if phase.packing == "chunks" and phase.restart_positions is False:
         yield (*path, "restart_positions"), "belongs to packing 'documents', not to 'chunks'; remove it"
     if isinstance(phase.optimizer, Optimizer):

@@ -165,6 +165,9 @@ class Phase(Strict):
         "chunks", description="whether the documents in a sequence see one another, or each itself alone"
     )
     restart_positions: Switch = Field(True, description="learned positions begin at 0 in each of the documents, not once")
+    loss_per: Literal["token", "sequence", "document"] = Field(
+        "token", description="of what the loss of a step is the mean: tokens, or means of sequences' or documents' tokens"
+    )
     recompute: Literal["none", "selective", "full"] = Field(
         "none", description="activations computed again in the backward pass instead of kept: none, those inside MLPs, all"
     )

@@ -10,6 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Callable
 
+import torch
+from torch import Tensor
+
 from megatron.core import parallel_state
 from megatron.core.distributed import finalize_model_grads
 from megatron_adapt import schedule as schedules
@@ -23,7 +26,7 @@ from megatron_adapt.engine.backend import Layout
 from megatron_adapt.engine.batches import Batch, Batches
 from megatron_adapt.engine.checkpoint import Checkpoint, Position
 from megatron_adapt.engine.chunks import chunks, run
-from megatron_adapt.engine.losses import language_model_loss, micro_batches, regularize, row_shape
+from megatron_adapt.engine.losses import language_model_loss, micro_batches, regularize, row_shape, shares
 from megatron_adapt.engine.metrics import Metrics
 from megatron_adapt.errors import CheckpointError, ConfigError
 from megatron_adapt.families import find_family
@@ -264,7 +267,8 @@ class _Run:
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
         seeds = noise.seeds(phase, self.job.seed, position.step)
-        parts = partial(micro_batches, batch, self._scale(batch), phase.restart_positions, seeds)
+        counted = shares(batch, phase.loss_per)
+        parts = partial(micro_batches, batch, self._scale(batch, counted), phase.restart_positions, seeds, counted)
         outputs = run(self.forward_step, self.model, parts, len(batch.tokens), *row_shape(batch), forward_only=False)
         optimizers.prepare(self.optimizer)
         groups = optimizers.group_norms(self.optimizer, self.bare) if self._shown(position.step + 1) else {}
@@ -290,12 +294,14 @@ class _Run:
             **self._changed_weights(),
         }
 
-    def _scale(self, batch: Batch) -> float | None:
-        """What makes the loss the mean over all targets of the global batch, however many each micro-batch has."""
+    def _scale(self, batch: Batch, counted: Tensor | None) -> float | None:
+        """What makes the loss the mean over the global batch, of all targets or as these are ``counted``, however many each
+        micro-batch has."""
         if batch.weights is None:
             return None
         data_size = parallel_state.get_data_parallel_world_size()
-        targets = backend.agree([float(batch.weights.sum())], "sum")[0] / self.job.layout.model_ranks
+        count = (batch.weights if counted is None else counted).sum(dtype=torch.float64)
+        targets = backend.agree([float(count)], "sum")[0] / self.job.layout.model_ranks
         return len(batch.tokens) * data_size / max(targets, 1.0)
 
     def _accepted(self, loss: float, norm: float) -> bool:

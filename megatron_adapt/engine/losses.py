@@ -25,19 +25,22 @@ class MicroBatch:
     labels: Tensor  # as inputs
     positions: Tensor  # as inputs
     corpus: Tensor  # [b] which corpus each sample is of
-    scale: float  # times the sum of the losses: what the schedule averages to the mean over the global batch's targets
+    scale: float  # times the sum of the losses: what the schedule averages to the mean over the global batch
     weights: Tensor | None = None  # of each sample's positions: 1 for what is to be predicted, 0 at the last token of a document
     documents: Documents | None = None
     seed: int | None = None  # of its random numbers, where a phase has noise
+    shares: Tensor | None = None  # as weights: what each counts in that mean, where it is not one over targets
 
 
 def micro_batches(
-    batch: Batch, scale: float | None = None, restart: bool = True, seeds: Callable[[int], int | None] = lambda number: None
+    batch: Batch, scale: float | None = None, restart: bool = True, seeds: Callable[[int], int | None] = lambda number: None,
+    shares: Tensor | None = None,
 ) -> Iterator[MicroBatch]:
     """The micro-batches of a batch.
 
     Args:
-        scale: micro-batches x data-parallel ranks / targets of the global batch; None: every position is one.
+        scale: micro-batches x data-parallel ranks / targets of the global batch; None: every position is one. With ``shares``
+            of the batch the sum of these takes the targets' place.
         restart: positions count from 0 in each document, not in each sample.
         seeds: ``MicroBatch.seed`` by number.
     """
@@ -55,7 +58,24 @@ def micro_batches(
         documents = Documents.of((length,) * count if batch.lengths is None else batch.lengths[number], length, where)
         places = documents.within if restart else places
         inputs, labels, places = (tensor.reshape(1, -1) for tensor in (inputs, labels, places))
-        yield MicroBatch(inputs, labels, places, corpus, share, weights, documents, seeds(number))
+        counts = None if shares is None else context.mine(shares[number]).to(where, non_blocking=True)
+        yield MicroBatch(inputs, labels, places, corpus, share, weights, documents, seeds(number), counts)
+
+
+def shares(batch: Batch, per: str) -> Tensor | None:
+    """What each position counts, float32 ``[micro-batches, b, s]``: the targets of a sequence, or of a document as far as it lies in
+    one, count one together. None: every target does (``per`` token), or all positions are targets."""
+    if batch.weights is None or per == "token":
+        return None
+    weights = batch.weights
+    if per == "sequence":
+        return weights / weights.sum(dim=-1, keepdim=True).clamp(min=1)
+    found = torch.empty_like(weights)
+    for into, row, lengths in zip(found.flatten(1), weights.flatten(1), batch.lengths):
+        owner = torch.repeat_interleave(torch.tensor(lengths))
+        targets = torch.zeros(len(lengths)).index_add_(0, owner, row)
+        into.copy_(row / targets.clamp(min=1)[owner])
+    return found
 
 
 def in_one_row(batch: Batch) -> bool:
@@ -102,7 +122,8 @@ def _mean(micro: MicroBatch, num_corpora: int, losses: Tensor) -> tuple[Tensor, 
     for total, row in zip(sums, [*rows, torch.full_like(rows[0], losses.size(1))]):
         total.index_add_(0, micro.corpus, row)
     # The schedule divides what is returned first in place by the number of micro-batches: `sums` must not share memory.
-    return losses.sum() * micro.scale, sums
+    counted = losses if micro.shares is None else losses * micro.shares.view_as(losses)
+    return counted.sum() * micro.scale, sums
 
 
 # -------------------------------------------------------------------------------------- what a phase adds to the gradient

@@ -15,7 +15,7 @@ from worlds import (
     LAYOUTS, SEED, STEPS, Layout, Outcome, World, assert_identical, hf_model, interrupted_after, on_ranks, phase,
 )  # fmt: skip
 
-from megatron_adapt.engine import backend, loop, noise
+from megatron_adapt.engine import backend, context, loop, noise
 from megatron_adapt.engine.losses import positions
 from megatron_adapt.engine.packing import Documents
 
@@ -185,15 +185,19 @@ LENGTHS = (20, 1, 11)
 
 
 @pytest.mark.parametrize("layout, precision, per", [
-    ("one", "fp32", "document"), ("TP2+SP", "fp32", "document"), ("TP2", "bf16-mixed", "document"), ("one", "fp32", "sequence"),
+    ("one", "fp32", "document"), ("TP2+SP", "fp32", "document"), ("CP2", "fp32", "document"), ("TP2", "bf16-mixed", "document"),
+    ("one", "fp32", "sequence"),
 ])  # fmt: skip
 def test_noise_is_uniform_within_the_bound_of_its_document(world: World, layout, precision, per):
     """alpha / sqrt(L d): L is the document's length, or the sequence's whatever is packed into it."""
     alpha, rows = 7.0, 16
     layout, ranks = LAYOUTS[layout]
 
-    def work() -> torch.Tensor:
+    def work() -> tuple[torch.Tensor, torch.Tensor]:
         model, _ = hf_model(world.model("untied"), layout, precision)
+        mine = context.mine(torch.arange(32)[None])[0]
+        if layout.sequence:
+            mine = mine.chunk(2)[backend.rank()]
         seen = []
         model.embedding.register_forward_hook(lambda module, inputs, output: seen.append(output.detach()))
         noise.add(model, phase(neftune_alpha=alpha, neftune_per=per, packing="documents"))
@@ -204,16 +208,18 @@ def test_noise_is_uniform_within_the_bound_of_its_document(world: World, layout,
             documents = Documents.of(LENGTHS, 32, backend.device())
             noise.begin(model, number)
             for mode in (model.train, model.eval):
-                mode()(tokens, documents.within[None], None, labels=tokens, packed_seq_params=documents)
+                inputs = context.mine(tokens)
+                mode()(inputs, documents.within[None], None, labels=inputs, packed_seq_params=documents)
             assert seen[2].equal(seen[3])  # evaluated
             found.append(seen[1].float() - seen[0].float())
             seen.clear()
-        return torch.stack(found)[:, :, 0]  # [rows, positions of this rank, d]
+        return mine, torch.stack(found)[:, :, 0]  # [rows, positions of this rank, d]
 
     parts = on_ranks(ranks, work)
-    if not layout.sequence:
-        assert all(part.equal(parts[0]) for part in parts)
-    drawn = torch.cat(parts, dim=1)[:, :32]
+    assert layout.tensor == 1 or layout.sequence or parts[0][1].equal(parts[1][1])
+    drawn = torch.empty(rows, 32, parts[0][1].size(-1))
+    for places, part in parts:
+        drawn[:, places] = part
     assert drawn.unique().numel() > 0.9 * drawn.numel() or precision != "fp32"  # none is drawn twice
     for length, part in zip(LENGTHS, drawn.split(LENGTHS, dim=1)):
         bound = alpha / ((length if per == "document" else 32) * part.size(-1)) ** 0.5

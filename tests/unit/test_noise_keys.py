@@ -1,4 +1,4 @@
-"""Keys of a phase that add noise to training: how they are written, what is refused, what `check` says."""
+"""Keys of a phase that add noise to training or weigh its loss: how they are written, what is refused, what `check` says."""
 
 from __future__ import annotations
 
@@ -53,6 +53,13 @@ def test_neftune(tmp_path: Path):
 def test_neftune_that_is_none(tmp_path: Path, lines, problem):
     with pytest.raises(ConfigError, match=problem):
         loaded(tmp_path, *lines)
+
+
+def test_the_loss_of_chunks_is_per_token(tmp_path: Path):
+    assert loaded(tmp_path, "loss_per: document", "packing: documents").phases[0].loss_per == "document"
+    for per in ("sequence", "document"):
+        with pytest.raises(ConfigError, match="loss_per: belongs to packing 'documents': under 'chunks' every sequence has as many tokens"):
+            loaded(tmp_path, f"loss_per: {per}")
 
 
 def test_dropout_of_the_model_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
