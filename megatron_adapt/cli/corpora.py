@@ -38,6 +38,14 @@ def filter_(context: typer.Context) -> None:
     sys.exit(filter_command.main(list(context.args), prog="megatron-adapt filter"))
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
+def merge(context: typer.Context) -> None:
+    """Join tokenized corpora (--input FOLDER or PREFIX ... --output-prefix PREFIX)."""
+    from megatron_adapt.data import merge_command
+
+    sys.exit(merge_command.main(list(context.args), prog="megatron-adapt merge"))
+
+
 @app.command()
 def inspect(
     prefix: Annotated[str, typer.Argument(help="a tokenized corpus: PREFIX.bin and PREFIX.idx", metavar="PREFIX")],

@@ -97,7 +97,7 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     add("--held-out", type=float, default=0.0, metavar="SHARE", help="share of documents for held_out.jsonl")
     add("--held-out-path", nargs="+", metavar="PATH", help="held-out text of its own instead")
     add("--max-documents", type=int, metavar="N", help="stop after N documents")
-    add("--shard", type=_shard, metavar="I/N", help="only part I (from 0) of N, for N machines; merge_datasets.py joins them")
+    add("--shard", type=_shard, metavar="I/N", help="only part I (from 0) of N, for N machines; megatron-adapt merge joins them")
     add("--seed", type=int, default=1234, help="of the sample of documents that two libraries encode (1234)")
     add("--workers", type=int, metavar="N", help="processes; without it one for each core where that pays")
     for flag, (takes, _) in _NEEDLESS.items():

@@ -25,7 +25,7 @@ from megatron_adapt.data.sources import find_files
 from megatron_adapt.errors import ConfigError, DataError
 from megatron_adapt.steps import calibrate, receipt, swap
 from megatron_adapt.steps.reporter import Reporter
-from megatron_adapt.steps.tokenizer import training_texts
+from megatron_adapt.steps.tokenizer import telling, training_texts
 from megatron_adapt.vocab import methods
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def run(source: Path, tokenizer: Path, workplace: Path, contest: Contest, report
     measured = _Measured(workplace / PARTS, _identity(source, tokenizer, contest))
     names, left_out = candidates(source, contest)
     length = min(LENGTH, _shape(source)[1].max_position_embeddings)
-    held_out = _held_out(contest)
+    held_out = _held_out(contest, reporter)
     old = measured.found.get(OLD) or measured.add(OLD, _measure(source, _text(source, held_out, length), None, contest))
     reporter.log(f"{OLD}: {_words(old)}")
     folder = workplace / "candidate"
@@ -244,13 +244,14 @@ def _material(contest: Contest) -> Iterator[str]:
     return (text for text, is_held_out in divided(training_texts(contest.corpora), SHARE) if not is_held_out)
 
 
-def _held_out(contest: Contest) -> list[str]:
+def _held_out(contest: Contest, reporter: Reporter) -> list[str]:
     """The front of every held-out document, equally long in bytes, ``max_bytes`` in all (some more where few are short).
 
     Raises:
         DataError: fewer than two documents.
     """
-    texts = [text for text, is_held_out in divided(training_texts(contest.corpora), SHARE) if is_held_out]
+    documents = training_texts(contest.corpora, on_skip=telling(reporter.log))
+    texts = [text for text, is_held_out in divided(documents, SHARE) if is_held_out]
     if not texts:
         raise DataError("methods are compared on documents that they have not seen, and the text has fewer than two: give more.")
     most = max(1, contest.probe.max_bytes // len(texts))

@@ -54,7 +54,7 @@ def run(
 ) -> dict[str, Any]:
     """``texts`` opens the text to read; without it, the training documents of the choice's corpora are read."""
     from megatron_adapt.steps import calibrate
-    from megatron_adapt.steps.tokenizer import training_texts
+    from megatron_adapt.steps.tokenizer import telling, training_texts
 
     if choice.calibrate:
         if not choice.corpora:
@@ -63,7 +63,8 @@ def run(
                 "vocabulary.corpora."
             )
         calibrate.check(source)
-    documents = texts or (lambda: training_texts(choice.corpora))
+    tell = telling(reporter.log)
+    documents = texts or (lambda: training_texts(choice.corpora, on_skip=tell))
     method, calibrating = choice.method, bool(choice.calibrate)
     if method == DEFAULT:
         method, calibrating = _default(source, tokenizer, choice, reporter)

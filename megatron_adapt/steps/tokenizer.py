@@ -19,13 +19,18 @@ from megatron_adapt.errors import ConfigError
 from megatron_adapt.steps.reporter import Reporter
 
 
-def training_texts(corpora: Sequence[Corpus], max_bytes: int | None = None) -> Iterator[str]:
-    """The training documents of several corpora, one after the other, the last one cut at ``max_bytes`` of UTF-8 altogether."""
+def training_texts(
+    corpora: Sequence[Corpus], max_bytes: int | None = None, on_skip: Callable[[str], None] | None = None
+) -> Iterator[str]:
+    """The training documents of several corpora, one after the other, the last one cut at ``max_bytes`` of UTF-8 altogether.
+
+    ``on_skip``: receives the message of each bad line, where these are skipped.
+    """
     size = 0
     for corpus in corpora:
         paths = [corpus.path] if isinstance(corpus.path, str) else list(corpus.path)
         reading = {"text_key": corpus.text_key, "on_error": corpus.on_error, "text_documents": corpus.text_documents}
-        documents = read_documents(paths, **reading)
+        documents = read_documents(paths, on_skip=on_skip, **reading)
         texts = islice((document.text for document in documents if document.text), corpus.max_documents)
         share = Fraction(0) if corpus.held_out_path else Fraction(str(corpus.held_out))
         # A tokenizer must not be fitted to what it will be measured on.
@@ -37,6 +42,18 @@ def training_texts(corpora: Sequence[Corpus], max_bytes: int | None = None) -> I
                 return
             size += len(encoded)
             yield text
+
+
+def telling(log: Callable[[str], None]) -> Callable[[str], None]:
+    """For ``on_skip``: each line once, however often the text is read."""
+    told: set[str] = set()
+
+    def tell(line: str) -> None:
+        if line not in told:
+            told.add(line)
+            log(f"skipped {line}")
+
+    return tell
 
 
 Making = TokenizerTraining | TokenizerExtension | TokenizerPruning
@@ -127,7 +144,7 @@ def make(
     making: Making, own: Path | None, corpora: Sequence[Corpus], output: Path, reporter: Reporter
 ) -> dict[str, Any]:
     """``own``: the tokenizer to extend or prune."""
-    texts = training_texts(corpora, making.max_bytes)
+    texts = training_texts(corpora, making.max_bytes, telling(reporter.log))
     if isinstance(making, TokenizerTraining):
         return _train(making, texts, output, reporter)
     from megatron_adapt.hf.tokenizer import Tokenizer

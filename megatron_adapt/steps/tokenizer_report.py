@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from functools import partial
 from pathlib import Path
 from typing import Any, Iterator, Sequence
 
@@ -9,7 +11,7 @@ from megatron_adapt.config import Corpus
 from megatron_adapt.errors import ConfigError
 from megatron_adapt.hf.tokenizer import Tokenizer
 from megatron_adapt.steps.receipt import write_json, writing
-from megatron_adapt.steps.tokenizer import training_texts
+from megatron_adapt.steps.tokenizer import telling, training_texts
 from megatron_adapt.vocab.report import report
 
 MAX_BYTES = 10_000_000
@@ -37,7 +39,8 @@ def run(paths: Sequence[str], corpora: Sequence[Corpus], output: Path | None, ma
     if output is not None and not output.parent.is_dir():
         raise ConfigError(f"--json {output}: the folder {output.parent} does not exist.")
     tokenizers = [Tokenizer.load(path) for path in paths]
-    found = report(tokenizers[0], tokenizers[1] if len(tokenizers) == 2 else None, training_texts(corpora), max_bytes)
+    texts = training_texts(corpora, on_skip=telling(partial(print, file=sys.stderr)))
+    found = report(tokenizers[0], tokenizers[1] if len(tokenizers) == 2 else None, texts, max_bytes)
     if output is not None:
         with writing("--json", output):
             write_json(output, found)

@@ -58,7 +58,7 @@ def test_the_ranking_goes_by_what_training_makes_of_a_start():
 
 def test_text_is_measured_on_or_read_but_not_both():
     given = contest(probe=Probe(max_bytes=1000))
-    measured, read = compare._held_out(given), list(compare._material(given))
+    measured, read = compare._held_out(given, Reporter()), list(compare._material(given))
     every = [json.loads(line)["text"] for line in open(CORPUS / "de.jsonl")][:100]
     assert len(measured) == 5 and len(read) == 95 and sum(len(text.encode()) for text in measured) <= 1000
     assert not any(one.startswith(text) for text in measured for one in read)
@@ -66,7 +66,7 @@ def test_text_is_measured_on_or_read_but_not_both():
     assert list(divided(iter("abc"), compare.SHARE)) == [("a", False), ("b", False), ("c", True)]
     assert list(divided(iter("a"), compare.SHARE)) == [("a", False)]
     with pytest.raises(DataError, match="documents that they have not seen, and the text has fewer than two: give more"):
-        compare._held_out(contest(corpora=[corpus(max_documents=1)]))
+        compare._held_out(contest(corpora=[corpus(max_documents=1)]), Reporter())
 
 
 def test_a_command_line_says_all_that_is_wrong_with_it():

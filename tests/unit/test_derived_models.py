@@ -17,7 +17,7 @@ from megatron_adapt.errors import ConfigError
 from megatron_adapt.families import family_named, initial_tensors
 from megatron_adapt.hf.tokenizer import Tokenizer
 from megatron_adapt.hf.weights import WeightWriter
-from megatron_adapt.steps import tokenizer as work
+from megatron_adapt.steps import swap as swapping, tokenizer as work, tokenizer_report
 from megatron_adapt.steps.reporter import Reporter
 from megatron_adapt.vocab.extension import extend
 from megatron_adapt.vocab.pruning import prune
@@ -162,6 +162,27 @@ def test_what_is_told(tmp_path):
     stats = {"round_trip": {"documents": 4, "changed": 3}}
     work._tell_losses(stats, Listener())
     assert lines[1] == "warning: 3 of 4 documents come back changed when they are decoded"
+
+
+def test_bad_lines_that_are_skipped_are_told_once(tmp_path, capsys):
+    """By all that read text, however often they do."""
+    model = make_model(tmp_path / "model")
+    lines = (CORPUS / "de.jsonl").read_text(encoding="utf-8").splitlines()[:200]
+    (tmp_path / "de.jsonl").write_text("\n".join([*lines[:2], "broken", *lines[2:]]) + "\n", encoding="utf-8")
+    corpora = work.files([str(tmp_path / "de.jsonl")], "text", "skip")
+    told: list[str] = []
+
+    class Listener(Reporter):
+        def log(self, text):
+            told.append(text)
+
+    work.make(TokenizerPruning(corpora=["de"], keep=500), model, corpora, tmp_path / "pruned", Listener())
+    swapping.run(model, tmp_path / "pruned", tmp_path / "swapped", swapping.Choice("default", {}, 1, 1, corpora, True), Listener())
+    skipped = [line for line in told if line.startswith("skipped ")]
+    assert len(skipped) == 2 and all(line.startswith(f"skipped {tmp_path}/de.jsonl:3: not JSON") for line in skipped)
+    capsys.readouterr()
+    tokenizer_report.run([str(model)], corpora, None)
+    assert capsys.readouterr().err.splitlines() == skipped[:1]
 
 
 def test_the_last_document_is_cut(tmp_path):

@@ -224,8 +224,8 @@ def test_memory_does_not_grow_with_documents(tmp_path):
     assert grown < 8_000, f"{grown} KB"
 
 
-def tool(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "tools" / "merge_datasets.py"), *map(str, arguments)]
+def tool(*arguments: object, program: tuple[str, ...] = (str(ROOT / "tools" / "merge_datasets.py"),)) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *program, *map(str, arguments)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
 
@@ -239,7 +239,8 @@ def test_the_tool_takes_folders_and_prefixes(tmp_path):
     assert done.returncode == 0 and done.stdout == f"{tmp_path}/all: 3 corpora, 3 documents, 3 tokens\n"
     assert done.stderr == f"no {tmp_path}/all.json: {folder}/part_0.json, {folder}/part_1.json, {folder}/part_10.json missing\n"
     assert IndexedReader(tmp_path / "all").tokens.tolist() == [0, 1, 10]
-    done = tool("--input", folder / "part_10", folder / "part_0", "--output-prefix", tmp_path / "two")
+    verb = ("-m", "megatron_adapt", "merge")
+    done = tool("--input", folder / "part_10", folder / "part_0", "--output-prefix", tmp_path / "two", program=verb)
     assert done.returncode == 0 and IndexedReader(tmp_path / "two").tokens.tolist() == [10, 0]
     failed = tool("--input", tmp_path / "nowhere", "--output-prefix", tmp_path / "x")
     assert failed.returncode == 2 and "cannot open" in failed.stderr and "Traceback" not in failed.stderr
