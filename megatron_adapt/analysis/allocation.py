@@ -90,15 +90,6 @@ def unique_needed(law: Law, parameters: float, tokens: float, within: float) -> 
     return math.exp(high)
 
 
-def epochs_for(law: Law, effective: float) -> float:
-    """Epochs over U tokens that are worth ``effective`` times U new ones; inf where no number of them is."""
-    star = law.constants["rd_star"]
-    if effective <= 1:
-        return max(effective, 0.0)
-    left = 1 - (effective - 1) / star
-    return 1 - star * math.log(left) if left > 0 else math.inf
-
-
 def half_life(law: Law) -> float:
     """Repetitions after which a token is worth half of a new one: rd_star ln 2."""
     return law.constants["rd_star"] * math.log(2)

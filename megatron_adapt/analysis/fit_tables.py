@@ -60,7 +60,7 @@ def run(
         lines.append(_four_epochs(fitted.law, intervals))
     if fitted.loose:
         lines.append(f"warning: the runs hardly determine {', '.join(fitted.loose)}: add {'; '.join(missing(fitted.loose))}")
-    influences = evidence.influences(fitted, problem, seed)
+    influences = evidence.influences(fitted, problem)
     lines += ["", "runs that weigh most (none is taken out):"]
     told = [[each.name, f"{100 * np.expm1(each.error):+.1f} %", f"{each.constant} x {each.factor:.3g}"] for each in influences[:SHOWN]]
     lines += columns(["run", "the others predict", "without it"], told)

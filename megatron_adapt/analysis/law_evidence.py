@@ -14,7 +14,7 @@ from megatron_adapt.errors import DataError
 
 FOLDS = 5
 LARGEST = 0.2  # the share of the runs, those of the most FLOPs, that the others have to predict
-_STARTS = 4  # for a resample: where the whole fit ended, and others at random around it
+_STARTS = 4  # for a resample
 _SPREAD = 0.3
 _BEGUN = 16  # starts of the grid for a part held out
 
@@ -74,23 +74,24 @@ def of_law(law: Law, runs: Runs) -> Scores:
     return scores(runs.losses, law.loss(runs.parameters, runs.tokens, runs.unique))
 
 
-def _refit(problem: Problem, theta: np.ndarray, weights: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Best theta [s, p] and whether it is a number [s], for each row of weights [s, n], from a few starts each."""
+def _refit(problem: Problem, theta: np.ndarray, weights: np.ndarray, seed: int = 0, tries: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Best theta [s, p] and whether it is a number [s], for each row of weights [s, n], from ``tries`` starts each:
+    where the whole fit ended, and others around it."""
     generator = np.random.default_rng(seed)
     count, size = len(weights), len(theta)
-    starts = theta + _SPREAD * generator.standard_normal((count, _STARTS, size)) * (np.arange(_STARTS) > 0)[None, :, None]
-    ends = problem.solve(starts.reshape(-1, size), np.repeat(weights, _STARTS, 0))
-    values = ends.value.numpy().reshape(count, _STARTS)
+    starts = theta + _SPREAD * generator.standard_normal((count, tries, size)) * (np.arange(tries) > 0)[None, :, None]
+    ends = problem.solve(starts.reshape(-1, size), np.repeat(weights, tries, 0))
+    values = ends.value.numpy().reshape(count, tries)
     values = np.where(np.isfinite(values), values, np.inf)
     best = values.argmin(1)
-    return ends.x.numpy().reshape(count, _STARTS, size)[np.arange(count), best], np.isfinite(values.min(1))
+    return ends.x.numpy().reshape(count, tries, size)[np.arange(count), best], np.isfinite(values.min(1))
 
 
 def bootstrap(fitted: Fit, problem: Problem, samples: int, level: float = 0.9, seed: int = 0) -> Intervals:
     """Runs drawn with replacement, ``samples`` times; ``level``: how many of the resamples lie in the interval."""
     count = len(problem.runs)
     weights = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), samples).astype(float)
-    theta, sane = _refit(problem, fitted.theta, weights, seed)
+    theta, sane = _refit(problem, fitted.theta, weights, seed, _STARTS)
     constants = {name: np.broadcast_to(values, sane.sum()) for name, values in problem.constants(np, theta[sane]).items()}
     if not sane.any():
         raise DataError(f"the form {problem.form.name}: no resample of the runs led to a number.")
@@ -99,10 +100,10 @@ def bootstrap(fitted: Fit, problem: Problem, samples: int, level: float = 0.9, s
     return Intervals(low, high, samples, int((~sane).sum()), constants)
 
 
-def influences(fitted: Fit, problem: Problem, seed: int = 0) -> list[Influence]:
+def influences(fitted: Fit, problem: Problem) -> list[Influence]:
     """For every run, strongest first: the fit without it. Names what hangs on single runs; none is taken out."""
     runs, here = problem.runs, fitted.law.constants
-    theta, sane = _refit(problem, fitted.theta, 1 - np.eye(len(runs)), seed)
+    theta, sane = _refit(problem, fitted.theta, 1 - np.eye(len(runs)))
     constants = problem.constants(np, theta)
     left_out = np.log(_predicted(problem, theta, runs).diagonal() / runs.losses)
     moved = theta - fitted.theta

@@ -42,6 +42,7 @@ def predict(law: Law, now: Choice) -> tuple[list[str], dict[str, Any]]:
     all_new = allocation.choice(law, now.parameters, now.tokens)
     effective = law.effective_tokens(now.tokens, now.unique, now.parameters)
     next_token = law.next_token(now.tokens, now.unique, now.parameters)
+    suit, counted = law.best_parameters(now.unique), law.effective_parameters(now.parameters, now.unique)
     best = allocation.optimum(law, now.flops, now.unique if now.epochs > 1 else None)
     more = allocation.returns(law, now)
     caution = notes(law, True, **_of(now))
@@ -52,12 +53,13 @@ def predict(law: Law, now: Choice) -> tuple[list[str], dict[str, Any]]:
         *columns(["", "parameters", "tokens", "epochs", "loss", "against this"], rows),
         f"{readable(now.tokens)} tokens of which {readable(now.unique)} are unique teach as much as {readable(effective)} new ones"
         + ("" if next_token is None else f"; the next one is worth {next_token:.2g}"),
+        *([f"{readable(suit)} parameters suit {readable(now.unique)} unique tokens best; this model's count as {readable(counted)}"] * (counted < now.parameters)),
         f"{now.flops:.3g} FLOPs",
         *(f"note: {line}" for line in caution),
     ]
     values = {
         "law": law.name, "this": _as_values(now), "all_new": _as_values(all_new), "best_at_this_cost": _as_values(best),
-        "effective_tokens": effective, "next_token": next_token,
+        "effective_tokens": effective, "next_token": next_token, "effective_parameters": counted, "best_parameters": suit,
         "returns": {title: _as_values(each) for title, each in more}, "notes": caution,
     }  # fmt: skip
     return lines, values

@@ -123,6 +123,13 @@ class Law:
         harm = c["P"] * (tokens / unique - 1) ** c["delta"] * (parameters / unique) ** c["kappa"]
         return (tokens ** -c["beta"] + harm / c["B"]) ** (-1 / c["beta"])
 
+    def effective_parameters(self, parameters: float, unique: float) -> float:
+        """What they count as on so many unique tokens, those beyond the ones that suit these best for less."""
+        best = self.best_parameters(unique)
+        if not self.form.parameters_decay or parameters <= best:
+            return parameters
+        return float(np.exp(_saturating(np, math.log(best), math.log(parameters), self.constants["rn_star"])))
+
     def next_token(self, tokens: float, unique: float, parameters: float | None = None) -> float | None:
         """New tokens that one more is worth, a repeated one (exp(-R / rd_star)); below 0 it does harm.
 

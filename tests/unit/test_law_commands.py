@@ -55,6 +55,7 @@ def test_predict(law: Run) -> None:
     assert shown[2].split() == ["this", "8.67B", "178B", "7.12", "2.2270", "+0.00", "%"]
     assert shown[3].startswith("all tokens new") and shown[4].startswith("best at this cost")
     assert "178B tokens of which 25B are unique teach as much as 151B new ones; the next one is worth 0.67" in shown
+    assert "1.27B parameters suit 25B unique tokens best; this model's count as 5.77B" in shown
     assert "9.26e+21 FLOPs" in shown
     assert shown[-2].startswith("note: absolute losses by constants of others are not to be trusted")
     assert shown[-1].startswith("note: c4: runs whose loss rose were left out of its fit")
@@ -65,6 +66,7 @@ def test_predict_for_machines(law: Run) -> None:
     assert found["this"]["loss"] == pytest.approx(2.22696, abs=1e-5) and found["this"]["epochs"] == pytest.approx(7.12)
     assert found["best_at_this_cost"]["loss"] < found["this"]["loss"] and len(found["returns"]) == 4 and len(found["notes"]) == 2
     whole = values(law("predict", "--parameters", "8.67B", "--tokens", "178B", "--json"))
+    assert whole["effective_parameters"] == whole["this"]["parameters"] < whole["best_parameters"]
     assert whole["this"]["epochs"] == 1 and whole["this"]["loss"] == whole["all_new"]["loss"]
 
 

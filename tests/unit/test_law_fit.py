@@ -174,6 +174,7 @@ def test_constants_that_are_none() -> None:
             law_fit.fit(FORMS["data-constrained"], runs, fixed=fixed, tied=tied)
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered")
 def test_no_start_leads_to_a_number() -> None:
     refused("chinchilla", made(C4), "no start out of 1 led to a number", fixed={"alpha": 1e308, "beta": 1e308})
 

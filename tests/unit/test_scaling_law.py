@@ -50,6 +50,8 @@ def test_four_epochs_are_nearly_as_good_as_new_data() -> None:
 def test_the_best_parameters_for_tokens() -> None:
     assert C4.best_parameters(19.61e9) == pytest.approx(1e9, rel=1e-3)  # 1 / G^2 tokens for each
     n = C4.best_parameters(1e9)
+    assert C4.effective_parameters(n / 2, 1e9) == n / 2 and MASSIVE.effective_parameters(1e12, 1e9) == 1e12
+    assert C4.effective_parameters(6.309743 * n, 1e9) == pytest.approx(n * (1 + 5.309743 * (1 - 1 / math.e)))
     assert C4.loss(1e6 * n, 1e9) == pytest.approx(replace(C4, form=FORMS["repeated-data"]).loss(6.309743 * n, 1e9))  # at most so many
 
 
@@ -158,15 +160,6 @@ def test_unique_tokens_that_are_needed(law: Law) -> None:
     needed = allocation.unique_needed(law, 1e9, 40e9, 0.01)
     assert law.loss(1e9, 40e9, needed) == pytest.approx(1.01 * law.loss(1e9, 40e9), rel=1e-6)
     assert allocation.unique_needed(law, 1e9, 40e9, 0.001) > needed
-
-
-@given(effective=st.floats(0.1, 16.3))
-def test_epochs_for_a_worth(effective: float) -> None:
-    assert C4.effective_tokens(allocation.epochs_for(C4, effective) * 1e9, 1e9) == pytest.approx(effective * 1e9, rel=1e-6)
-
-
-def test_no_number_of_epochs_is_worth_more() -> None:
-    assert allocation.epochs_for(C4, 16.4) == math.inf
 
 
 def test_returns() -> None:
