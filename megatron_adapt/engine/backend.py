@@ -15,6 +15,7 @@ import logging
 import os
 import random
 import socket
+import warnings
 from datetime import timedelta
 from typing import Any, Iterator
 
@@ -138,6 +139,8 @@ def start(layout: Layout, seed: int) -> None:
         )
     if not dist.is_initialized():
         _join(world)
+    # torch 2.13 has new names for collectives that Megatron calls by the old ones; each rank would say so several times.
+    warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
     from megatron.core import parallel_state
     from megatron.core.tensor_parallel import random as streams
 

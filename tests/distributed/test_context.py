@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import warnings
 from functools import lru_cache
 from pathlib import Path
 
 import pytest
-from worlds import SEED, Layout, Outcome, World, on_ranks, tensors
+import torch
+from worlds import SEED, Layout, Outcome, World, hf_model, on_ranks, tensors
 
 from megatron_adapt.engine import backend
+from megatron_adapt.engine.batches import Batch
+from megatron_adapt.engine.losses import forward, micro_batches
 from megatron_adapt.errors import ConfigError
 
 RELATIVE = 1e-5  # float32; sums are taken in another order
@@ -52,6 +56,18 @@ def test_every_layout_equals_one_rank(world: World, one_rank, tmp_path: Path, la
     model = "tied" if layout.pipeline > 1 else "untied"
     run = world.train(tmp_path, layout, ranks, start=model, evaluate_every=5, micro_batch_size=micro, packing=packing)
     assert_same(run, one_rank(model, packing=packing))
+
+
+def test_nothing_is_said_about_names_of_collectives(world: World):
+    def said() -> list[str]:
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            model, _ = hf_model(world.model("untied"), Layout(context=2))
+            batch = Batch(torch.arange(18).view(1, 2, 9), torch.zeros(1, 2).long())
+            forward(model, next(micro_batches(batch))).sum().backward()  # gathers, reduces and scatters
+        return [str(one.message) for one in found if "torch.distributed" in str(one.message)]
+
+    assert on_ranks(2, said) == [[], []]
 
 
 def test_ranks_that_cannot_be_arranged():
