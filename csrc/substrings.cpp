@@ -27,7 +27,7 @@ struct Entry {
 
 struct Window {
   std::uint64_t hash;
-  std::int64_t begin;
+  std::int64_t begin, size;
   bool operator<(const Window& other) const { return hash != other.hash ? hash < other.hash : begin < other.begin; }
 };
 
@@ -102,15 +102,41 @@ class Minimizers {
   Entry current_{};
 };
 
+// The same for the entries of one minimizer where all their windows agree, as in copies of whole documents; else false.
+template <typename Sink>
+bool compare_copies(const Texts& texts, std::int64_t characters, const Entry* entries, std::size_t count, Sink& sink) {
+  const char* const end = texts.data + texts.ends[texts.count - 1];
+  const std::int64_t windows = entries[0].windows();
+  const char* tail = texts.data + entries[0].begin();
+  const std::int64_t size = skip(tail, end, characters + windows - 1) - tail;
+  for (std::size_t i = 1; i < count; ++i) {
+    const char* const other = texts.data + entries[i].begin();
+    if (entries[i].windows() != windows || end - other < size) return false;
+    if (std::memcmp(tail, other, static_cast<std::size_t>(size)) != 0) return false;
+  }
+  std::vector<std::int64_t> positions(count);
+  for (std::size_t i = 0; i < count; ++i) positions[i] = entries[i].begin();
+  const char* head = skip(tail, end, characters);
+  for (std::int64_t left = windows;;) {
+    sink(positions, head - tail);
+    if (--left == 0) return true;
+    const char* const before = tail;
+    next_character(head, end), next_character(tail, end);
+    for (std::int64_t& position : positions) position += tail - before;
+  }
+}
+
 // The same for the entries of one minimizer.
 template <typename Sink>
 void compare(const Texts& texts, std::int64_t characters, const Entry* entries, std::size_t count, Sink& sink) {
+  if (compare_copies(texts, characters, entries, count, sink)) return;
   std::size_t total = 0;
   for (std::size_t i = 0; i < count; ++i) total += static_cast<std::size_t>(entries[i].windows());
   const std::size_t turns = total / kTogether + 1;
   const char* const end = texts.data + texts.ends[texts.count - 1];
   std::vector<Window> windows;
-  std::vector<std::int64_t> same, others;
+  std::vector<std::int64_t> same;
+  std::vector<Window> others;
   RollingHash rolling(static_cast<std::uint64_t>(characters));
   for (std::size_t turn = 0; turn < turns; ++turn) {
     windows.clear();
@@ -119,7 +145,7 @@ void compare(const Texts& texts, std::int64_t characters, const Entry* entries, 
       rolling.restart();
       for (std::int64_t k = 0; k < characters; ++k) rolling.add(next_character(head, end));
       for (std::int64_t left = entries[i].windows();;) {
-        if (turns == 1 || mixed(rolling.value()) % turns == turn) windows.push_back({rolling.value(), tail - texts.data});
+        if (turns == 1 || mixed(rolling.value()) % turns == turn) windows.push_back({rolling.value(), tail - texts.data, head - tail});
         if (--left == 0) break;
         rolling.add(next_character(head, end));
         rolling.remove(next_character(tail, end));
@@ -129,20 +155,19 @@ void compare(const Texts& texts, std::int64_t characters, const Entry* entries, 
     for (std::size_t i = 0, k; i < windows.size(); i = k) {
       for (k = i + 1; k < windows.size() && windows[k].hash == windows[i].hash;) ++k;
       if (k - i < 2) continue;
-      others.clear();
-      for (; i < k; ++i) others.push_back(windows[i].begin);
+      others.assign(windows.begin() + static_cast<std::ptrdiff_t>(i), windows.begin() + static_cast<std::ptrdiff_t>(k));
       while (others.size() > 1) {  // once, unless different windows have one hash
         same.clear();
-        const char* const first = texts.data + others[0];
-        const auto size = static_cast<std::size_t>(skip(first, end, characters) - first);
+        const Window first = others[0];
         std::size_t rest = 0;
-        for (const std::int64_t other : others) {
-          const bool is_inside = static_cast<std::size_t>(end - (texts.data + other)) >= size;
-          if (is_inside && std::memcmp(first, texts.data + other, size) == 0) same.push_back(other);
+        for (const Window& other : others) {
+          const bool is_same = other.size == first.size && std::memcmp(texts.data + first.begin, texts.data + other.begin,
+                                                                       static_cast<std::size_t>(first.size)) == 0;
+          if (is_same) same.push_back(other.begin);
           else others[rest++] = other;
         }
         others.resize(rest);
-        if (same.size() > 1) sink(same, static_cast<std::int64_t>(size));
+        if (same.size() > 1) sink(same, first.size);
       }
     }
   }
