@@ -24,8 +24,7 @@ LAYOUTS = {  # layout, ranks, micro_batch_size, packings
     "CP2xTP2+SP": (Layout(context=2, tensor=2, sequence=True), 4, 4, BOTH[1:]),
     "CP2xPP2": (Layout(context=2, pipeline=2), 4, 2, BOTH[1:]),
     "CP2xPP2xVP2": (Layout(context=2, pipeline=2, virtual_pipeline=2), 4, 2, BOTH[:1]),
-    "CP2xDP2": (Layout(context=2), 4, 2, BOTH[1:]),
-    "CP2xDP2+DO": (Layout(context=2, distributed_optimizer=True), 4, 2, BOTH[:1]),
+    "CP2xDP2+DO": (Layout(context=2, distributed_optimizer=True), 4, 2, BOTH[1:]),
     "CP4": (Layout(context=4), 4, 8, BOTH),
 }
 RUNS = [pytest.param(*rest, packing, id=f"{name}-{packing}") for name, (*rest, packings) in LAYOUTS.items() for packing in packings]
