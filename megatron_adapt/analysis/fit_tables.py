@@ -43,12 +43,13 @@ def run(
     else:
         lines.append(f"{chosen.form.name} ({chosen.form.summary}):")
     intervals = evidence.bootstrap(fitted, problem, samples, LEVEL, seed) if samples else None
-    header, rows = ["constant", "fitted"] + [f"{100 * LEVEL:.0f} % of resamples"] * bool(intervals), []
+    header, rows = ["constant", "fitted"] + [f"{100 * LEVEL:.0f} % of resamples"] * bool(intervals) + [""], []
     for constant, value in fitted.law.constants.items():
         told = [constant, f"{value:.4g}"]
         if intervals is not None:
             held = constant in own
             told.append("given" if held else f"{intervals.low[constant]:.4g} to {intervals.high[constant]:.4g}")
+        told.append("hardly determined" if constant in fitted.loose else "")
         rows.append(told)
     lines += columns(header, rows)
     starts = fitted.starts

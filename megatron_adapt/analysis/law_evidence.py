@@ -107,6 +107,8 @@ def influences(fitted: Fit, problem: Problem) -> list[Influence]:
     constants = problem.constants(np, theta)
     left_out = np.log(_predicted(problem, theta, runs).diagonal() / runs.losses)
     moved = theta - fitted.theta
+    firm = [name not in fitted.loose for name in problem.free]
+    moved[:, [not each for each in firm]] *= 0 if any(firm) else 1  # what is hardly determined moves for nothing
     found = []
     for i, name in enumerate(runs.names):
         if not sane[i]:

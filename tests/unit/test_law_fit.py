@@ -159,6 +159,8 @@ def test_what_runs_do_not_determine_is_refused_by_name(few_starts: None) -> None
 def test_hardly_determined_constants_are_told(few_starts: None) -> None:
     close = made(TRUTHS["chinchilla"], noise=0.005, seed=1, u=(1e9, 1.3e9, 1.7e9), e=(1,))
     found = law_fit.fit(FORMS["chinchilla"], close)
+    told = evidence.influences(found, Problem(FORMS["chinchilla"], close))
+    assert {each.constant for each in told} <= {name for name in found.law.constants if name not in found.loose}
     assert "E" in found.loose and found.law.caution == f"its runs hardly determine {', '.join(found.loose)}"
 
 
