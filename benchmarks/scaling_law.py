@@ -97,7 +97,8 @@ def measure(corpus: Path, folder: Path, small: bool) -> int:
                     tokenizer = str(output / "tokenizers" / "base")
                 run, _ = read_run(output)
                 found.append(run)
-                print(f"{readable(run.parameters):>6} parameters, {readable(unique):>6} unique tokens, {epochs:2} epochs: {run.loss:.4f}", flush=True)
+                size, corpus_size = readable(run.parameters), readable(unique)
+                print(f"{size:>6} parameters, {corpus_size:>6} unique tokens, {epochs:2} epochs: {run.loss:.4f}", flush=True)
     with open(folder / "runs.csv", "w") as file:
         file.write("name,parameters,tokens,unique_tokens,loss\n")
         file.writelines(f"{run.name},{run.parameters},{run.tokens},{run.unique_tokens},{run.loss:.6f}\n" for run in found)

@@ -79,7 +79,12 @@ def minimize(objective: Callable[[Tensor, Tensor], Tensor], x: Tensor, iteration
 
 
 def _search(
-    evaluate: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], rows: Tensor, x: Tensor, value: Tensor, slope: Tensor, direction: Tensor
+    evaluate: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    rows: Tensor,
+    x: Tensor,
+    value: Tensor,
+    slope: Tensor,
+    direction: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Points along the directions, by bisection for the weak Wolfe conditions; the start itself where none is lower.
 

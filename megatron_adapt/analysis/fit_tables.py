@@ -63,14 +63,17 @@ def run(
         lines.append(f"warning: the runs hardly determine {', '.join(fitted.loose)}: add {'; '.join(missing(fitted.loose))}")
     influences = evidence.influences(fitted, problem)
     lines += ["", "runs that weigh most (none is taken out):"]
-    told = [[each.name, f"{100 * np.expm1(each.error):+.1f} %", f"{each.constant} x {each.factor:.3g}"] for each in influences[:SHOWN]]
+    told = [
+        [each.name, f"{100 * np.expm1(each.error):+.1f} %", f"{each.constant} x {each.factor:.3g}"] for each in influences[:SHOWN]
+    ]
     lines += columns(["run", "the others predict", "without it"], told)
     values = {
         "runs": len(runs), "law": as_json(fitted.law), "forms": [_values(each) for each in compared], "starts": asdict(starts),
         "loose": list(fitted.loose), "objective": fitted.objective,
         "published": {law.name: asdict(evidence.of_law(law, runs)) for law in PUBLISHED.values()},
         "intervals": intervals and {
-            "level": LEVEL, "low": dict(intervals.low), "high": dict(intervals.high), "samples": intervals.samples, "failed": intervals.failed,
+            "level": LEVEL, "low": dict(intervals.low), "high": dict(intervals.high),
+            "samples": intervals.samples, "failed": intervals.failed,
         },
         "influences": [asdict(each) for each in influences],
     }  # fmt: skip

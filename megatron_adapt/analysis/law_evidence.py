@@ -74,7 +74,9 @@ def of_law(law: Law, runs: Runs) -> Scores:
     return scores(runs.losses, law.loss(runs.parameters, runs.tokens, runs.unique))
 
 
-def _refit(problem: Problem, theta: np.ndarray, weights: np.ndarray, seed: int = 0, tries: int = 1) -> tuple[np.ndarray, np.ndarray]:
+def _refit(
+    problem: Problem, theta: np.ndarray, weights: np.ndarray, seed: int = 0, tries: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
     """Best theta [s, p] and whether it is a number [s], for each row of weights [s, n], from ``tries`` starts each:
     where the whole fit ended, and others around it."""
     generator = np.random.default_rng(seed)
@@ -154,7 +156,9 @@ def largest(runs: Runs) -> np.ndarray:
     return order[len(order) - max(1, round(LARGEST * len(order))) :]
 
 
-def compare(forms: Sequence[Form], runs: Runs, *, fixed: Mapping[str, float] | None = None, tied: bool = False, seed: int = 0) -> list[Comparison]:
+def compare(
+    forms: Sequence[Form], runs: Runs, *, fixed: Mapping[str, float] | None = None, tied: bool = False, seed: int = 0
+) -> list[Comparison]:
     """Every form fitted and tested on the same parts; one that the runs do not determine is told, not left out."""
     found = []
     for form in forms:

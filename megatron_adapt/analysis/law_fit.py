@@ -76,7 +76,8 @@ class Problem:
         self.form, self.runs, self.fixed, self.tied = form, runs, dict(fixed or {}), tied
         unknown = [name for name in self.fixed if name not in form.constants]
         if unknown:
-            raise ConfigError(f"the form {form.name} has no constant '{unknown[0]}'.{did_you_mean(unknown[0], form.constants, 'It has')}")
+            hint = did_you_mean(unknown[0], form.constants, "It has")
+            raise ConfigError(f"the form {form.name} has no constant '{unknown[0]}'.{hint}")
         check(self.fixed, "constants that are given")
         if tied and self.fixed.keys() & {"alpha", "beta"}:
             raise ConfigError("alpha and beta are tied to one another: give none of them.")
@@ -200,7 +201,8 @@ def shortages(problem: Problem) -> list[str]:
             found.append(f"{exponent} needs runs with at least 3 different numbers of {what}, and there are {levels}")
     levels = len(np.unique(np.round(runs.epochs[runs.epochs > 1.01], 1)))
     if form.sees_repeats and {"rd_star", "delta", "P"} & set(free) and levels < 2:
-        found.append(f"{'rd_star' if form.data_decays else 'P'} needs runs with at least 2 different numbers of repeated epochs, and there are {levels}")
+        constant = "rd_star" if form.data_decays else "P"
+        found.append(f"{constant} needs runs with at least 2 different numbers of repeated epochs, and there are {levels}")
     return found
 
 
@@ -215,8 +217,8 @@ def fit(form: Form, runs: Runs, *, fixed: Mapping[str, float] | None = None, tie
     found, loose = search(problem, name)
     if lost := [constant for constant, error in loose.items() if error > _FREE and constant != "E"]:
         raise DataError(
-            f"the form {form.name}: these runs do not determine {', '.join(lost)}. Add {'; '.join(missing(lost))}; or hold constants with --fix, "
-            "or choose another form."
+            f"the form {form.name}: these runs do not determine {', '.join(lost)}. Add {'; '.join(missing(lost))}; "
+            "or hold constants with --fix, or choose another form."
         )
     return found
 
@@ -231,7 +233,8 @@ def search(problem: Problem, name: str = "fitted", most: int | None = None) -> t
     if not problem.free:
         raise ConfigError(f"all constants of the form {form.name} are given: nothing is left to fit.")
     if lacking := shortages(problem):
-        raise DataError(f"the form {form.name} cannot be fitted to these runs: " + "; ".join(lacking) + ". Add runs, or hold constants with --fix.")
+        why = "; ".join(lacking)
+        raise DataError(f"the form {form.name} cannot be fitted to these runs: {why}. Add runs, or hold constants with --fix.")
     grid = problem.starts()
     if most is not None and most < len(grid):
         begun = problem.solve(grid, iterations=0).value.numpy()
@@ -240,7 +243,9 @@ def search(problem: Problem, name: str = "fitted", most: int | None = None) -> t
     values = ends.value.numpy()
     best = int(np.argmin(np.where(np.isfinite(values), values, np.inf)))
     if not math.isfinite(values[best]):
-        raise DataError(f"the form {form.name}: no start out of {len(values)} led to a number; look for losses or sizes that cannot be.")
+        raise DataError(
+            f"the form {form.name}: no start out of {len(values)} led to a number; look for losses or sizes that cannot be."
+        )
     theta = ends.x[best].numpy()
     errors = problem.looseness(theta)
     starts = Starts(
@@ -250,5 +255,6 @@ def search(problem: Problem, name: str = "fitted", most: int | None = None) -> t
     constants = {constant: float(value) for constant, value in problem.constants(np, theta).items()}
     loose = tuple(constant for constant, error in errors.items() if error > _LOOSE)
     caution = f"its runs hardly determine {', '.join(loose)}" if loose else ""
-    law = Law(name, form, {constant: constants[constant] for constant in form.constants}, f"fitted to {len(runs)} runs", runs.ranges, caution)
+    ordered = {constant: constants[constant] for constant in form.constants}
+    law = Law(name, form, ordered, f"fitted to {len(runs)} runs", runs.ranges, caution)
     return Fit(law, theta, float(values[best]), problem.errors(ends.x[best : best + 1])[0].numpy(), starts, loose), errors

@@ -94,7 +94,9 @@ def _csv_rows(text: str, path: Path) -> list[tuple[int, dict[str, Any]]]:
     if missing:
         unknown = [name for name in header if name not in NEEDED]
         hints = "".join(did_you_mean(name, unknown, "Other columns") for name in missing if unknown)
-        raise DataError(f"{path}: the first line should name the columns {', '.join(NEEDED)} (and name); {', '.join(missing)} missing.{hints}")
+        raise DataError(
+            f"{path}: the first line should name the columns {', '.join(NEEDED)} (and name); {', '.join(missing)} missing.{hints}"
+        )
     reader.fieldnames = header
     return [(reader.line_num, row) for row in reader]
 

@@ -17,7 +17,8 @@ def columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[st
     """Lines of a table; the first column to the left, the others to the right."""
     widths = [max(len(line[i]) for line in (header, *rows)) for i in range(len(header))]
     for line in (header, *rows):
-        yield "  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(line, widths))).rstrip()
+        cells = [cell.rjust(width) for cell, width in zip(line, widths)]
+        yield "  ".join([line[0].ljust(widths[0]), *cells[1:]]).rstrip()
 
 
 def notes(law: Law, has_loss: bool, **values: float) -> list[str]:
@@ -43,6 +44,9 @@ def predict(law: Law, now: Choice) -> tuple[list[str], dict[str, Any]]:
     effective = law.effective_tokens(now.tokens, now.unique, now.parameters)
     next_token = law.next_token(now.tokens, now.unique, now.parameters)
     suit, counted = law.best_parameters(now.unique), law.effective_parameters(now.parameters, now.unique)
+    excess = []
+    if counted < now.parameters:
+        excess = [f"{readable(suit)} parameters suit {readable(now.unique)} unique tokens best; this model's count as {readable(counted)}"]
     best = allocation.optimum(law, now.flops, now.unique if now.epochs > 1 else None)
     more = allocation.returns(law, now)
     caution = notes(law, True, **_of(now))
@@ -53,7 +57,7 @@ def predict(law: Law, now: Choice) -> tuple[list[str], dict[str, Any]]:
         *columns(["", "parameters", "tokens", "epochs", "loss", "against this"], rows),
         f"{readable(now.tokens)} tokens of which {readable(now.unique)} are unique teach as much as {readable(effective)} new ones"
         + ("" if next_token is None else f"; the next one is worth {next_token:.2g}"),
-        *([f"{readable(suit)} parameters suit {readable(now.unique)} unique tokens best; this model's count as {readable(counted)}"] * (counted < now.parameters)),
+        *excess,
         f"{now.flops:.3g} FLOPs",
         *(f"note: {line}" for line in caution),
     ]
@@ -95,7 +99,9 @@ def epochs(law: Law, unique: float, counts: Sequence[float], parameters: float |
     values: dict[str, Any] = {"law": law.name, "unique_tokens": unique, "epochs": [vars(row) for row in rows], "notes": caution}
     if law.form.data_decays:
         half, most = allocation.half_life(law), 1 + law.constants["rd_star"]
-        lines.append(f"after {half:.3g} repetitions a token is worth half of a new one; all repeats together at most {most:.3g} times the corpus")
+        lines.append(
+            f"after {half:.3g} repetitions a token is worth half of a new one; all repeats together at most {most:.3g} times the corpus"
+        )
         values |= {"half_life": half, "most": most}
     return lines + [f"note: {line}" for line in caution], values
 
@@ -105,8 +111,8 @@ def unique(law: Law, parameters: float, tokens: float, within: float) -> tuple[l
     count = tokens / needed
     caution = notes(law, False, parameters=parameters, tokens=tokens, epochs=count)
     lines = [
-        f"{readable(parameters)} parameters on {readable(tokens)} tokens: {readable(needed)} unique ones ({count:.3g} epochs) keep the loss "
-        f"within {100 * within:g} % of that of all new ones, by the law {law.name} ({law.source})",
+        f"{readable(parameters)} parameters on {readable(tokens)} tokens: {readable(needed)} unique ones ({count:.3g} epochs) "
+        f"keep the loss within {100 * within:g} % of that of all new ones, by the law {law.name} ({law.source})",
         *(f"note: {line}" for line in caution),
     ]
     return lines, {"law": law.name, "unique_tokens": needed, "epochs": count, "within": within, "notes": caution}

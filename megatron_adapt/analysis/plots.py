@@ -107,10 +107,11 @@ def draw_contours(law: Law, flops: float, unique: float, path: Path) -> None:
     axis.clabel(lines, fmt="%.3f", fontsize=7)
     axis.plot(epochs, flops / FLOPS / (epochs * unique), color="0.4", linestyle="--", label=f"{flops:.3g} FLOPs")
     frontier = [optimum(law, flops * factor, unique) for factor in np.geomspace(1e-3, 1e2, 40)]
-    axis.plot([each.tokens / unique for each in frontier], [each.parameters for each in frontier], color="C3", label="best at each cost")
+    line = [each.tokens / unique for each in frontier], [each.parameters for each in frontier]
+    axis.plot(*line, color="C3", label="best at each cost")
     axis.plot([best.tokens / unique], [best.parameters], marker="*", markersize=12, color="C3", linestyle="none")
-    axis.set(xscale="log", yscale="log", xlabel=f"epochs of {readable(unique)} tokens", ylabel="parameters", title=f"loss by the law {law.name}")
-    axis.set(xlim=(epochs[0], epochs[-1]), ylim=(parameters[0], parameters[-1]))
+    axis.set(xscale="log", yscale="log", xlabel=f"epochs of {readable(unique)} tokens", ylabel="parameters")
+    axis.set(title=f"loss by the law {law.name}", xlim=(epochs[0], epochs[-1]), ylim=(parameters[0], parameters[-1]))
     axis.legend(loc="lower left")
     figure.tight_layout()
     figure.savefig(path, dpi=110)

@@ -154,7 +154,9 @@ class Law:
         """What to bear in mind: the law's own, and which of ``values`` (by the names of ``ranges``, ``epochs``) lie outside."""
         own = [f"{self.name}: {self.caution}"] if self.caution else []
         if values.get("epochs", 1) > LONG and self.form.data_decays:
-            own.append(f"beyond some {LONG} epochs repeats are worth nearly nothing, and often did harm, which this form cannot express")
+            own.append(
+                f"beyond some {LONG} epochs repeats are worth nearly nothing, and often did harm, which this form cannot express"
+            )
         return own + [
             f"{name.replace('_', ' ')} {readable(value)}: outside of the {readable(self.ranges[name][0])} to "
             f"{readable(self.ranges[name][1])} of the runs behind '{self.name}'"
@@ -213,10 +215,11 @@ def read(path: Path) -> Law:
     if not isinstance(constants, dict) or set(constants) != set(form.constants):
         raise ConfigError(f"{path}: the form {form.name} has the constants {', '.join(form.constants)}.")
     check(constants, str(path))
-    if not (isinstance(ranges, dict) and all(isinstance(v, list) and len(v) == 2 and all(_is_number(x) for x in v) for v in ranges.values())):
+    if not isinstance(ranges, dict) or not all(_is_span(span) for span in ranges.values()):
         raise ConfigError(f"{path}: 'ranges' should be the smallest and the largest value of each quantity.")
     spans = {name: (low, high) for name, (low, high) in ranges.items()}
-    return Law(str(values.get("name", path.stem)), form, constants, str(values.get("source", path)), spans, str(values.get("caution", "")))
+    name, source, caution = (str(values.get(key, other)) for key, other in (("name", path.stem), ("source", path), ("caution", "")))
+    return Law(name, form, constants, source, spans, caution)
 
 
 def as_json(law: Law) -> dict[str, Any]:
@@ -230,7 +233,12 @@ def check(constants: Mapping[str, Any], where: str) -> None:
     """Raises ConfigError for constants that are no finite numbers, or not above 0 where the form needs that."""
     for name, value in constants.items():
         if not _is_number(value) or not (value > 0 or name in MAY_BE_NEGATIVE):
-            raise ConfigError(f"{where}: {name} must be a number{'' if name in MAY_BE_NEGATIVE else ' above 0'}, got {got(value)}.")
+            above = "" if name in MAY_BE_NEGATIVE else " above 0"
+            raise ConfigError(f"{where}: {name} must be a number{above}, got {got(value)}.")
+
+
+def _is_span(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(_is_number(end) for end in value)
 
 
 def _is_number(value: Any) -> bool:

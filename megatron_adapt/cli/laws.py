@@ -65,7 +65,8 @@ def predict(
     different = length if unique is None else _number("--unique", unique)
     if epochs is not None and (count := _number("--epochs", epochs)) > 1:
         different = length / count
-    _show(law_tables.predict(found := scaling_law.find(name), allocation.choice(found, size, length, different)), as_json)
+    found = scaling_law.find(name)
+    _show(law_tables.predict(found, allocation.choice(found, size, length, different)), as_json)
 
 
 @law.command()
@@ -129,14 +130,22 @@ def needed(
 
 @law.command()
 def fit(
-    runs: Annotated[List[Path], typer.Argument(metavar="RUNS...", help="tables (.csv, .jsonl) with parameters, tokens, unique_tokens, loss; or outputs of recipes")],
-    form: Annotated[Optional[List[str]], typer.Option(help="chinchilla | repeated-data | data-constrained | penalty (repeat); default: all, the best chosen")] = None,
+    runs: Annotated[
+        List[Path],
+        typer.Argument(metavar="RUNS...", help="tables (.csv, .jsonl) with parameters, tokens, unique_tokens, loss; or outputs of recipes"),
+    ],
+    form: Annotated[
+        Optional[List[str]],
+        typer.Option(help="chinchilla | repeated-data | data-constrained | penalty (repeat); default: all, the best chosen"),
+    ] = None,
     corpus: Annotated[Optional[str], typer.Option(help="of outputs of recipes: whose held-out text the loss is on")] = None,
     fix: Annotated[Optional[List[str]], typer.Option(metavar="NAME=VALUE", help="hold a constant (repeat)")] = None,
     tie: Annotated[bool, typer.Option("--tie", help="one exponent for parameters and tokens (alpha = beta)")] = False,
     resamples: Annotated[int, typer.Option(min=0, help="of the runs, for the intervals; 0: none")] = 200,
     seed: Annotated[int, typer.Option(help="of the parts and resamples")] = 0,
-    output: Annotated[Optional[Path], typer.Option(metavar="FILE.json", help="write the law there, for --law of the other verbs")] = None,
+    output: Annotated[
+        Optional[Path], typer.Option(metavar="FILE.json", help="write the law there, for --law of the other verbs")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Fit laws to runs, compare them on runs held out, and say how far the best can be trusted."""
@@ -195,7 +204,8 @@ def _runs(places: List[Path], corpus: Optional[str]) -> List[Any]:
     if problems:
         raise DataError("\n".join(problems))
     if len(digests) > 1:
-        raise DataError(f"{' and '.join(str(place) for place in digests.values())} have different tokenizers: their tokens and losses do not compare.")
+        named = " and ".join(str(place) for place in digests.values())
+        raise DataError(f"{named} have different tokenizers: their tokens and losses do not compare.")
     return found
 
 
