@@ -6,6 +6,7 @@ installed script. ``fresh`` starts a real interpreter instead.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import signal
@@ -14,11 +15,12 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Iterator
 
+import pytest
 from harness import ROOT
 
-from megatron_adapt import launch
+from megatron_adapt import cli, launch
 from megatron_adapt.pipeline import preload_files, preload_transformers
 
 TIMEOUT = 300  # seconds, for any one command on however busy a machine
@@ -93,6 +95,29 @@ def is_alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+@contextlib.contextmanager
+def signals_kept() -> Iterator[None]:
+    """For commands in this process, which take signals over."""
+    handlers = {number: signal.getsignal(number) for number in launch.SIGNALS}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def in_process(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *first: str) -> Callable[..., Result]:
+    """What runs the command line in this process, beginning with the words ``first``."""
+
+    def call(*words: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["megatron-adapt", *first, *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+            sys.exit(0)
+        printed = capfd.readouterr()
+        return Result(int(end.value.code or 0), printed.out, printed.err)
+
+    return call
 
 
 def preload() -> None:

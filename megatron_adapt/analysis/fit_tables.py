@@ -12,7 +12,7 @@ from megatron_adapt.analysis import allocation, law_evidence as evidence, law_ru
 from megatron_adapt.analysis.law_evidence import Comparison, Scores
 from megatron_adapt.analysis.law_fit import Problem, missing
 from megatron_adapt.analysis.law_runs import Runs
-from megatron_adapt.analysis.law_tables import columns
+from megatron_adapt.analysis.report import columns
 from megatron_adapt.analysis.scaling_law import FORMS, PUBLISHED, Law, as_json
 from megatron_adapt.errors import DataError
 

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from megatron_adapt.analysis import allocation
 from megatron_adapt.analysis.allocation import Choice
+from megatron_adapt.analysis.report import columns
 from megatron_adapt.analysis.scaling_law import PUBLISHED, Law, readable
 
 EPOCHS = (1, 2, 3, 4, 5, 7, 10, 14, 20, 30, 40, 60)
 UNTRUSTED = "absolute losses by constants of others are not to be trusted (tokenizer and text differ); compare them with one another"
-
-
-def columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Lines of a table; the first column to the left, the others to the right."""
-    widths = [max(len(line[i]) for line in (header, *rows)) for i in range(len(header))]
-    for line in (header, *rows):
-        cells = [cell.rjust(width) for cell, width in zip(line, widths)]
-        yield "  ".join([line[0].ljust(widths[0]), *cells[1:]]).rstrip()
 
 
 def notes(law: Law, has_loss: bool, **values: float) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Mapping, Sequence
+from typing import Any, Iterator, Mapping, Sequence
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,14 @@ def table(measured: Sequence[Measured], corpora: Sequence[str]) -> tuple[list[st
         values = (found.get(branch, found.get("base", {})).get(corpus) for corpus in corpora for branch in branches)
         rows.append([title] + ["" if value is None else f"{value:.3f}" for value in values])
     return header, rows
+
+
+def columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Lines of a table; the first column to the left, the others to the right."""
+    widths = [max(len(line[i]) for line in (header, *rows)) for i in range(len(header))]
+    for line in (header, *rows):
+        cells = [cell.rjust(width) for cell, width in zip(line, widths)]
+        yield "  ".join([line[0].ljust(widths[0]), *cells[1:]]).rstrip()
 
 
 def markdown(name: str, header: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str]) -> str:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Iterator, Mapping, Sequence
 import numpy as np
 
 from megatron_adapt import options
+from megatron_adapt.analysis.report import columns
 from megatron_adapt.config import CALIBRATED, Corpus, Probe
 from megatron_adapt.config_types import did_you_mean
 from megatron_adapt.data.held_out import divided
@@ -180,14 +181,13 @@ def table(results: Mapping[str, Any]) -> list[str]:
     """Lines for a terminal: the ranking, the old vocabulary, and what was not run."""
     marks = list(results["ranking"][0]["bits_per_byte"])
     header = ["method", *("at once" if mark == "0" else f"after {mark} steps" for mark in marks), "rows copied", "composed", "drawn"]
-    rows = [header]
+    rows = []
     for entry in results["ranking"]:
         rows.append([entry["method"], *(f"{value:.3f}" for value in entry["bits_per_byte"].values())])
         rows[-1] += [f"{entry[key]:,}" for key in ("copied", "composed", "drawn")]
     rows.append([OLD, f"{results['old_vocabulary']['bits_per_byte']['0']:.3f}"])
     rows = [row + [""] * (len(header) - len(row)) for row in rows]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-    lines = ["  ".join(cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(zip(row, widths))).rstrip() for row in rows]
+    lines = columns(header, rows)
     first = f"bits per byte on {results['documents']} held-out documents ({results['bytes']:,} bytes), lower is better"
     others = [f"not run: {name}: {reason}" for name, reason in results["not_run"].items()]
     warnings = [f"warning: {entry['method']}: {text}" for entry in results["ranking"] for text in entry["warnings"]]

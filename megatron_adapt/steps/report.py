@@ -53,6 +53,5 @@ def _show(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], repo
     if not rows:
         return
     reporter.log(title)
-    widths = [max(len(line[i]) for line in [header, *rows]) for i in range(len(header))]
-    for line in [header, *rows]:
-        reporter.log("  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(line, widths))))
+    for line in report.columns(header, rows):
+        reporter.log(line)

@@ -8,14 +8,13 @@ import os
 import re
 import shutil
 import signal
-import sys
 from pathlib import Path
 from typing import Any, Callable, Iterator
 
 import pytest
 import tiny
-from commands import Result, entries
-from megatron_adapt import checks, cli, launch, pipeline
+from commands import Result, entries, in_process, signals_kept
+from megatron_adapt import checks, launch, pipeline
 from megatron_adapt.launch import Outcome, StepFailed
 
 Run = Callable[..., Result]
@@ -25,25 +24,14 @@ Run = Callable[..., Result]
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     tiny.corpora(tmp_path)
-    handlers = {number: signal.getsignal(number) for number in launch.SIGNALS}
-    yield tmp_path
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    with signals_kept():
+        yield tmp_path
 
 
 @pytest.fixture
 def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
     """Run the command line in this process."""
-
-    def call(*words: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["megatron-adapt", *map(str, words)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-            sys.exit(0)
-        printed = capfd.readouterr()
-        return Result(int(end.value.code or 0), printed.out, printed.err)
-
-    return call
+    return in_process(capfd, monkeypatch)
 
 
 def written(**changes: Any) -> Path:

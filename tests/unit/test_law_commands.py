@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import signal
-import sys
 from pathlib import Path
 from typing import Any, Callable, Iterator
 
 import numpy as np
 import pytest
-from commands import Result, entries
-from megatron_adapt import cli, launch
+from commands import Result, entries, in_process, signals_kept
 from megatron_adapt.analysis import law_fit, law_runs, scaling_law
 from megatron_adapt.steps import trained_runs
 
@@ -21,23 +18,13 @@ Run = Callable[..., Result]
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
-    handlers = {number: signal.getsignal(number) for number in launch.SIGNALS}
-    yield tmp_path
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    with signals_kept():
+        yield tmp_path
 
 
 @pytest.fixture
 def law(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    def call(*words: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["megatron-adapt", "law", *map(str, words)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-            sys.exit(0)
-        printed = capfd.readouterr()
-        return Result(int(end.value.code or 0), printed.out, printed.err)
-
-    return call
+    return in_process(capfd, monkeypatch, "law")
 
 
 def values(result: Result) -> Any:
