@@ -175,7 +175,7 @@ class Save:
                 HFDirectory.open(self.hf, weights=False).copy_metadata(self.partial / "hf")
                 seal(self.partial, self.final, self.position, _world())
         if backend.rank() == 0:
-            _prune(self.folder, self.keep_last, self.keep_every)
+            _prune(self.folder, self.position.step, self.keep_last, self.keep_every)
         dist.barrier()
         return self.final
 
@@ -277,10 +277,14 @@ def _reason(error: BaseException) -> str:
     return textwrap.shorten("; ".join(reasons[0]), 500)
 
 
-def _prune(folder: Path, keep_last: int, keep_every: int | None) -> None:
-    """Remove finished checkpoints that are not to be kept."""
-    found = finished(folder)
-    kept = found[-keep_last:] + [path for path in found if keep_every and int(path.name.split("_")[1]) % keep_every == 0]
+def _prune(folder: Path, step: int, keep_last: int, keep_every: int | None) -> None:
+    """Remove finished checkpoints that are not to be kept once that of ``step`` is there.
+
+    Those of later steps are damaged, or the run would not have come from an earlier one: they count for nothing.
+    """
+    found = {path: int(path.name.split("_")[1]) for path in finished(folder)}
+    reached = [path for path, number in found.items() if number <= step]
+    kept = reached[-keep_last:] + [path for path in reached if keep_every and found[path] % keep_every == 0]
     for old in found:
         if old not in kept:
             (old / MARK).unlink()  # first, so that a half-deleted one is never taken for a checkpoint

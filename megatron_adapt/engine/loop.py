@@ -332,7 +332,7 @@ class _Run:
 
     def _roll_back(self) -> None:
         """Weights, optimizer and schedule of the last checkpoint, or of the start; the data goes on behind the spike."""
-        source = checkpoint.latest(self.job.output)
+        source, _ = checkpoint.latest_intact(self.job.output)  # not one that this run has passed over
         if source is not None:
             checkpoint.load(source, self.bare, self.optimizer)
             position = source.position

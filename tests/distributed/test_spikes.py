@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -119,3 +121,23 @@ def test_nothing_but_damaged_checkpoints(world: World, uninterrupted, tmp_path: 
         (folder / f"step_{step:08d}" / "hf" / "config.json").unlink()
     with pytest.raises(CheckpointError, match="No checkpoint in .*run is intact; remove it to train the phase anew"):
         world.train(folder, **STEPS)
+
+
+def test_what_is_passed_over_is_not_kept_nor_gone_back_to(world: World, uninterrupted, tmp_path: Path):
+    """A damaged checkpoint of a later step neither takes the place of a new one nor that of the one before a spike."""
+    reference = uninterrupted("one")
+    folders = [interrupted_after(4, reference, tmp_path / name) for name in ("stopped", "back")]
+    for folder in folders:
+        (folder / "step_00000004" / "hf" / "config.json").unlink()
+    job = world.job(folders[0], LAYOUTS["one"][0], phase(**{**STEPS, "keep_last": 1}), world.imported("untied"))
+
+    def work() -> None:
+        with backend.session(job.layout, job.seed):
+            loop.train(job, progress=lambda done, total: os.kill(os.getpid(), signal.SIGTERM) if done == 3 else None)
+
+    assert launch.fork(1, work, threads=1).stopped
+    assert [path.name for path in checkpoint.finished(folders[0])] == ["step_00000003"]
+    assert_identical(world.train(folders[0], **STEPS), reference)
+    run = train(world, folders[1], "one", "rollback", {3})
+    assert [line["step"] for line in run.metrics] == [1, 2, 3, 4, 5, 6] and run.metrics[:2] == reference.metrics[:2]
+    assert sum(at(run, 6).position.drawn.values()) == 7 * BATCH
