@@ -274,7 +274,7 @@ class _Builder:
             inputs=beside({"start": start}, folders),
             ranks=parallel.world_size,
             resumable=True,
-            adjustable=frozenset(ADJUSTABLE),
+            adjustable=frozenset({*ADJUSTABLE, "run"}),
         )
 
     def _export(self, name: str, source: Path, output: Path, own: bool = True) -> Path:

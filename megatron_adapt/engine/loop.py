@@ -177,6 +177,7 @@ class _Run:
             self.steps = phase.steps_for(so_far + self.job.tokens - position.tokens)
         if position.step > self.steps:
             raise ConfigError(f"phase '{phase.name}' has trained {position.step:,} steps already, more than {self.steps:,}.")
+        self.spanned = stretches.spanned(position, self.job.run, self.steps - self.job.steps)
 
     def _held_out(self) -> dict[str, evaluate.Text]:
         if not self.phase.evaluate_every:
@@ -356,7 +357,7 @@ class _Run:
 
     def _schedule_factor(self, step: int) -> float:
         schedule = self.phase.schedule
-        offset, total = self.job.run if schedule.over == "run" else (0, self.steps)
+        offset, total = self.spanned if schedule.over == "run" else (0, self.steps)
         return schedules.factor(schedule, offset + step, total)
 
     def _losses(self, outputs: list) -> dict[str, float]:

@@ -40,6 +40,18 @@ def advance(position: Position) -> None:
     last["samples"] = {name: drawn - last["before"].get(name, 0) for name, drawn in position.drawn.items()}
 
 
+def spanned(position: Position, planned: tuple[int, int], more: int) -> tuple[int, int]:
+    """What a schedule over the whole run counts: (steps of the phases before, steps of all).
+
+    Args:
+        planned: both as the recipe's settings give them. Phases that were trained with others had other numbers of steps.
+        more: steps of the present phase beyond those planned; it may be below 0.
+    """
+    before = sum(stretch["steps"][1] - stretch["steps"][0] for stretch in position.trained if stretch["phase"] != position.phase)
+    before = before or planned[0]  # of which older checkpoints say nothing
+    return before, planned[1] + before - planned[0] + more
+
+
 def rewind(position: Position, ahead: Position) -> None:
     """After going back to a checkpoint: the stretches so far, as long as they now are. The data has been drawn anyway."""
     position.trained = ahead.trained

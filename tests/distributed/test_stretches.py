@@ -79,14 +79,14 @@ def test_a_changed_phase_is_resumed_exactly(world: World, tmp_path: Path):
 
 
 def test_a_length_in_tokens_stays_what_it_is(world: World, tmp_path: Path):
-    """Of 2,048 tokens two steps have trained 512; the rest are steps of half the size."""
-    length = {"steps": None, "tokens": 2048}
+    """Of 2,048 tokens two steps have trained 512; the rest are steps of half the size. A schedule over the run counts them all."""
+    length = {"steps": None, "tokens": 2048, "schedule": {"type": "linear", "over": "run"}}
     folder = tmp_path / "run"
 
     def job(**settings) -> loop.Job:
         made: Phase = phase(**{**CONSTANT, **length, **settings})
         found = world.job(folder, Layout(), made, world.imported("untied"))
-        found.steps, found.tokens = made.known_steps, made.tokens
+        found.steps, found.tokens, found.run = made.known_steps, made.tokens, (0, made.known_steps + 8)
         return found
 
     def train(job: loop.Job, stop: int | None = None) -> None:
@@ -101,6 +101,12 @@ def test_a_length_in_tokens_stays_what_it_is(world: World, tmp_path: Path):
     launch.fork(1, lambda: train(job(batch_size=4)), threads=1)
     run = Outcome(folder)
     assert [line["tokens"] for line in run.metrics][-1] == 2048 and len(run.metrics) == 2 + 12
+    rates = [line["lr"] / 3e-3 for line in run.metrics]
+    assert rates == pytest.approx([1 - step / 16 for step in range(2)] + [1 - step / (14 + 8) for step in range(2, 14)], rel=1e-6)
+    history = checkpoint.resolve(folder).position.trained
+    for phase_name, planned, more, expected in (("full", (0, 24), -2, (0, 22)), ("next", (16, 24), 0, (14, 22)), ("next", (16, 24), 3, (14, 25))):
+        assert stretches.spanned(Position(phase_name, trained=history), planned, more) == expected
+    assert stretches.spanned(Position("next"), (16, 24), 3) == (16, 27)
     with pytest.raises(ConfigError, match="phase 'full' has trained 14 steps already, more than 10"):
         launch.fork(1, lambda: train(job(batch_size=4, tokens=1536)), threads=1)
 

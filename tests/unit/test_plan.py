@@ -277,6 +277,19 @@ def test_a_schedule_over_the_run_spans_its_phases(monkeypatch: pytest.MonkeyPatc
     assert build().step("copy/full").settings == build("phases.embeddings.epochs=3").step("copy/full").settings
 
 
+def test_what_a_schedule_over_the_run_spans_may_change_once_the_phase_is_begun() -> None:
+    step = build("phases.full.schedule={type: linear}").step("copy/full")
+    step.output.mkdir(parents=True)
+    receipt.write_json(step.output / receipt.BEGUN, receipt.identity(step))
+    for changes in (["phases.full.steps=9"], ["phases.full.batch_size=8"]):
+        changed = build("phases.full.schedule={type: linear, over: run}", *changes).step("copy/full")
+        assert not receipt.state(changed).differences
+        receipt.write_json(step.output / receipt.BEGUN, receipt.identity(changed))
+    receipt.sign(changed, step.output, {}, 1.0)
+    longer = receipt.state(build("phases.full.schedule={type: linear, over: run}", *changes, "phases.embeddings.steps=7").step("copy/full"))
+    assert [text.split(" was ")[0] for text, _ in longer.differences] == ["run"]  # it was trained with other rates
+
+
 def recipe_phase(built: Plan, name: str) -> Any:
     return next(phase for phase in built.recipe.phases if phase.name == name)
 
