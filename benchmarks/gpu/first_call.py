@@ -3,10 +3,10 @@
     python benchmarks/gpu/first_call.py --output FOLDER [--part checks ...] [--only NAME ...] [--minutes 8.5] [--known results.json]
     python benchmarks/gpu/first_call.py --output FOLDER --cpu-dry-run [--stand-in]
 
-Every section is a process of its own with a time limit, so that one that fails, hangs or breaks the GPU's context does not
-stop the next. FOLDER gets three files, complete after every section: results.json, which `megatron-adapt plan --cluster ...
---measured` reads; results.md, to be pasted into RESULTS.md; log.txt, what the sections said. What is ok in --known (an earlier
-call's results.json) is not run again, what failed there comes last. Exits with 1 when a section failed. `--cpu-dry-run` runs
+Every section is a process of its own with a time limit (``processes``), so that one that fails, hangs or breaks the GPU's
+context does not stop the next. FOLDER gets three files, complete after every section: results.json, which `megatron-adapt plan
+--cluster ... --measured` reads; results.md, to be pasted into RESULTS.md; log.txt, what the sections said; and the tables of
+profilers. What is ok in --known (an earlier call's results.json) is not run again, what failed there comes last. Exits with 1 when a section failed. `--cpu-dry-run` runs
 all but the Transformer Engine sections on a CPU, with tiny sizes: it proves the script; with `--stand-in` those, too, and all
 of their path but Transformer Engine's kernels (tests/stand_ins).
 """
@@ -14,12 +14,9 @@ of their path but Transformer Engine's kernels (tests/stand_ins).
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import math
-import os
-import signal
-import subprocess
+import shutil
 import sys
 import tempfile
 import time
@@ -28,6 +25,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # workload.py
 
+import processes
 from parts import PARTS, SECTIONS
 from report import compare_speeds, markdown, summary
 
@@ -43,6 +41,7 @@ def main() -> None:
     parser.add_argument("--known", type=Path, help="results.json of an earlier call: what is ok there is not run again")
     parser.add_argument("--cpu-dry-run", action="store_true", help="prove the script on a CPU, with tiny sizes")
     parser.add_argument("--stand-in", action="store_true", help="of a dry run: Transformer Engine's sections, too, without its kernels")
+    parser.add_argument("--fresh", action="store_true", help="a fresh interpreter for each section instead of a fork")
     parser.add_argument("--section", choices=SECTIONS, help=argparse.SUPPRESS)
     parser.add_argument("--scratch", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -64,6 +63,10 @@ def run_all(arguments: argparse.Namespace) -> dict[str, dict]:
     end = time.monotonic() + 60 * arguments.minutes
     log = arguments.output / "log.txt"
     log.write_text("")
+    if not arguments.fresh:
+        began = time.monotonic()
+        processes.preload(arguments.stand_in)
+        print(f"imports: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
     for name in order(arguments, known):
         left, section = end - time.monotonic(), SECTIONS[name]
         if left < min(section.seconds, 60):
@@ -88,27 +91,30 @@ def order(arguments: argparse.Namespace, known: dict[str, dict]) -> list[str]:
 
 def start(name: str, arguments: argparse.Namespace, seconds: float, log: Path) -> dict:
     """Run one section in a process of its own, for so long at most; its result."""
-    own, result = arguments.scratch / f"{name}.log", arguments.scratch / f"{name}.json"
+    own, result, kept = arguments.scratch / f"{name}.log", arguments.scratch / f"{name}.json", arguments.scratch / "kept"
+    kept.mkdir(exist_ok=True)
     command = [sys.executable, __file__, "--section", name]
     command += ["--output", str(arguments.output), "--scratch", str(arguments.scratch)]
-    command += ["--cpu-dry-run"] * arguments.cpu_dry_run + ["--stand-in"] * arguments.stand_in
+    command += ["--cpu-dry-run"] * arguments.cpu_dry_run + ["--stand-in"] * arguments.stand_in + ["--fresh"]
     # Sums in a fixed order wherever that can be had: the section on resuming compares bits.
-    environment = os.environ | {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+    environment = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
     if name.startswith("resume"):
         environment["NVTE_ALLOW_NONDETERMINISTIC_ALGO"] = "0"
-    began, problem = time.perf_counter(), "died without a result"
-    with own.open("w") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
-        try:
-            process.wait(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            problem = f"took longer than {seconds:.0f} s"
-        finally:
-            with contextlib.suppress(ProcessLookupError):  # what it started, compilers of torch for one, would keep the GPU's memory
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    began = time.perf_counter()
+    process = processes.Process(environment, own)
+    if arguments.fresh:
+        code = process.fresh(command).wait(seconds)
+    else:
+        arguments.section = name
+        code = process.fork(lambda: run_section(arguments)).wait(seconds)
+        if code == processes.NO_CUDA:
+            arguments.fresh = True  # from now on: what was imported here has used CUDA
+            code = process.fresh(command).wait(seconds)
     with log.open("ab") as file:
         file.write(f"\n{'=' * 20} {name}\n".encode() + own.read_bytes()[-LOG_BYTES:])
+    for table in kept.iterdir():
+        shutil.move(table, arguments.output / table.name)
+    problem = f"took longer than {seconds:.0f} s" if code is None else f"died without a result (exit code {code})"
     failed = {"status": "failed", "error": f"{problem}; see {log.name}"}
     found = json.loads(result.read_text()) if result.exists() else failed
     return found | {"seconds": round(time.perf_counter() - began, 1)}
@@ -118,11 +124,8 @@ def run_section(arguments: argparse.Namespace) -> int:
     """In the section's own process: call its function and write NAME.json, whatever happens."""
     section = SECTIONS[arguments.section]
     try:
-        if arguments.cpu_dry_run and arguments.stand_in:
-            sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "stand_ins"))
-            from megatron_adapt.engine import backend
-
-            backend.transformer_engine_problem = lambda: ""
+        if arguments.fresh and arguments.stand_in:
+            processes.prepare_stand_in()
         function = getattr(__import__(section.module), section.function)
         found = function(tiny=arguments.cpu_dry_run, scratch=arguments.scratch, **section.options)
         result = {"status": "ok", **found}

@@ -152,7 +152,7 @@ def bandwidths() -> dict[str, float]:
 
 
 def gradients(tiny: bool, scratch: Path, family: str = "llama") -> dict:
-    """Of parameters that both sides store alike, with both kinds of layers, against transformers in float32."""
+    """Of some parameters, with both kinds of layers, against transformers in float32; the rules are linear and convert gradients, too."""
     from transformers import AutoModelForCausalLM
 
     setup = Setup(tiny, scratch, 1, family)
@@ -166,7 +166,7 @@ def gradients(tiny: bool, scratch: Path, family: str = "llama") -> dict:
         "decoder.layers.0.mlp.linear_fc1.layer_norm_weight", f"decoder.layers.{last}.mlp.linear_fc2.weight",
         "decoder.final_layernorm.weight",
     )  # fmt: skip
-    pairs = {rule.megatron: rule.hf[0] for rule in expand(setup.family, setup.shape) if rule.megatron in compared}
+    rules = {rule.megatron: rule for rule in expand(setup.family, setup.shape) if rule.megatron in compared}
     theirs = dict(reference.named_parameters())
     found = {}
     for spec in specs():
@@ -175,8 +175,9 @@ def gradients(tiny: bool, scratch: Path, family: str = "llama") -> dict:
         inputs = tokens[:, :-1].contiguous()
         model(inputs, positions(inputs), None, labels=tokens[:, 1:].contiguous()).float().mean().backward()
         ours = dict(named_parameters(model))
-        for name, other in pairs.items():
-            a, b = ours[name].grad.float().flatten(), theirs[other].grad.flatten()
+        for name, rule in rules.items():
+            other = rule.to_megatron([theirs[each].grad for each in rule.hf], setup.shape)
+            a, b = ours[name].grad.float().flatten(), other.flatten()
             found[f"{spec} {name}"] = torch.nn.functional.cosine_similarity(a, b, dim=0).item()
     assert min(found.values()) > 0.99, found
     return found

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import family_checks
+
 
 class Section(NamedTuple):
     module: str
@@ -44,6 +46,7 @@ PARTS: dict[str, dict[str, Section]] = {
         "shared_update": checks("shared_update", 120, "kernel_checks"),
         "train_fp32": checks("train_fp32", 90),
     },
+    "families": {f"family_{name}": checks("family", 120, "family_checks", family=name) for name in family_checks.SIZES},
     "llama": {
         "llama_8b_te": row("llama_8b", 180, "te", precision="bf16-true"),
         "llama_8b_fp8": row("llama_8b", 180, "te", precision="fp8-current-true"),
@@ -63,17 +66,6 @@ PARTS: dict[str, dict[str, Section]] = {
         "mistral_7b_plain": row("mistral_7b", 200, "plain"),
         "embedding_only_plain": row("embedding_only", 200, "plain"),
         "packed_chat_plain": row("packed_chat", 150, "plain"),
-    },
-    # Layers that Megatron Core has not: side by side, ALiBi.
-    "families": {
-        f"{name}_{family}": checks(function, 120, module, te=te, family=family, **options)
-        for family in ("gpt_neox", "mpt")
-        for name, function, module, te, options in (
-            ("te_parameters", "te_parameters", "sections", True, {}), ("parity_bf16", "parity_bf16", "sections", False, {}),
-            ("gradients", "gradients", "kernel_checks", False, {}), ("across_specs", "across_specs", "sections", True, {}),
-            ("packing", "packing", "sections", False, {}), ("train_fp8", "train_fp8", "sections", True, {"precision": "fp8-current"}),
-            ("parity_fp32", "parity_fp32", "sections", False, {}),
-        )
     },
     "resume": {
         "resume_te": checks("resume", 120, te=True, spec="te"),

@@ -17,7 +17,9 @@ from pathlib import Path
 
 import torch
 import workload
+from family_checks import sizes_of
 
+from megatron_adapt.analysis import estimate
 from megatron_adapt.engine import backend, checkpoint, evaluate, loop, metrics, model as models, verify
 from megatron_adapt.engine.backend import Layout
 from megatron_adapt.engine.convert import load_hf
@@ -28,16 +30,6 @@ from megatron_adapt.hf.directory import HFDirectory, read_json
 
 CPU_SIZES = workload.llama(512, 64, 176, 2, 4, 2)
 GPU_SIZES = workload.llama(2048, 512, 1408, 6, 8, 2, tied=False)
-# Layers that Megatron Core has not: side by side with a part of each head rotated, and ALiBi (of a number of heads that is no
-# power of two) with norms that have no bias.
-OTHERS = {
-    "gpt_neox": {"num_hidden_layers": 6, "hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8},
-    "mpt": {"n_layers": 6, "d_model": 768, "n_heads": 12, "max_seq_len": 4096},
-}
-OTHERS_TINY = {
-    "gpt_neox": {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 256, "num_attention_heads": 4},
-    "mpt": {"n_layers": 2, "d_model": 96, "n_heads": 6},
-}
 PACKAGES = ("torch", "bitsandbytes", "transformer-engine", "megatron-core", "transformers", "triton", "flash-attn", "safetensors")
 
 transformer_engine_is_there = backend.has_transformer_engine  # use() replaces the backend's own
@@ -93,7 +85,7 @@ class Setup:
         self.folder, self.family = Path(tempfile.mkdtemp(dir=scratch)), family_named(family)
         sizes = CPU_SIZES if tiny else GPU_SIZES
         if family != "llama":
-            sizes = {**(OTHERS_TINY if tiny else OTHERS)[family], "vocab_size": sizes["vocab_size"]}
+            sizes = {**sizes_of(family, tiny), "vocab_size": sizes["vocab_size"]}
         self.hf = workload.write_model(self.folder / "hf", sizes, family=self.family)
         self.shape = self.family.read_config(read_json(self.hf / "config.json"))
         length, batch = (64, 4) if tiny else (512, 8)
@@ -148,8 +140,7 @@ def te_parameters(tiny: bool, scratch: Path, family: str = "llama") -> dict:
     for name, parameter in models.named_parameters(model):
         assert parameter.device == backend.device() and parameter.dtype == torch.bfloat16, (name, parameter.device)
         marked = bool(getattr(parameter, "tensor_model_parallel", False))
-        cut = parameter.dim() > 1 or name.endswith(("linear_qkv.bias", "linear_fc1.bias"))
-        assert marked == cut, f"{name}: tensor_model_parallel is {marked}"
+        assert marked == estimate.is_cut(name, setup.shape), f"{name}: tensor_model_parallel is {marked}"
     return {"parameters": len(found)}
 
 
