@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Iterator, Sequence
 
 from megatron_adapt import recipe as recipes, schedule
-from megatron_adapt.analysis import allocation, cluster as clusters, estimate
+from megatron_adapt.analysis import allocation, cluster as clusters, estimate, wandb_run
 from megatron_adapt.config import Dropout, Parallel, Phase, Recipe, TokenizerChoice
 from megatron_adapt.config_types import selected_layers
 from megatron_adapt.data.sources import HUB, find_files
@@ -78,6 +78,8 @@ def check(plan: Plan) -> list[tuple[str, Phase, ModelShape]]:
         problems += [f"phase '{phase.name}': {text}" for text in narrow]
     if recipe.evaluation.harness is not None:
         problems += harness.problems(recipe.evaluation.harness)
+    if recipe.wandb is not None:
+        problems += wandb_run.problems()
     problems += _template_problems(plan)
     problems += _weight_problems(recipe, before)
     length = recipe.evaluation.sequence_length

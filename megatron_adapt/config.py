@@ -204,6 +204,19 @@ class Export(Strict):
     max_shard_size: Bytes = Field(5_000_000_000, description="largest size of a weight file in bytes")
 
 
+class Wandb(Strict):
+    """Weights & Biases; plain text in the YAML is short for `project`."""
+
+    project: Text = Field(description="project that a run for each phase goes to")
+    entity: Text | None = Field(None, description="user or team that owns it; null: the user's default")
+    group: Text | None = Field(None, description="what the phases' runs are grouped under; null: the recipe's name")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shorthand(cls, value: Any) -> Any:
+        return {"project": value} if isinstance(value, str) else value
+
+
 class Recipe(Strict):
     """Everything that a run does."""
 
@@ -219,6 +232,7 @@ class Recipe(Strict):
     phases: list[Phase] = Field(min_length=1, description="the phases of training, in order")
     evaluation: Evaluation = Field(default_factory=Evaluation, description="what is measured")
     export: Export = Field(default_factory=Export, description="the exported model")
+    wandb: Wandb | None = Field(None, description="Weights & Biases project for the curves, beside TensorBoard")
 
 
 def step_into(schema: Any, step: str | int) -> Any:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Iterator
 
 from megatron_adapt import recipe as recipes, schedule
+from megatron_adapt.analysis import wandb_run
 from megatron_adapt.config import ADJUSTABLE, FP8, Phase, Recipe, TokenizerChoice
 from megatron_adapt.config_chats import learnt_last
 from megatron_adapt.data.sources import files_of, reading
@@ -257,6 +258,7 @@ class _Builder:
                 evaluation_length=self.length,
                 evaluation_bytes=recipe.evaluation.max_bytes,
                 tensorboard=self.output / "tensorboard" / branch / phase.name,
+                wandb=self._wandb(branch, phase),
             )
             return train.run(job, reporter)
 
@@ -276,6 +278,16 @@ class _Builder:
             resumable=True,
             adjustable=frozenset({*ADJUSTABLE, "run"}),
         )
+
+    def _wandb(self, branch: str, phase: Phase) -> wandb_run.Run | None:
+        recipe, wanted = self.recipe, self.recipe.wandb
+        if wanted is None:
+            return None
+        settings = {
+            "phase": phase.model_dump(), "parallel": recipe.parallel.model_dump(), "precision": phase.precision or recipe.precision,
+            "seed": recipe.seed, "model": recipe.model.source,
+        }  # fmt: skip
+        return wandb_run.Run(wanted.project, wanted.entity, wanted.group or recipe.name, f"{recipe.name}/{branch}/{phase.name}", self.output, settings)
 
     def _export(self, name: str, source: Path, output: Path, own: bool = True) -> Path:
         """``own``: the recipe's model; else the base model, as its config.json says."""

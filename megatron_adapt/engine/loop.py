@@ -16,6 +16,7 @@ from torch import Tensor
 from megatron.core import parallel_state
 from megatron.core.distributed import finalize_model_grads
 from megatron_adapt import schedule as schedules
+from megatron_adapt.analysis import wandb_run
 from megatron_adapt.analysis.estimate import flops_per_token
 from megatron_adapt.config import Phase
 from megatron_adapt.data.sampling import Passes
@@ -51,6 +52,7 @@ class Job:
     evaluation_length: int | None = None
     evaluation_bytes: int | None = None
     tensorboard: Path | None = None
+    wandb: wandb_run.Run | None = None
     # (steps of all phases before, steps of all phases): what a schedule `over: run` spans
     run: tuple[int, int] = (0, 0)
     tokens: int | None = None  # the phase's length, unless it is one in steps
@@ -163,7 +165,7 @@ class _Run:
         for name, count in self.batches.left_out.items():
             self.log(f"{name}: {count:,} chats are longer than sequence_length {self.phase.sequence_length} and left out")
         self.held_out = self._held_out()
-        self.metrics = Metrics(job.output, job.tensorboard, self.position.step, log)
+        self.metrics = Metrics(job.output, job.tensorboard, job.wandb, self.position.step, log)
         self.forward_step = language_model_loss(len(self.batches.names))
 
     def _go_on(self) -> None:

@@ -1,4 +1,4 @@
-"""What a phase reports: metrics.jsonl beside the checkpoints, TensorBoard, and readable lines; all on rank 0."""
+"""What a phase reports: metrics.jsonl beside the checkpoints, TensorBoard, Weights & Biases, and readable lines; on rank 0."""
 
 from __future__ import annotations
 
@@ -7,20 +7,25 @@ import os
 from pathlib import Path
 from typing import Any, Callable
 
+from megatron_adapt.analysis import wandb_run
 from megatron_adapt.engine import backend
 
 
 class Metrics:
     """``start`` = step the run continues from: later lines of an interrupted run are dropped, never written twice."""
 
-    def __init__(self, folder: Path, tensorboard: Path | None, start: int, log: Callable[[str], None]) -> None:
-        self.writer = self.file = None
+    def __init__(
+        self, folder: Path, tensorboard: Path | None, wandb: wandb_run.Run | None, start: int, log: Callable[[str], None]
+    ) -> None:
+        self.writer = self.file = self.wandb = None
         self.folder, self.tensorboard, self.log = folder, tensorboard, log
+        if wandb is not None and backend.rank() == 0:
+            self.wandb = wandb_run.Writer(wandb, folder)
         self.rewind(start)
 
     def rewind(self, start: int) -> None:
         """Go on after step ``start``; lines of later steps are dropped."""
-        self.close()
+        self._close_files()
         if backend.rank() != 0:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -42,10 +47,17 @@ class Metrics:
         if self.writer is not None:
             for name, value in values.items():
                 self.writer.add_scalar(name, value, step)
+        if self.wandb is not None:
+            self.wandb.add(step, values)
         if show:
             self.log(line(step, values))
 
     def close(self) -> None:
+        self._close_files()
+        if self.wandb is not None:
+            self.wandb.close()
+
+    def _close_files(self) -> None:
         if self.file is not None:
             self.file.close()
         if self.writer is not None:
