@@ -11,14 +11,13 @@ from typing import Annotated, Any, get_origin
 
 from pydantic import TypeAdapter, ValidationError
 
-from megatron_adapt import config_chats, config_parallel
+from megatron_adapt import config_chats, config_parallel, config_schedules
 from megatron_adapt.config import (
     AUTO, BF16_ALONE, CALIBRATED, DEFAULT, Corpus, Evaluation, FromScratch, Model, Optimizer, Parallel, Phase, Probe, RampUp, Recipe,
     Schedule, Strict, TokenizerChoice, TokenizerTraining, Vocabulary, kinds, model_of, step_into,
 )
 from megatron_adapt.config_parallel import Found
 from megatron_adapt.config_types import INVALID, did_you_mean
-from megatron_adapt.schedule import problem
 
 Methods = Mapping[str, Callable[[Mapping[str, Any]], "list[tuple[str, str]]"]]
 
@@ -53,7 +52,7 @@ def check(recipe: Recipe, methods: Methods | None = None) -> list[Found]:
     found = [*_alternatives(recipe, ()), *_phase_names(recipe), *_corpora(recipe), *_vocabulary(recipe, methods)]
     for path, phase in _phases(recipe):
         found += _phase(phase, path, recipe.parallel, recipe.precision)
-    found += [*_kept_states(recipe), *_shares(recipe)]
+    found += [*_kept_states(recipe), *_shares(recipe), *_evaluations(recipe)]
     if isinstance(recipe.data, dict):
         found += config_chats.check(recipe.data, _named_corpora(recipe), _phases(recipe))
     found += config_parallel.check(recipe)
@@ -187,7 +186,8 @@ def _phase(phase: Phase, path: tuple[str | int, ...], parallel: Any, precision: 
         if phase.save_every is None or phase.keep_every % phase.save_every:
             yield (*path, "keep_every"), f"{phase.keep_every} is no multiple of save_every = {phase.save_every or 'null'}"
     if isinstance(phase.schedule, Schedule):
-        yield from (((*path, "schedule", *key), text) for key, text in _schedule(phase.schedule, _known_steps(phase)))
+        found = config_schedules.check(phase.schedule, _known_steps(phase))
+        yield from (((*path, "schedule", key), text) for key, text in found)
 
 
 def _ramp_up(phase: Phase, parallel: Any) -> Iterator[Found]:
@@ -231,43 +231,6 @@ def _mixed(precision: str) -> str:
     return "bf16-mixed" if precision == "bf16-true" else precision.removesuffix("-true")
 
 
-# Keys of a schedule that mean something for some types only.
-_OWN_KEYS = {
-    "decay": ("wsd", "infinite"), "decay_shape": ("wsd",), "cooldown": ("infinite",), "constant_ratio": ("infinite",),
-}  # fmt: skip
-
-
-def _schedule(schedule: Schedule, steps: int | None) -> Iterator[Found]:
-    """Keys that the type knows, lengths that are shares or steps and fit; ``steps`` are None while unknown."""
-    if schedule.type is INVALID:
-        return
-    for key, types in _OWN_KEYS.items():
-        value = getattr(schedule, key)
-        if schedule.type not in types and value not in (INVALID, Schedule.model_fields[key].default):
-            what = f"belongs to {_or(types)}" if len(types) > 1 else f"belongs to '{types[0]}'"
-            yield (key,), f"{what}, not to {schedule.type!r}; remove it or change the type"
-    lengths = {key: getattr(schedule, key) for key in ("warmup", "cooldown", "decay")}
-    lengths = {key: length for key, length in lengths.items() if length is not INVALID}
-    whole = True
-    for key, length in lengths.items():
-        if length >= 1 and length != int(length):
-            whole = False
-            yield (key,), f"{length} is neither a share of the steps (below 1) nor a whole number of steps"
-        elif schedule.type == "infinite" and 0 < length < 1:
-            whole = False
-            why = "a share would change what was trained when the phase is extended"
-            yield (key,), f"'infinite' needs a number of steps here (or 0), not {length}: {why}"
-    if schedule.type == "infinite" and 0 in (schedule.constant_ratio, schedule.min_lr_ratio):
-        key = "constant_ratio" if schedule.constant_ratio == 0 else "min_lr_ratio"
-        yield (key,), "'infinite' decays exponentially, which never reaches 0; give a share above 0"
-    if whole and len(lengths) == 3 and schedule.over is not INVALID:
-        shares = schedule.type == "wsd" and max(schedule.warmup, schedule.decay) < 1 < schedule.warmup + schedule.decay
-        # Without a number of steps, shares can be compared with one another.
-        why = problem(schedule, steps) if steps is not None and schedule.over == "phase" else None
-        if why or shares:
-            yield ("decay",), why or "warmup and decay together are more than all steps"
-
-
 def _known_steps(phase: Phase) -> int | None:
     needed = (phase.steps, phase.tokens, phase.batch_size, phase.sequence_length, phase.ramp_up)
     if INVALID in needed or (phase.ramp_up is not None and INVALID in (phase.ramp_up.start, phase.ramp_up.by, phase.ramp_up.over)):
@@ -288,6 +251,19 @@ def _corpora(recipe: Recipe) -> Iterator[Found]:
         if isinstance(corpus, Corpus) and not corpus.held_out and corpus.held_out_path is None:
             why = f"'{name}' has no held-out text; set data.{name}.held_out or data.{name}.held_out_path"
             yield ("evaluation", "corpora", index), why
+
+
+def _evaluations(recipe: Recipe) -> Iterator[Found]:
+    """A phase that is to be evaluated has something to be evaluated on; `evaluation.corpora: []` says that nothing is."""
+    if not isinstance(recipe.data, dict) or not isinstance(recipe.evaluation, Evaluation):
+        return
+    held_out = [corpus for corpus in recipe.data.values() if not isinstance(corpus, Corpus) or corpus.held_out or corpus.held_out_path]
+    if held_out or recipe.evaluation.corpora is not None:
+        return
+    for path, phase in _phases(recipe):
+        if phase.evaluate_every not in (None, INVALID):
+            why = "there is no held-out text to evaluate on; set held_out or held_out_path of a corpus, or remove it"
+            yield (*path, "evaluate_every"), why
 
 
 def _named_corpora(recipe: Recipe) -> Iterator[tuple[tuple[str | int, ...], Any]]:
