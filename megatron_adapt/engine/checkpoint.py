@@ -40,7 +40,6 @@ from megatron_adapt.torch_dist.directory import (
     finished,
     is_checkpoint,
     latest,
-    latest_intact,
     open_checkpoint,
     resolve,
     seal,
@@ -49,7 +48,7 @@ from megatron_adapt.torch_dist.directory import (
 from megatron_adapt.torch_dist.writer import CONTENT
 
 __all__ = [
-    "MARK", "Checkpoint", "Position", "Save", "finished", "is_checkpoint", "latest", "latest_intact", "load",
+    "MARK", "Checkpoint", "Position", "Save", "finished", "is_checkpoint", "latest", "load",
     "open_checkpoint", "require_space", "resolve", "save", "size", "step_folder",
 ]  # fmt: skip
 

@@ -21,7 +21,7 @@ from megatron_adapt.analysis.estimate import flops_per_token
 from megatron_adapt.config import Phase
 from megatron_adapt.data.sampling import Passes
 from megatron_adapt.engine import (
-    backend, carry, checkpoint, evaluate, fp8, guard, model as models, noise, optimizer as optimizers, stretches,
+    agreement, backend, carry, checkpoint, evaluate, fp8, guard, model as models, noise, optimizer as optimizers, stretches,
 )  # fmt: skip
 from megatron_adapt.engine.backend import Layout
 from megatron_adapt.engine.batches import Batch, Batches
@@ -56,6 +56,11 @@ class Job:
     # (steps of all phases before, steps of all phases): what a schedule `over: run` spans
     run: tuple[int, int] = (0, 0)
     tokens: int | None = None  # the phase's length, unless it is one in steps
+
+    def settings(self) -> dict[str, Any]:
+        """All but the places of files."""
+        keys = ("steps", "precision", "seed", "evaluation_length", "evaluation_bytes", "run", "tokens", "layout", "passes")
+        return self.phase.model_dump() | {key: getattr(self, key) for key in keys} | {"held_out": list(self.held_out)}
 
 
 DONE = {
@@ -107,8 +112,9 @@ def train(
 class _Run:
     def __init__(self, job: Job, log: Callable[[str], None], progress: Callable[[int, int], None]) -> None:
         self.job, self.phase, self.progress = job, job.phase, progress
+        agreement.require_same(job.settings())
         self.log = log if backend.rank() == 0 else lambda line: None
-        resumed, damaged = checkpoint.latest_intact(job.output)
+        resumed, damaged = agreement.latest_checkpoint(job.output)
         for problem in damaged:
             self.log(f"{problem} Continuing from {resumed.path.name}, the newest that is intact.")
         self.source: Checkpoint = resumed or checkpoint.resolve(job.start)
@@ -335,7 +341,7 @@ class _Run:
 
     def _roll_back(self) -> None:
         """Weights, optimizer and schedule of the last checkpoint, or of the start; the data goes on behind the spike."""
-        source, _ = checkpoint.latest_intact(self.job.output)  # not one that this run has passed over
+        source, _ = agreement.latest_checkpoint(self.job.output)  # not one that this run has passed over
         if source is not None:
             checkpoint.load(source, self.bare, self.optimizer)
             position = source.position

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Mapping
 
-from megatron_adapt.engine import backend, checkpoint, convert, evaluate, model as models
+from megatron_adapt.engine import agreement, backend, checkpoint, convert, evaluate, model as models
 from megatron_adapt.engine.backend import Layout
 from megatron_adapt.families import find_family
 from megatron_adapt.hf.directory import HFDirectory
@@ -40,6 +40,7 @@ def run(
     tokenizer = Tokenizer.load(opened.path if is_hf else opened.hf)
     results = {}
     with backend.session(layout, seed=0):
+        agreement.require_same({"texts": list(texts), "length": length, "max_bytes": max_bytes, "precision": precision})
         model = models.build(shape, layout, precision)
         if is_hf:
             convert.load_hf(model, opened, shape)

@@ -1,0 +1,71 @@
+"""What ranks of several nodes must have in common before they train together, and are told by rank 0 where they may differ."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from megatron_adapt.engine import backend
+from megatron_adapt.errors import CheckpointError, ConfigError
+from megatron_adapt.torch_dist.directory import Checkpoint, is_checkpoint, latest_intact, open_checkpoint
+
+LAG = 60.0  # seconds until all nodes see what one has written (NFS remembers directories so long)
+
+
+def require_same(settings: Mapping[str, Any]) -> None:
+    """Raise ``ConfigError`` on every rank unless all have the same settings; collective.
+
+    Every node reads a recipe of its own: with other values there, replicas of one model would drift apart unnoticed, or
+    ranks wait for one another for ever.
+    """
+    mine: dict[str, Any] = {}
+    for key, value in json.loads(json.dumps(settings, default=str)).items():
+        mine |= {f"{key}.{inner}": each for inner, each in value.items()} if isinstance(value, dict) else {key: value}
+    first = _from_rank_0(mine)
+    differences = [
+        f"{key} is {mine.get(key, 'absent')} there and {first.get(key, 'absent')} on rank 0"
+        for key in sorted(mine.keys() | first.keys())
+        if mine.get(key, "absent") != first.get(key, "absent")
+    ]
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, differences)
+    for rank, texts in enumerate(found):
+        if texts:
+            raise ConfigError(
+                f"rank {rank} was started with other settings: {'; '.join(texts)}. Give every node the same recipe and overrides."
+            )
+
+
+def latest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """What ``latest_intact`` finds on rank 0, on every rank: another node may still see an older one; collective."""
+    word: dict[str, Any] = {}
+    if backend.rank() == 0:
+        try:
+            found, damaged = latest_intact(folder)
+            word = {"name": found.path.name if found else None, "damaged": damaged}
+        except CheckpointError as error:
+            word = {"problem": str(error)}
+    word = _from_rank_0(word)
+    if "problem" in word:
+        raise CheckpointError(word["problem"])
+    if backend.rank() != 0:
+        found = _seen(Path(folder) / word["name"]) if word["name"] else None
+    return found, word["damaged"]
+
+
+def _seen(path: Path) -> Checkpoint:
+    began = time.monotonic()
+    while not is_checkpoint(path) and time.monotonic() - began < LAG:
+        time.sleep(0.2)
+    return open_checkpoint(path)
+
+
+def _from_rank_0(value: Any) -> Any:
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
