@@ -6,6 +6,7 @@ import contextlib
 import copy
 import inspect
 import math
+import os
 import queue
 import re
 import shutil
@@ -140,7 +141,10 @@ class Save:
             )
         rng = self.partial / "rng"
         rng.mkdir(exist_ok=True)
-        torch.save(backend.rng_state() | {"scales": self.scales}, rng / f"rank_{backend.rank():05d}.pt")
+        with open(rng / f"rank_{backend.rank():05d}.pt", "wb") as file:
+            torch.save(backend.rng_state() | {"scales": self.scales}, file)
+            file.flush()
+            os.fsync(file.fileno())
         arguments = list(self.request.async_fn_args)
         if self.request.preload_fn is not None:
             arguments[1] = self.request.preload_fn()  # from the GPU
@@ -308,6 +312,9 @@ def _world() -> dict[str, int]:
     }
 
 
+_INSTEAD = "Where there is an earlier checkpoint beside it, move this one away to continue from that."
+
+
 def load(checkpoint: Checkpoint, model: GPTModel | Chunks, optimizer: MegatronOptimizer | None = None) -> None:
     """Fill model and, when given, optimizer and random states from a checkpoint written in any layout."""
     state = _sharded_state(model, optimizer, loading=True, source=checkpoint.path)
@@ -316,13 +323,16 @@ def load(checkpoint: Checkpoint, model: GPTModel | Chunks, optimizer: MegatronOp
             warnings.simplefilter("ignore")
             loaded = dist_checkpointing.load(state, str(checkpoint.path))
     except (Exception, CheckpointException) as error:
-        raise CheckpointError(f"{checkpoint.path}: cannot be read ({_reason(error)}).") from error
+        raise CheckpointError(f"{checkpoint.path}: cannot be read ({_reason(error)}). {_INSTEAD}") from error
     missing, unexpected = model.load_state_dict(loaded["model"], strict=False)
     assert not unexpected and all(name.endswith("_extra_state") for name in missing), (missing, unexpected)
     if optimizer is None:
         return
     rng = checkpoint.path / "rng" / f"rank_{backend.rank():05d}.pt"
-    own = torch.load(rng, weights_only=True) if checkpoint.world == _world() and rng.is_file() else {}
+    try:
+        own = torch.load(rng, weights_only=True) if checkpoint.world == _world() and rng.is_file() else {}
+    except Exception as error:  # whatever a file without its content makes of it
+        raise CheckpointError(f"{rng}: cannot be read ({type(error).__name__}). {_INSTEAD}") from error
     scales = own.pop("scales", {})
     optimizer_state.load(optimizers.base(optimizer), loaded.get("optimizer", {}), checkpoint.position.updates, scales)
     if own:

@@ -4,11 +4,12 @@
         __0_0.distcp ... .metadata  Megatron's own files: model, optimizer, any layout may read them
         rng/rank_00000.pt           random states, used again when the layout is the same
         hf/                         config.json and tokenizer of the model
-        checkpoint.json             written last: what and where in training, and the size of every other file
+        checkpoint.json             written last: what and where in training, the size of every other file, and digests of small ones
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -97,7 +98,15 @@ def open_checkpoint(path: Path) -> Checkpoint:
             problems.append(f"{name} has {file.stat().st_size} bytes instead of {size}")
     if problems:
         raise CheckpointError(f"{path}: damaged checkpoint: {'; '.join(problems)}. Use an earlier one or repeat the phase.")
-    config = json.loads((path / "hf" / "config.json").read_text())
+    changed = [name for name, digest in mark.get("digests", {}).items() if _digest(path / name) != digest]
+    if changed:
+        raise CheckpointError(
+            f"{path}: damaged checkpoint: {', '.join(changed)} changed since it was written. Use an earlier one or repeat the phase."
+        )
+    try:
+        config = json.loads((path / "hf" / "config.json").read_text())
+    except ValueError as error:  # of older checkpoints, without digests
+        raise CheckpointError(f"{path}: damaged checkpoint: hf/config.json is not JSON ({error}). Use an earlier one.") from error
     position = Position(**mark["position"] | {"history": History(**mark["position"].get("history", {}))})
     return Checkpoint(path, position, {"context": 1} | mark["world"], config)  # of which older checkpoints say nothing
 
@@ -144,12 +153,16 @@ def step_folder(folder: Path, step: int) -> Path:
 
 
 def seal(partial: Path, final: Path, position: Position, world: dict[str, int]) -> None:
-    """Add the mark with every file's size, flush, and give the directory its name, replacing what has it.
+    """Add the mark with every file's size and small ones' digests, flush, and give the directory its name, replacing what has it.
 
     ``partial`` holds everything else by now, ``hf/`` included; ``world``: sizes ``{size, tensor, context, pipeline}`` of the run.
     """
     files = {str(p.relative_to(partial)): p.stat().st_size for p in sorted(partial.rglob("*")) if p.is_file()}
-    mark = {"format": FORMAT, "position": asdict(position), "world": world, "files": files}
+    compared = [name for name in files if _is_compared(name)]
+    for name in compared:  # others are flushed by the ranks that write them
+        _flush(partial / name)
+    digests = {name: _digest(partial / name) for name in compared}
+    mark = {"format": FORMAT, "position": asdict(position), "world": world, "files": files, "digests": digests}
     with open(partial / MARK, "w") as file:
         json.dump(mark, file, indent=1)
         file.flush()
@@ -157,6 +170,21 @@ def seal(partial: Path, final: Path, position: Position, world: dict[str, int]) 
     if final.exists():
         shutil.rmtree(final)
     os.replace(partial, final)
-    directory = os.open(final.parent, os.O_RDONLY)
-    os.fsync(directory)
-    os.close(directory)
+    _flush(final.parent)
+
+
+def _is_compared(name: str) -> bool:
+    """Whether a file's content is compared whenever a checkpoint is opened: not that of tensors, which take long to read, nor what
+    each rank reads for itself. After a power cut a file can have its size and nothing in it."""
+    return not name.endswith(".distcp") and not name.startswith("rng/")
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:32]
+
+
+def _flush(path: Path) -> None:
+    """To the disk, files and folders alike."""
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)

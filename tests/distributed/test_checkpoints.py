@@ -62,12 +62,33 @@ def test_a_damaged_checkpoint_is_refused(world: World, uninterrupted, tmp_path: 
     assert "step_00000002" in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_damage_that_keeps_the_size_is_refused(world: World, uninterrupted, tmp_path: Path):
+@pytest.mark.parametrize(
+    "file, message",
+    [
+        (".metadata", r"step_00000002: damaged checkpoint: .metadata changed since it was written"),
+        ("hf/config.json", r"step_00000002: damaged checkpoint: hf/config.json changed since it was written"),
+        ("__0_0.distcp", r"step_00000002: cannot be read \(.*\). Where there is an earlier checkpoint beside it, move this one away"),
+        ("rng/rank_00000.pt", r"rank_00000.pt: cannot be read \(.*\). Where there is an earlier checkpoint beside it, move this one away"),
+    ],
+)
+def test_damage_that_keeps_the_size_is_refused(world: World, uninterrupted, tmp_path: Path, file, message):
+    """As after a power cut; what is small is known before anything is read."""
     folder = interrupted_after(2, uninterrupted(), tmp_path / "run")
-    metadata = folder / "step_00000002" / ".metadata"
-    metadata.write_bytes(bytes(metadata.stat().st_size))
-    with pytest.raises(CheckpointError, match=r"step_00000002: cannot be read \("):
+    damaged = folder / "step_00000002" / file
+    damaged.write_bytes(bytes(damaged.stat().st_size))
+    with pytest.raises(CheckpointError, match=message):
         world.train(folder, **STEPS)
+
+
+def test_a_checkpoint_from_before_digests(world: World, uninterrupted, tmp_path: Path):
+    folder = interrupted_after(2, uninterrupted(), tmp_path / "run") / "step_00000002"
+    mark = json.loads((folder / checkpoint.MARK).read_text())
+    assert {"hf/config.json", ".metadata", "common.pt"} <= mark.pop("digests").keys()
+    (folder / checkpoint.MARK).write_text(json.dumps(mark))
+    assert checkpoint.open_checkpoint(folder).position.step == 2
+    (folder / "hf" / "config.json").write_bytes(bytes((folder / "hf" / "config.json").stat().st_size))
+    with pytest.raises(CheckpointError, match="damaged checkpoint: hf/config.json is not JSON .*Use an earlier one"):
+        checkpoint.open_checkpoint(folder)
 
 
 def test_a_checkpoint_of_another_phase_is_refused(world: World, uninterrupted, tmp_path: Path):
