@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Iterator, Sequence
 
-from megatron_adapt import recipe as recipes, schedule
+from megatron_adapt import plan_denoising, recipe as recipes, schedule
 from megatron_adapt.analysis import allocation, cluster as clusters, estimate, wandb_run
 from megatron_adapt.config import Dropout, Parallel, Phase, Recipe, TokenizerChoice
 from megatron_adapt.config_types import selected_layers
@@ -22,6 +22,7 @@ from megatron_adapt.hf.weights import weights_file
 from megatron_adapt.plan import Plan
 from megatron_adapt.steps import harness
 from megatron_adapt.steps.receipt import read
+from megatron_adapt.vocab.specials import denoising_tokens
 from megatron_adapt.vocab.surgery import check_tokenizer
 
 
@@ -51,7 +52,7 @@ def vocabulary_size(choice: TokenizerChoice, multiple: int, own: int = 0) -> int
     if choice.train is not None:
         size = -(-choice.train.vocab_size // choice.train.multiple) * choice.train.multiple
     elif choice.extend is not None:
-        size = own + choice.extend.tokens
+        size = own + choice.extend.tokens + len(denoising_tokens(choice.extend.sentinels or 0))
     elif choice.prune is not None:
         size = min(own, choice.prune.keep or own)
     else:
@@ -81,6 +82,7 @@ def check(plan: Plan) -> list[tuple[str, Phase, ModelShape]]:
     if recipe.wandb is not None:
         problems += wandb_run.problems()
     problems += _template_problems(plan)
+    problems += plan_denoising.problems(recipe)
     problems += _weight_problems(recipe, before)
     length = recipe.evaluation.sequence_length
     if length is not None and length > after.max_position_embeddings:
@@ -171,6 +173,7 @@ def summary(plan: Plan) -> Iterator[str]:
     recipe = plan.recipe
     for row in estimate.rows(check(plan), recipe.parallel, recipe.precision, _known_tokens(plan)):
         yield f"{row.pop('phase')}: " + ", ".join(f"{key} {value}" for key, value in row.items())
+    yield from plan_denoising.lines(plan)
     yield from _repeats(plan)
     yield from _dropout(recipe)
     yield from _disk(plan)
@@ -182,7 +185,7 @@ def _repeats(plan: Plan) -> Iterator[str]:
     recipe, known = plan.recipe, _known_tokens(plan)
     scratch = recipe.model.from_scratch
     for branch, phases in (("base", scratch.phases if scratch else []), ("adapted", recipe.phases)):
-        sizes = {name: corpus.unique_tokens for name, corpus in recipe.data.items() if corpus.unique_tokens} | known[branch]
+        sizes = known[branch] | {name: corpus.unique_tokens for name, corpus in recipe.data.items() if corpus.unique_tokens}
         read: dict[str, float] = {}
         for phase in phases:
             try:
@@ -191,7 +194,8 @@ def _repeats(plan: Plan) -> Iterator[str]:
                 break  # epochs of a corpus that is not tokenized yet
             total = phase.samples(steps) * phase.sequence_length
             for name, weight in phase.data.items():
-                read[name] = read.get(name, 0) + total * weight / sum(phase.data.values())
+                share = plan_denoising.text_share(phase, name)
+                read[name] = read.get(name, 0) + total * share * weight / sum(phase.data.values())
         else:
             for name, tokens in read.items():
                 size = sizes.get(name)
@@ -310,10 +314,12 @@ def _known_tokens(plan: Plan) -> dict[str, dict[str, recipes.Size]]:
     from megatron_adapt.steps.preprocess import epoch_tokens
 
     tokens: dict[str, dict[str, recipes.Size]] = {"base": {}, "target": {}}
+    scratch = plan.recipe.model.from_scratch
     for step in plan.steps:
         signed = read(step.output) if step.verb == "preprocess" else None
         if signed:
             _, kind, name = step.name.split("/")
-            tokens[kind][name] = epoch_tokens(step.output, plan.recipe.seed, name)
+            denoised = any(phase.denoises(name) for phase in [*plan.recipe.phases, *(scratch.phases if scratch else [])])
+            tokens[kind][name] = epoch_tokens(step.output, plan.recipe.seed, name, plan.recipe.data[name], denoised)
     per_epoch = {kind: recipes.tokens_per_epoch(plan.recipe, found) for kind, found in tokens.items()}
     return {"base": per_epoch["base"], "adapted": per_epoch[final]}

@@ -11,9 +11,11 @@ from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origi
 
 from pydantic import BaseModel, Field, model_validator
 
+from megatron_adapt.config_denoising import Denoising  # noqa: F401
 from megatron_adapt.config_phases import (  # noqa: F401: a part of the schema like any other, to all who read it
-    ADJUSTABLE, BF16_ALONE, FP8, Dropout, Optimizer, Phase, Precision, RampUp, Schedule, Spikes, Strict,
+    ADJUSTABLE, BF16_ALONE, FP8, Dropout, Optimizer, Phase, Precision, RampUp, Schedule, Spikes,
 )
+from megatron_adapt.config_strict import Strict
 from megatron_adapt.config_types import DTYPES, TIES, Bytes, Count, Integer, Name, Number, Switch, Text, Texts, got
 
 
@@ -26,6 +28,7 @@ class TokenizerTraining(Strict):
     digits: Literal["runs", "three", "single"] = Field("runs", description="how many digits a token may hold")
     whitespace: Literal["runs", "single"] = Field("runs", description="whether several spaces may be one token")
     multiple: Count = Field(1, description="reserved tokens are added up to a multiple of this")
+    sentinels: Count | None = Field(None, description="special tokens for denoising: so many <extra_id_N>, and [R], [S], [X]; null: none")
     like: Text | None = Field(None, description="tokenizer whose special tokens and chat template are taken over")
     max_bytes: Bytes | None = Field(None, description="read at most this much text; null reads all")
 
@@ -37,6 +40,7 @@ class TokenizerExtension(Strict):
     tokens: Count = Field(description="number of new tokens")
     min_count: Count = Field(2, description="how often a pair has to come to become a token")
     reuse: Switch = Field(False, description="take ids first that have no token, are reserved, or that no text can make")
+    sentinels: Count | None = Field(None, description="special tokens for denoising on top: so many <extra_id_N>, and [R], [S], [X]; null: none")
     max_bytes: Bytes | None = Field(None, description="read at most this much text; null reads all")
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_origin
 
 from pydantic import TypeAdapter, ValidationError
 
-from megatron_adapt import config_chats, config_parallel, config_schedules
+from megatron_adapt import config_chats, config_denoising, config_parallel, config_schedules
 from megatron_adapt.config import (
     AUTO, BF16_ALONE, CALIBRATED, DEFAULT, Corpus, Evaluation, FromScratch, Model, Optimizer, Parallel, Phase, Probe, RampUp, Recipe,
     Schedule, Strict, TokenizerChoice, TokenizerTraining, Vocabulary, kinds, model_of, step_into,
@@ -55,6 +55,7 @@ def check(recipe: Recipe, methods: Methods | None = None) -> list[Found]:
     found += [*_kept_states(recipe), *_shares(recipe), *_evaluations(recipe)]
     if isinstance(recipe.data, dict):
         found += config_chats.check(recipe.data, _named_corpora(recipe), _phases(recipe))
+        found += config_denoising.check(recipe.data, _phases(recipe))
     found += config_parallel.check(recipe)
     scratch = recipe.model.from_scratch if isinstance(recipe.model, Model) else None
     if isinstance(scratch, FromScratch) and isinstance(scratch.config, dict) and "vocab_size" in scratch.config:

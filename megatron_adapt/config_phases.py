@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from megatron_adapt.config_types import Count, Integer, Name, NotNegative, Number, Parts, Positive, Share, Switch, Text
+from megatron_adapt.config_denoising import Denoising
+from megatron_adapt.config_strict import Strict
+from megatron_adapt.config_types import Count, Name, NotNegative, Number, Parts, Positive, Share, Switch, Text
 
 # bf16-mixed: float32 main weights and moments; bf16-true: weights, gradients and moments in bf16; fp8-...: bf16-mixed, or with
 # -true bf16-true, whose matrix products are in fp8, scaled by tensor (current, or delayed: by what tensors were in the steps
@@ -39,13 +41,6 @@ def fp8_multiple(precision: str) -> int:
 def bf16_of(precision: str) -> str:
     """The precision whose weights, gradients and moments one of fp8 has, too."""
     return "bf16-true" if precision in FP8_TRUE else "bf16-mixed"
-
-
-class Strict(BaseModel):
-    """Frozen, without unknown keys. Of `alternatives` one holds: a later file that sets one displaces the others."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    alternatives: ClassVar[tuple[str, ...]] = ()
 
 
 class Optimizer(Strict):
@@ -180,6 +175,7 @@ class Phase(Strict):
         0.0, description="noise on the embedding in training, uniform up to neftune_alpha / sqrt(length x hidden size); 0: none"
     )
     neftune_per: Literal["document", "sequence"] = Field("document", description="whose length that is")
+    denoising: Denoising | None = Field(None, description="learn what is hidden of a text (UL2) instead of every next token; null: not")
     optimizer: Optimizer = Field(description="how the weights are updated")
     init_state: Literal["keep", "reset"] = Field(
         "reset", description="optimizer state of what the phase before trained: goes on, or starts anew like the rest"
@@ -195,6 +191,10 @@ class Phase(Strict):
     keep_every: Count | None = Field(None, description="those of multiples of so many steps are kept as well; null: none")
     async_save: Switch = Field(False, description="go on training while checkpoints are written, from a copy in main memory")
     log_every: Count = Field(10, description="steps between log lines")
+
+    def denoises(self, corpus: str) -> bool:
+        """Whether a corpus of the phase is denoised if it is text."""
+        return self.denoising is not None and self.denoising.applies(corpus)
 
     @property
     def known_steps(self) -> int | None:

@@ -237,7 +237,10 @@ class _Builder:
             from megatron_adapt.steps import train
             from megatron_adapt.steps.preprocess import PREFIX, epoch_tokens
 
-            found = {name: epoch_tokens(folder, recipe.seed, name) for name, folder in folders.items()}
+            found = {
+                name: epoch_tokens(folder, recipe.seed, name, recipe.data[name], any(each.denoises(name) for each in spanned))
+                for name, folder in folders.items()
+            }
             tokens = recipes.tokens_per_epoch(recipe, found)
             lengths = [recipes.steps(each, tokens) for each in spanned]
             if why := schedule.problem(phase.schedule, sum(lengths)):

@@ -23,7 +23,8 @@ from megatron_adapt.config_types import did_you_mean, got
 from megatron_adapt.errors import ConfigError
 from megatron_adapt.recipe_files import Loader, Problem, Tree, apply_override, merge, read_file
 
-Size = int | Callable[[int], int]  # tokens of an epoch of a corpus; of chats, which are packed, by sequence_length
+# Tokens of an epoch of a corpus; by phase of chats, and of what some phase denoises: they are packed.
+Size = int | Callable[[Phase], int]
 _LIMITS = {
     "greater_than": ("greater than", "gt"), "greater_than_equal": ("at least", "ge"),
     "less_than": ("less than", "lt"), "less_than_equal": ("at most", "le"),
@@ -212,13 +213,13 @@ def tokens(phase: Phase, corpus_tokens: Mapping[str, Size]) -> int | None:
     if phase.epochs is None:
         return phase.tokens
     sizes = (corpus_tokens[name] for name in phase.data)
-    epoch = sum(size(phase.sequence_length) if callable(size) else size for size in sizes)
+    epoch = sum(size(phase) if callable(size) else size for size in sizes)
     return math.ceil(Fraction(repr(phase.epochs)) * epoch)
 
 
 def tokens_per_epoch(recipe: Recipe, found: Mapping[str, Size]) -> dict[str, Size]:
     """What one pass over each corpus trains on: its `unique_tokens`, else all the tokens found in it."""
-    return {name: recipe.data[name].unique_tokens or tokens for name, tokens in found.items()}
+    return {name: tokens if callable(tokens) else recipe.data[name].unique_tokens or tokens for name, tokens in found.items()}
 
 
 def evaluated_corpora(recipe: Recipe) -> list[str]:

@@ -30,7 +30,7 @@ from megatron_adapt.hf.directory import HFDirectory
 from megatron_adapt.hf.tokenizer import Tokenizer
 from megatron_adapt.hf.weights import WeightWriter
 from megatron_adapt.pipeline import preload_files, preload_transformers
-from megatron_adapt.vocab.train import train_tokenizer
+from megatron_adapt.vocab.train import Scheme, train_tokenizer
 
 torch.set_num_threads(1)  # threads do not survive a fork
 preload_files()
@@ -142,7 +142,7 @@ class Outcome:
 class World:
     """Tokenizer, corpora and models are made at once, checkpoints of the models on first use."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, sentinels: int = 0) -> None:
         self.folder = folder
         self.held_out = write_jsonl(folder / "held_out.jsonl", sentences(3, 20))
         texts = {"first": sentences(1, 200), "second": sentences(2, 60)}
@@ -151,7 +151,7 @@ class World:
         self._initial: dict[str, dict[str, torch.Tensor]] = {}
 
         def make() -> None:
-            train_tokenizer([text for part in texts.values() for text in part], VOCABULARY, self.tokenizer)
+            train_tokenizer([text for part in texts.values() for text in part], VOCABULARY, self.tokenizer, scheme=Scheme(sentinels=sentinels))
             tokenizer = Tokenizer.load(self.tokenizer)
             for name, part in texts.items():
                 preprocess([write_jsonl(folder / f"{name}.jsonl", part)], tokenizer, folder / name, append_bos=True)

@@ -44,6 +44,9 @@ def tokenizer(
     whitespace: Annotated[str, typer.Option(help="train: a token holds spaces in runs | single")] = "runs",
     multiple: Annotated[int, typer.Option(min=1, help="train: reserved tokens are added up to a multiple of this")] = 1,
     like: Annotated[Optional[Path], typer.Option(help="train: take over special tokens and chat template of this tokenizer")] = None,
+    sentinels: Annotated[
+        Optional[int], typer.Option(min=1, help="train, extend: special tokens for denoising, so many <extra_id_N>, and [R], [S], [X]")
+    ] = None,
     tokens: NewTokens = None,
     min_count: MinCount = None,
     reuse: Reuse = False,
@@ -70,7 +73,7 @@ def tokenizer(
         own, *more = more
     given = {
         "vocab_size": vocab_size, "type": kind, "digits": digits, "whitespace": whitespace, "multiple": multiple, "like": like,
-        "tokens": tokens, "min_count": min_count, "reuse": reuse, "keep": keep, "max_bytes": max_bytes,
+        "tokens": tokens, "min_count": min_count, "reuse": reuse, "keep": keep, "max_bytes": max_bytes, "sentinels": sentinels,
     }  # fmt: skip
     if words[0] not in work.HOW or not input or len(words) < 2 or (words[0] != "train" and own is None):
         raise ConfigError(TOKENIZER_USAGE)

@@ -18,7 +18,7 @@ import numpy as np
 from megatron_adapt.data.index_cache import load_or_build
 from megatron_adapt.data.indexed import IndexedReader
 from megatron_adapt.data.loss_mask import open_mask
-from megatron_adapt.data.sampling import Piece
+from megatron_adapt.data.sampling import Piece, Row
 from megatron_adapt.errors import ConfigError, DataError
 
 FORMAT = 1  # of the packing: part of every key
@@ -100,6 +100,11 @@ class PackedOrder:
             masks.append(mask)
         return np.concatenate(masks)
 
+    def row(self, sample: int) -> Row:
+        """The ids of a sample, where chats end in it, and what of them is learnt."""
+        pieces = self.pieces(sample)
+        return Row(self.read(pieces), [piece.end - piece.begin for piece in pieces], self.learnt(pieces))
+
     def _packed(self) -> np.ndarray:
         """[samples, where each begins among the chats (samples + 1), the chats]"""
         from megatron_adapt import _C
@@ -107,14 +112,18 @@ class PackedOrder:
         sizes = self._reader.sizes
         order = _C.permute(np.arange(len(sizes)), len(sizes), self._key("documents"))
         order = order[sizes[order] <= self._size]
-        owners = np.array(pack(sizes[order].tolist(), self._size), dtype=np.int64)
-        counts = np.bincount(owners)
-        starts = np.concatenate([[0], np.cumsum(counts)])
-        return np.concatenate([[len(counts)], starts, order[np.argsort(owners, kind="stable")]]).astype(np.int64)
+        starts, packed = packs(sizes[order], self._size)
+        return np.concatenate([[len(starts) - 1], starts, order[packed]]).astype(np.int64)
 
     def _key(self, purpose: str) -> int:
         digest = hashlib.blake2b(f"{purpose} {self._seed}".encode(), digest_size=8).digest()
         return int.from_bytes(digest, "little")
+
+
+def packs(sizes: np.ndarray, capacity: int) -> tuple[np.ndarray, np.ndarray]:
+    """As :func:`pack`: (where each sample begins [samples + 1] among what they hold, the numbers of the sizes that they hold)."""
+    owners = np.array(pack(sizes.tolist(), capacity), dtype=np.int64)
+    return np.concatenate([[0], np.cumsum(np.bincount(owners))]), np.argsort(owners, kind="stable")
 
 
 def pack(sizes: Sequence[int], capacity: int) -> list[int]:

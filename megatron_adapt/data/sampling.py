@@ -29,6 +29,20 @@ class Piece(NamedTuple):
     end: int
 
 
+class Row(NamedTuple):
+    """A training sample.
+
+    Attributes:
+        ids: [sequence_length + 1].
+        lengths: of the documents in it, in their order: all its tokens together.
+        learnt: as ids, 1 for the tokens that are to be predicted; None: all are.
+    """
+
+    ids: np.ndarray
+    lengths: list[int]
+    learnt: np.ndarray | None = None
+
+
 @dataclass(frozen=True)
 class Passes:
     """How often and how much of a corpus is read.
@@ -94,11 +108,11 @@ class SampleOrder:
         self.sequence_length = sequence_length
         self._reader = reader
         self._passes = passes
-        self._span_tokens = self.num_tokens * passes.shuffled_epochs
+        self.span_tokens = self.num_tokens * passes.shuffled_epochs
         self._seed = f"{FORMAT} {seed} {name}"
         lengths = hashlib.sha256(np.ascontiguousarray(reader.sizes)).hexdigest()
         key = f"{self._seed} {passes.unique_tokens} {passes.shuffled_epochs} {reader.sizes.dtype} {lengths}"
-        self._files = Path(f"{reader.prefix}.order"), hashlib.sha256(key.encode()).hexdigest()[:20]
+        self.files = Path(f"{reader.prefix}.order"), hashlib.sha256(key.encode()).hexdigest()[:20]
         self._subset: tuple[int, int] | None = None
         if passes.unique_tokens is not None:
             self._subset = self._find_subset(passes.unique_tokens)
@@ -106,7 +120,7 @@ class SampleOrder:
 
     def build(self) -> None:
         """Store what the first epoch needs, for any length of samples; later ones are built when they begin."""
-        self._in_span(0, 0, 1)
+        self.stream(0, 0, 1)
 
     def epoch(self, sample: int) -> int:
         """The epoch in which a sample begins, from 0."""
@@ -122,7 +136,7 @@ class SampleOrder:
         """
         if sample < 0:
             raise ValueError("samples are counted from 0")
-        length, size = self.sequence_length, self._span_tokens
+        length, size = self.sequence_length, self.span_tokens
         span = sample * length // size
         first, behind = -(-span * size // length), -(-(span + 1) * size // length)
         window = sample
@@ -130,10 +144,10 @@ class SampleOrder:
             window = first + self._permute(sample - first, behind - 1 - first, f"samples {span} {length}")
         begin = window * length - span * size
         end = begin + length + 1
-        found = self._in_span(span, begin, min(end, size))
+        found = self.stream(span, begin, min(end, size)).tolist()
         if end > size:
-            found += self._in_span(span + 1, 0, end - size)
-        return found
+            found += self.stream(span + 1, 0, end - size).tolist()
+        return [Piece(*row) for row in found]
 
     def tokens(self, sample: int) -> np.ndarray:
         """The ids of a sample: [sequence_length + 1], the type of the corpus."""
@@ -143,10 +157,15 @@ class SampleOrder:
         """The ids of some pieces, one after the other."""
         return np.concatenate([self._reader[piece.document][piece.begin : piece.end] for piece in pieces])
 
+    def row(self, sample: int) -> Row:
+        """The ids of a sample, and where documents end in it."""
+        pieces = self.pieces(sample)
+        return Row(self.read(pieces), [piece.end - piece.begin for piece in pieces])
+
     def _find_subset(self, tokens: int) -> tuple[int, int]:
         from megatron_adapt import _C
 
-        folder, key = self._files
+        folder, key = self.files
         sizes, seed = self._reader.sizes, self._key("subset")
         found = load_or_build(
             folder / f"{key}.subset",
@@ -155,28 +174,28 @@ class SampleOrder:
         )
         return int(found[0]), int(found[1])
 
-    def _in_span(self, number: int, begin: int, end: int) -> list[Piece]:
-        """The tokens [begin, end) of a span."""
+    def stream(self, number: int, begin: int, end: int) -> np.ndarray:
+        """The tokens [begin, end) of a span of epochs that are shuffled into one another: [pieces, 3] of document, begin and end."""
         if number not in self._spans:
             from megatron_adapt import _C
 
             copies = self._passes.shuffled_epochs
             keys = self._key(f"documents {number}"), self._key("subset")
             order = _C.DocumentOrder(self._reader.sizes, copies, keys[0], self._subset, keys[1])
-            folder, key = self._files
+            folder, key = self.files
             # What lies two spans back is needed by nobody but a run that starts again from there.
             path, obsolete = folder / f"{key}.{number}", folder / f"{key}.{number - 2}"
             starts = load_or_build(path, order.starts, self._is_index, obsolete)
             near = {other: span for other, span in self._spans.items() if abs(other - number) == 1}
             self._spans = {number: (order, starts)} | near
         order, starts = self._spans[number]
-        return [Piece(*row) for row in order.pieces(starts, begin, end).tolist()]
+        return order.pieces(starts, begin, end)
 
     def _is_index(self, array: np.ndarray) -> bool:
         """Whether an array has the form of a span's index."""
         documents = self._reader.num_documents if self._subset is None else self._subset[0]
         blocks = -(-documents * self._passes.shuffled_epochs // 64)
-        return array.shape == (blocks + 1,) and array[0] == 0 and array[-1] == self._span_tokens
+        return array.shape == (blocks + 1,) and array[0] == 0 and array[-1] == self.span_tokens
 
     def _permute(self, place: int, size: int, purpose: str) -> int:
         from megatron_adapt import _C

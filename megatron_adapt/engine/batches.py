@@ -2,7 +2,8 @@
 
 The order is a pure function of seed, corpora and integer counters: every rank computes the whole global batch's
 samples and reads only its own, so the order does not depend on the data-parallel size and resume needs no iterator
-state. A sample is ``sequence_length + 1`` consecutive tokens of a corpus whose documents are shuffled, or so many of whole chats.
+state. A sample is ``sequence_length + 1`` consecutive tokens of a corpus whose documents are shuffled, or so many of whole chats, or of
+windows of text of which a part is hidden.
 """
 
 from __future__ import annotations
@@ -16,10 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from megatron_adapt.config import Denoising
+from megatron_adapt.data.denoising import Ids
 from megatron_adapt.data.mixing import Blend
 from megatron_adapt.data.packing import PackedOrder
 from megatron_adapt.data.preprocess import open_corpus
-from megatron_adapt.data.sampling import Passes, Piece, SampleOrder
+from megatron_adapt.data.sampling import Passes, SampleOrder
+from megatron_adapt.data.windows import DenoisedOrder
 from megatron_adapt.errors import ConfigError
 
 
@@ -32,7 +36,7 @@ class Batch:
     # Of documents kept apart: how long each is, for every micro-batch, of its samples one after the other
     lengths: list[tuple[int, ...]] | None = None
     # and float32 [micro_batches, micro_batch_size, sequence_length]: 0 where the next token begins another document, or is one
-    # of a chat that is not learnt
+    # of a chat, or of a text of which a part is hidden, that is not learnt
     weights: Tensor | None = None
 
 
@@ -40,7 +44,7 @@ class Batches:
     """Global batches of a phase.
 
     ``passes``: how much of a corpus is read how often, where that is not all of it, again and again. ``apart``: batches
-    say where documents end, by their stored lengths.
+    say where documents end, by their stored lengths. ``denoising``: how text is hidden, with the ids for it; None: it is learnt as it is.
 
     Both counters are updated in place by ``next`` and are all there is to save: ``drawn`` (name -> samples of this
     phase) drives the blend, ``consumed`` (name@length -> samples of the whole run) the place in each corpus, so that a
@@ -61,6 +65,7 @@ class Batches:
         drawn: dict[str, int],
         passes: Mapping[str, Passes] | None = None,
         apart: bool = False,
+        denoising: tuple[Denoising, Ids] | None = None,
         data_rank: int = 0,
         data_size: int = 1,
     ) -> None:
@@ -72,15 +77,14 @@ class Batches:
         self.micro_batch_size = micro_batch_size
         self.apart = apart
         self.consumed, self.drawn = consumed, drawn
-        self.begin = {name: consumed.get(key, 0) - drawn.get(name, 0) for name, key in self.keys.items()}
         self.rank, self.size = data_rank, data_size
         if batch_size % (micro_batch_size * data_size):
             raise ConfigError(
                 f"batch_size {batch_size} is not divisible by micro_batch_size x data-parallel ranks = "
                 f"{micro_batch_size} x {data_size}."
             )
-        self.order: dict[str, SampleOrder | PackedOrder] = {}
-        self.bytes_per_token: dict[str, float] = {}  # of chats: of those that are learnt
+        self.order: dict[str, SampleOrder | PackedOrder | DenoisedOrder] = {}
+        self.bytes_per_token: dict[str, float] = {}  # of chats and of text that is hidden: of those that are learnt
         for name in self.names:
             reader, stats = open_corpus(prefixes[name], tokenizer_digest)
             if "loss_mask" in stats:
@@ -89,8 +93,15 @@ class Batches:
                 self.order[name] = PackedOrder(reader, sequence_length, seed, name)
                 self.bytes_per_token[name] = stats["trained_bytes"] / max(stats["trained_tokens"], 1)
                 continue
-            self.order[name] = SampleOrder(reader, sequence_length, seed, name, (passes or {}).get(name, Passes()))
-            self.bytes_per_token[name] = stats["bytes"] / stats["tokens"]
+            read, self.bytes_per_token[name] = (passes or {}).get(name, Passes()), stats["bytes"] / stats["tokens"]
+            if denoising is None or not denoising[0].applies(name):
+                self.order[name] = SampleOrder(reader, sequence_length, seed, name, read)
+                continue
+            assert apart, "the recipe is checked"
+            order = self.order[name] = DenoisedOrder(reader, stats, *denoising, sequence_length, seed, name, read)
+            self.bytes_per_token[name] *= order.text_share
+            self.keys[name] += f"/{denoising[0].digest}"  # its samples are others
+        self.begin = {name: consumed.get(key, 0) - drawn.get(name, 0) for name, key in self.keys.items()}
 
     def next(self, batch_size: int | None = None) -> Batch:
         """The next global batch's part of this data-parallel rank; ``batch_size``: of a batch smaller than the others."""
@@ -107,14 +118,13 @@ class Batches:
         lengths: list[list[int]] = []
         for row, index in enumerate(chosen.reshape(-1)):
             name, number = samples[index]
-            order = self.order[name]
-            pieces = order.pieces(self.begin[name] + number)
-            windows[row] = order.read(pieces)
+            sample = self.order[name].row(self.begin[name] + number)
+            windows[row] = sample.ids
             corpus[row] = self.names.index(name)
-            lengths.append(input_lengths(pieces))
-            if isinstance(order, PackedOrder):
-                weights[row] = order.learnt(pieces)[1:]
-            weights[row, np.cumsum([piece.end - piece.begin for piece in pieces[:-1]], dtype=np.int64) - 1] = 0
+            lengths.append(input_lengths(sample.lengths))
+            if sample.learnt is not None:
+                weights[row] = sample.learnt[1:]
+            weights[row, np.cumsum(sample.lengths[:-1], dtype=np.int64) - 1] = 0
         shape = chosen.shape
         batch = Batch(torch.from_numpy(windows).view(*shape, -1), torch.from_numpy(corpus).view(shape))
         if self.apart:
@@ -129,13 +139,12 @@ class Batches:
         return {name: order.left_out for name, order in self.order.items() if isinstance(order, PackedOrder) and order.left_out}
 
     def size_of(self, positions: Mapping[str, float], targets: Mapping[str, float]) -> float:
-        """Bytes of text behind so many positions of each corpus, of chats behind so many targets."""
-        counts = {name: targets if isinstance(order, PackedOrder) else positions for name, order in self.order.items()}
+        """Bytes of text behind so many positions of each corpus, of chats and hidden text behind so many targets."""
+        counts = {name: positions if isinstance(order, SampleOrder) else targets for name, order in self.order.items()}
         return sum(counts[name][name] * self.bytes_per_token[name] for name in self.names)
 
 
-def input_lengths(pieces: Sequence[Piece]) -> list[int]:
-    """Lengths of the documents in a sample without its last token, which is a label only."""
-    lengths = [piece.end - piece.begin for piece in pieces]
-    lengths[-1] -= 1
-    return lengths if lengths[-1] else lengths[:-1]
+def input_lengths(lengths: Sequence[int]) -> list[int]:
+    """Of the documents in a sample without its last token, which is a label only."""
+    *before, last = lengths
+    return [*before, last - 1] if last > 1 else before

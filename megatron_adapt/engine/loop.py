@@ -19,6 +19,7 @@ from megatron_adapt import schedule as schedules
 from megatron_adapt.analysis import wandb_run
 from megatron_adapt.analysis.estimate import flops_per_token
 from megatron_adapt.config import Phase
+from megatron_adapt.data.denoising import Ids
 from megatron_adapt.data.sampling import Passes
 from megatron_adapt.engine import (
     agreement, backend, carry, checkpoint, evaluate, fp8, guard, model as models, noise, optimizer as optimizers, stretches,
@@ -165,6 +166,7 @@ class _Run:
             drawn=self.position.drawn,
             passes=job.passes,
             apart=self.phase.packing == "documents",
+            denoising=self.phase.denoising and (self.phase.denoising, Ids.find(self.phase.denoising, self.tokenizer)),
             data_rank=parallel_state.get_data_parallel_rank(),
             data_size=parallel_state.get_data_parallel_world_size(),
         )

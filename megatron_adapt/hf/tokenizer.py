@@ -162,6 +162,10 @@ class Tokenizer:
         """Raw vocabulary strings by id (``Ġ``, ``▁``, ``<0x0A>`` … as stored), ``None`` where an id is unused."""
         return list(self._tokens)
 
+    def special_tokens(self) -> dict[str, int]:
+        """Ids of the tokens that no text makes, by spelling."""
+        return self._library.special_tokens()
+
 
 @contextlib.contextmanager
 def collection_paused() -> Iterator[None]:

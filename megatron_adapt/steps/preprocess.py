@@ -6,12 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from megatron_adapt.config import Corpus
+from megatron_adapt.config import Corpus, Phase
 from megatron_adapt.data.chat import Chats
 from megatron_adapt.data.indexed import IndexedReader
 from megatron_adapt.data.packing import PackedOrder
-from megatron_adapt.data.preprocess import preprocess
+from megatron_adapt.data.preprocess import open_corpus, preprocess
 from megatron_adapt.data.sampling import Passes, SampleOrder
+from megatron_adapt.data.windows import DenoisedOrder
 from megatron_adapt.errors import DataError
 from megatron_adapt.hf.chat_template import ChatTemplate
 from megatron_adapt.hf.tokenizer import Tokenizer
@@ -71,9 +72,25 @@ def chats(corpus: Corpus, tokenizer: Tokenizer) -> Chats:
     return Chats(str(corpus.messages), ChatTemplate.load(tokenizer, file), corpus.loss_on)
 
 
-def epoch_tokens(folder: Path, seed: int, name: str) -> int | Callable[[int], int]:
-    """Tokens of an epoch of a corpus that :func:`run` made; of chats, by sequence_length, those of the samples they fill."""
+def epoch_tokens(folder: Path, seed: int, name: str, corpus: Corpus, denoised: bool = False) -> int | Callable[[Phase], int]:
+    """Tokens of an epoch of a corpus that :func:`run` made; of chats, and where phases may denoise it, those of the samples it fills,
+    by phase."""
     metrics = receipt.read(folder)["metrics"]  # type: ignore[index]
-    if "loss_mask" not in metrics:
+    if "loss_mask" not in metrics and not denoised:
         return metrics["tokens"]
-    return lambda length: PackedOrder(IndexedReader(folder / PREFIX), length, seed, name).samples * length
+
+    def size(phase: Phase) -> int:
+        if "loss_mask" in metrics:
+            return PackedOrder(IndexedReader(folder / PREFIX), phase.sequence_length, seed, name).samples * phase.sequence_length
+        if not phase.denoises(name):
+            return corpus.unique_tokens or metrics["tokens"]
+        return round(windows(folder, phase, seed, name, corpus).samples * phase.sequence_length)
+
+    return size
+
+
+def windows(folder: Path, phase: Phase, seed: int, name: str, corpus: Corpus) -> DenoisedOrder:
+    """How a phase packs a corpus that :func:`run` made and that it denoises."""
+    assert phase.denoising is not None
+    reader, stats = open_corpus(folder / PREFIX)
+    return DenoisedOrder(reader, stats, phase.denoising, None, phase.sequence_length, seed, name, Passes(corpus.unique_tokens, corpus.shuffled_epochs))

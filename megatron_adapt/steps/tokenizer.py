@@ -157,7 +157,8 @@ def make(
 def _train(training: TokenizerTraining, texts: Iterator[str], output: Path, reporter: Reporter) -> dict[str, Any]:
     from megatron_adapt.vocab.train import Scheme, train_tokenizer
 
-    scheme = Scheme(training.digits, training.whitespace, training.multiple, Path(training.like) if training.like else None)
+    like = Path(training.like) if training.like else None
+    scheme = Scheme(training.digits, training.whitespace, training.multiple, like, training.sentinels or 0)
     stats = train_tokenizer(texts, training.vocab_size, output, training.type, scheme)
     reporter.log(f"{stats['vocab_size']:,} pieces ({training.type}), {stats['bytes_per_token']:.2f} bytes a token")
     _tell_losses(stats, reporter)
@@ -167,7 +168,7 @@ def _train(training: TokenizerTraining, texts: Iterator[str], output: Path, repo
 def _extend(extension: Any, source: Any, texts: Iterator[str], output: Path, reporter: Reporter) -> dict[str, Any]:
     from megatron_adapt.vocab.extension import extend
 
-    stats = extend(source, texts, extension.tokens, output, extension.min_count, extension.reuse)
+    stats = extend(source, texts, extension.tokens, output, extension.min_count, extension.reuse, extension.sentinels or 0)
     reused = ", ".join(f"{count:,} {reason}" for reason, count in stats["reused"].items())
     before, after = stats["bytes_per_token"]
     reporter.log(

@@ -99,6 +99,12 @@ def set_vocabulary(parsed: dict[str, Any], ids: Mapping[str, int]) -> None:
     parsed["padding"] = _renumbered(parsed.get("padding"), ids)
 
 
+def special_entry(token: str) -> dict[str, Any]:
+    """An entry of ``added_tokens``, whose id is set with the others'."""
+    flags = ("single_word", "lstrip", "rstrip", "normalized")
+    return {"id": -1, "content": token, "special": True, **dict.fromkeys(flags, False)}
+
+
 def _renumbered(value: Any, ids: Mapping[str, int]) -> Any:
     """Ids beside the tokens that they belong to: {"ids", "tokens"}, [token, id] of "sep" and "cls", {"pad_id", "pad_token"}."""
     if isinstance(value, list):

@@ -15,6 +15,7 @@ from megatron_adapt.hf.tokenizer import Tokenizer
 from megatron_adapt.vocab import derived
 from megatron_adapt.vocab.continued_bpe import Learnt, learn
 from megatron_adapt.vocab.matching import components, token_keys
+from megatron_adapt.vocab.specials import denoising_tokens
 
 EXAMPLES = 20
 # Special tokens that their makers left without a meaning.
@@ -24,13 +25,14 @@ RESERVED = re.compile(
 
 
 def extend(
-    source: Tokenizer, texts: Iterable[str], tokens: int, output: Path, min_count: int = 2, reuse: bool = False
+    source: Tokenizer, texts: Iterable[str], tokens: int, output: Path, min_count: int = 2, reuse: bool = False, sentinels: int = 0
 ) -> dict[str, Any]:
     """Write ``source`` with ``tokens`` more tokens, which continued BPE learns from ``texts``.
 
     Args:
         min_count: how often a pair has to come in the text to become a token.
         reuse: the new tokens first take ids that have no token, that no text can make, or that are reserved.
+        sentinels: so many ``<extra_id_N>`` and the modes ``[R]``, ``[S]``, ``[X]``, for denoising, behind them as far as they are not there.
     Returns:
         Sizes, ids reused, tokens that are reachable and seen, bytes per token before and after, the most frequent.
     Raises:
@@ -60,9 +62,25 @@ def extend(
     merges = [merge for merge in derived.merges_of(parsed) if not removed & {*merge, "".join(merge)}]
     derived.set_merges(parsed, [*merges, *learnt.merges])
     stay = {token: index for index, token in enumerate(old) if token is not None and index not in taken}
-    derived.set_vocabulary(parsed, stay | dict(zip(learnt.tokens, ids)))
+    size = source.vocab_size + tokens - len(taken)
+    special = {token: size + number for number, token in enumerate(_missing(sentinels, source))}
+    parsed["added_tokens"] = [*(parsed.get("added_tokens") or []), *map(derived.special_entry, special)]
+    derived.set_vocabulary(parsed, stay | dict(zip(learnt.tokens, ids)) | special)
     target = derived.write(source, output, parsed, derived.EXTENDED)
     return {"documents": watched.documents, "bytes": watched.bytes} | _report(source, target, words, learnt, ids, taken, watched)
+
+
+def _missing(sentinels: int, source: Tokenizer) -> list[str]:
+    """Tokens for denoising that are no special ones yet.
+
+    Raises:
+        ConfigError: one is a token that text makes.
+    """
+    special = source.special_tokens()
+    names = [token for token in denoising_tokens(sentinels) if token not in special]
+    if taken := sorted(set(names) & set(filter(None, source.tokens()))):
+        raise ConfigError(f"{source.path}: {', '.join(taken)} cannot be added for denoising: text makes a token that is spelt so.")
+    return names
 
 
 def _words(source: Tokenizer, texts: Iterable[str]) -> Counter[str]:

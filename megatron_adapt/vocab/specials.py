@@ -14,6 +14,11 @@ from megatron_adapt.hf.tokenizer import ROLES, Tokenizer
 BOS, EOS, UNK = "<s>", "</s>", "<unk>"
 
 
+def denoising_tokens(sentinels: int) -> list[str]:
+    """What denoising needs besides BOS and EOS, as a recipe names it by default: three modes and so many sentinels; none for 0."""
+    return [*(f"[{kind}]" for kind in "RSX"), *(f"<extra_id_{number}>" for number in range(sentinels))] if sentinels else []
+
+
 @dataclass(frozen=True)
 class Specials:
     """Special tokens, which get the first ids.
@@ -58,6 +63,10 @@ class Specials:
         config = next((read_json(file) or {} for file in source.files if file.name == "tokenizer_config.json"), {})
         settings = {"chat_template": config["chat_template"]} if config.get("chat_template") else {}
         return cls(names, roles, settings, template)
+
+    def with_denoising(self, sentinels: int) -> Specials:
+        """Those of :func:`denoising_tokens` more that are not there."""
+        return replace(self, tokens=list(dict.fromkeys([*self.tokens, *denoising_tokens(sentinels)])))
 
     def with_reserved(self, count: int) -> Specials:
         """``count`` more tokens ``<|reserved_N|>``, which mean nothing yet."""

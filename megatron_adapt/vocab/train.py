@@ -47,12 +47,14 @@ class Scheme:
         whitespace: several spaces may be one token ("runs"), or each is one ("single").
         multiple: reserved tokens ``<|reserved_N|>`` fill the vocabulary up to a multiple of this.
         like: a tokenizer whose special tokens, their roles and chat template are taken over, instead of ``<s>``, ``</s>``.
+        sentinels: special tokens ``<extra_id_N>`` for denoising, and ``[R]``, ``[S]``, ``[X]`` with them.
     """
 
     digits: str = "runs"
     whitespace: str = "runs"
     multiple: int = 1
     like: Path | None = None
+    sentinels: int = 0
 
 
 def train_tokenizer(
@@ -63,8 +65,8 @@ def train_tokenizer(
 
     Args:
         texts: documents; read once.
-        vocab_size: the exact number of ids, special tokens ``<s>`` and ``</s>`` (and ``<unk>``) included; reserved tokens
-            come on top.
+        vocab_size: the exact number of ids, special tokens ``<s>`` and ``</s>`` (and ``<unk>``) and those for denoising included;
+            reserved tokens come on top.
         output: a directory that does not exist yet or is empty; it appears complete or not at all.
         kind: ``bpe``, ``sentencepiece-bpe`` or ``unigram``.
 
@@ -85,7 +87,7 @@ def train_tokenizer(
         raise ConfigError(f"{output} already exists; remove it or name another directory.")
     if scheme.digits == "three" and kind != "bpe":
         raise ConfigError(f"sentencepiece cannot count digits: digits 'three' belongs to bpe, not to {kind}.")
-    specials = Specials.of(scheme.like, kind)
+    specials = Specials.of(scheme.like, kind).with_denoising(scheme.sentinels)
     size = -(-vocab_size // scheme.multiple) * scheme.multiple
     specials = specials.with_reserved(size - vocab_size)
     corpus = _Corpus(texts)
@@ -152,7 +154,7 @@ def _train_byte_level(corpus: _Corpus, vocab_size: int, specials: Specials, sche
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     minimum = len(alphabet) + len(specials.tokens)
     if vocab_size < minimum:
-        raise ConfigError(f"vocab_size {vocab_size} is too small: 256 bytes, {' and '.join(specials.tokens)} need {minimum}.")
+        raise ConfigError(f"vocab_size {vocab_size} is too small: 256 bytes, {_listed(specials)} need {minimum}.")
     tokenizer = RustTokenizer(models.BPE())
     plain = (scheme.digits, scheme.whitespace) == ("runs", "runs")  # GPT-2's words, which the library has built in
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=plain)
@@ -185,7 +187,7 @@ def _train_sentencepiece(
     import sentencepiece
 
     if vocab_size <= 256 + len(specials.tokens):
-        raise ConfigError(f"vocab_size {vocab_size} is too small: 256 bytes, {' and '.join(specials.tokens)} leave no piece.")
+        raise ConfigError(f"vocab_size {vocab_size} is too small: 256 bytes, {_listed(specials)} leave no piece.")
     model = io.BytesIO()
     roles = [specials.roles.get(role) for role in ("unk", "bos", "eos", "pad")]
     ids = dict(zip(("unk_id", "bos_id", "eos_id", "pad_id"), (-1 if token is None else specials.tokens.index(token) for token in roles)))
@@ -208,6 +210,11 @@ def _train_sentencepiece(
         "tokenizer.model": proto,
         "tokenizer.json": _converted(proto, specials).encode(),
     }
+
+
+def _listed(specials: Specials) -> str:
+    names = specials.tokens
+    return " and ".join(names) if len(names) < 9 else f"{len(names)} special tokens ({names[0]} ... {names[-1]})"
 
 
 def _explained(error: Exception, corpus: _Corpus, vocab_size: int) -> Exception:

@@ -100,10 +100,10 @@ def test_an_epoch_is_what_the_samples_hold(place):
             (step.output / "receipt.json").write_text(json.dumps({"verb": "preprocess", "metrics": stats}))
     talk, german = (place / f"out/data/base/{name}" for name in ("talk", "german"))
     packed = PackedOrder(IndexedReader(talk / "text"), 64, 1234, "talk")
-    sizes = {name: preprocess.epoch_tokens(folder, 1234, name) for name, folder in (("talk", talk), ("german", german))}
-    assert sizes["talk"](64) == packed.samples * 64 and sizes["german"] == IndexedReader(german / "text").num_tokens
+    sizes = {name: preprocess.epoch_tokens(folder, 1234, name, built.recipe.data[name]) for name, folder in (("talk", talk), ("german", german))}
     (phase,) = built.recipe.phases
-    assert recipe.tokens(phase, sizes) == 2 * (sizes["talk"](64) + sizes["german"])
+    assert sizes["talk"](phase) == packed.samples * 64 and sizes["german"] == IndexedReader(german / "text").num_tokens
+    assert recipe.tokens(phase, sizes) == 2 * (sizes["talk"](phase) + sizes["german"])
     by_step = {step.name: step.settings for step in built.steps}
     assert by_step["data/base/talk"]["messages"] == "messages" and "messages" not in by_step["data/base/german"]
     assert config.Corpus.model_fields["loss_on"].default == "answers"
