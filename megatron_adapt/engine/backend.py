@@ -141,6 +141,8 @@ def start(layout: Layout, seed: int) -> None:
         _join(world)
     # torch 2.13 has new names for collectives that Megatron calls by the old ones; each rank would say so several times.
     warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
+    # Parts of float32 weights, which the distributed optimizer updates, are views; Megatron gives them their gradients itself.
+    warnings.filterwarnings("ignore", message=r"The \.grad attribute of a Tensor that is not a leaf", category=UserWarning)
     from megatron.core import parallel_state
     from megatron.core.tensor_parallel import random as streams
 

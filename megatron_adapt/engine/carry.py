@@ -7,6 +7,7 @@ parameters of which some were frozen at first.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 
 import torch
@@ -39,7 +40,10 @@ def load(source: Checkpoint, model: GPTModel | Chunks, optimizer: MegatronOptimi
     stored, single = _stored(source), optimizers.base(optimizer)
     wanted = optimizer_state.sharded_state(single, vocabulary.sharded_state(model), loading=True)
     empty = {key: _empty(entry, stored[entry.key]) for key, entry in wanted.items() if entry.key in stored}
-    found = dist_checkpointing.load({"state": empty}, str(source.path))["state"] if empty else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Megatron about torch
+        # Ranks that have nothing to fill read with the others: it is collective.
+        found = dist_checkpointing.load({"state": empty}, str(source.path)).get("state", {})
     optimizer_state.fill(single, found)
 
 

@@ -71,8 +71,8 @@ def _sharded_state(
         for name, value in sharded.items():
             if name.endswith("_extra_state") and (there is None or value.unique_key in there):
                 state["model"][name] = value
-    if optimizer is not None:
-        state["optimizer"] = optimizer_state.sharded_state(optimizers.base(optimizer), state["model"], loading)
+    if optimizer is not None and (found := optimizer_state.sharded_state(optimizers.base(optimizer), state["model"], loading)):
+        state["optimizer"] = found  # where nothing trains an empty one would be said to differ from the other ranks'
     return state
 
 

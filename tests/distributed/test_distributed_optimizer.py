@@ -35,3 +35,10 @@ def test_training_equals_one_rank(world: World, one_rank, tmp_path: Path, layout
     assert len(reference.losses) == 5 and reference.losses[-1] < reference.losses[0]
     assert run.losses == pytest.approx(reference.losses, rel=RELATIVE)
     assert run.norms == pytest.approx(reference.norms, rel=RELATIVE)
+
+
+def test_a_stage_without_state_to_keep(world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    """It reads with the others, which is collective; and nothing is said about the insides of Megatron and torch."""
+    first = world.train(tmp_path / "first", *LAYOUTS["PP2xDP2+DO"], name="first", train="embedding", steps=1)
+    world.train(tmp_path / "second", *LAYOUTS["PP2xDP2+DO"], start=first.folder, init_state="keep", steps=1)
+    assert capfd.readouterr().err == ""
