@@ -26,14 +26,18 @@ LIBRARIES = (  # what sections import on first use
 )  # fmt: skip
 
 
-def preload(stand_in: bool) -> None:
-    """Import what sections need; with ``stand_in`` that of the tests in Transformer Engine's place, which it has to precede."""
+def preload(stand_in: bool, before: Callable[[int], None] = lambda gpus: None) -> None:
+    """Import what sections need; with ``stand_in`` that of the tests in Transformer Engine's place, which it has to precede.
+
+    ``before``: what comes before Megatron, of the number of GPUs.
+    """
     import torch
 
     answers = torch.cuda.is_available, torch.cuda.device_count
     gpus = sum(path.name.removeprefix("nvidia").isdigit() for path in Path("/dev").glob("nvidia*"))
     torch.cuda.is_available, torch.cuda.device_count = lambda: gpus > 0, lambda: gpus
     try:
+        before(gpus)
         if stand_in:
             prepare_stand_in()
         for name in LIBRARIES + ("transformer_engine.pytorch",) * (gpus > 0):

@@ -93,14 +93,19 @@ class Setup:
         self.corpus = workload.write_corpus(self.folder, self.hf, length * batch * (steps + 2))
         backend.start(Layout(), workload.SEED)
 
+    def job(self, precision: str, start: str, name: str, layout: Layout = Layout()) -> loop.Job:
+        """From the checkpoint ``start``_start, made where it is not there yet."""
+        folder = self.folder / f"{start}_start"
+        if not folder.exists():
+            workload.import_model(folder, self.hf, precision)
+        return replace(workload.job(self.phase, precision, folder, self.folder / name, self.corpus), layout=layout)
+
     def train(self, precision: str, name: str, log=lambda line: None, layout: Layout = Layout()) -> list[float]:
         """Losses of the engine's loop, from the same weights every time; continues a run that was stopped."""
-        output, start = self.folder / name, self.folder / f"{name}_start"
-        if not start.exists():
-            workload.import_model(start, self.hf, precision)
+        job = self.job(precision, name, name, layout)
         backend.start(layout, workload.SEED)
-        loop.train(replace(workload.job(self.phase, precision, start, output, self.corpus), layout=layout), log=log)
-        return [line["loss"] for line in metrics.read_lines(output / "metrics.jsonl")]
+        loop.train(job, log=log)
+        return losses_of(job.output)
 
     def peer(self, precision: str) -> list[float]:
         peer = workload.TransformersLoop(self.hf, self.phase.optimizer, precision)
@@ -121,6 +126,10 @@ class Setup:
         model = AutoModelForCausalLM.from_pretrained(self.hf, dtype=dtype).to(backend.device()).eval()
         with torch.no_grad():
             return model(self.tokens()).logits.float().cpu()
+
+
+def losses_of(output: Path) -> list[float]:
+    return [line["loss"] for line in metrics.read_lines(output / "metrics.jsonl")]
 
 
 def largest(ours: list[float], theirs: list[float]) -> float:

@@ -188,6 +188,8 @@ def measure(name: str, tiny: bool, text: Path, phase: Phase, precision: str, spe
         "layers": sizes["num_hidden_layers"], "of_layers": whole["num_hidden_layers"], "too_many_layers": too_many,
         "tokens_per_second_at_full_depth": tflops * 1e12 / estimate.flops_per_token(full, length),
         "first_loss": found[0], "last_loss": found[-1], "ids": token_ids.described(text),
+        # What it was, for predictions of the same: ``plan --cluster``.
+        "config": family_config(sizes, length), "phase": phase.model_dump(mode="json", exclude_defaults=True),
     }  # fmt: skip
 
 
@@ -236,7 +238,8 @@ def llama_1b_transformers(tiny: bool, scratch: Path) -> dict:
     found: dict[str, Any] = {"peer_attention": attention}
     for name in ("eager", "compiled"):
         forget()
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), attn_implementation=attention)
+        with backend.device():  # a billion random numbers are a matter of seconds there, of a minute on a CPU
+            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), attn_implementation=attention)
         peer = workload.TransformersLoop(model, phase.optimizer, "bf16", fused=True)
         if name == "compiled":
             # What is compiled has to be one graph for all: CPU's compiler takes minutes, and proves nothing here.
@@ -294,23 +297,3 @@ def packed_chat(tiny: bool, scratch: Path, spec: str) -> dict:
         "useful_tokens_per_second": useful, "padded_useful_tokens_per_second": padded_useful, "times_padded": useful / padded_useful,
         "padding_share": 1 - share, "packed": rows, "padded": plain,
     }  # fmt: skip
-
-
-def profile(tiny: bool, scratch: Path, spec: str, precision: str) -> dict:
-    """Where the time of a step of an 8B shape goes: the kernels of two steps, by torch's profiler."""
-    phase = phase_of(tiny, 8192, 2, 1)
-    sizes = {**SHAPES["tiny" if tiny else "llama-8b"], "num_hidden_layers": 4}
-    engine = Engine(sizes, phase, precision, spec)
-    batch = chunked(phase, text(tiny, scratch, "llama-8b"))
-    for _ in range(3):
-        engine.step(batch)
-    activities = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA] * backend.has_gpu()
-    with torch.profiler.profile(activities=activities) as profiler:
-        for _ in range(2):
-            engine.step(batch)
-        backend.synchronize()
-    key = "self_device_time_total" if backend.has_gpu() else "self_cpu_time_total"
-    events = sorted(profiler.key_averages(), key=lambda event: -getattr(event, key))
-    total = sum(getattr(event, key) for event in events)
-    print(profiler.key_averages().table(sort_by=key, row_limit=60))
-    return {"total_ms": total / 1e3, "shares": {event.key[:80]: getattr(event, key) / total for event in events[:30]}}
