@@ -321,6 +321,11 @@ def empty_cache() -> None:
         torch.cuda.empty_cache()
 
 
+def send(tensor: torch.Tensor, where: torch.device) -> torch.Tensor:
+    """``tensor`` on a device: from pinned memory, as a copy from other memory would wait for all that the GPU has yet to compute."""
+    return tensor.to(where) if where.type == "cpu" else tensor.pin_memory().to(where, non_blocking=True)
+
+
 def synchronize() -> None:
     if has_gpu():
         torch.cuda.synchronize()

@@ -30,6 +30,7 @@ def update(
     gradient_scale: float,
     seed: int,
     first: int,
+    changed: Tensor | None = None,
 ) -> Tensor:
     """Change ``weights``, ``moments`` and ``compensation`` (Kahan's), contiguous in bf16, in place by one update.
 
@@ -37,12 +38,13 @@ def update(
         moments: first and second (AdamW), or the momentum alone (LionW).
         group: ``lr``, ``weight_decay``, ``betas``, ``step`` and, for AdamW, ``eps``.
         seed: below 2^63, of the random numbers; ``first``: the place of the first element in its whole parameter.
+        changed: int64 on the device, to which the number of weights that are not what they were is added; else it begins at 0.
     Returns:
-        How many weights are not what they were, int64 on the device.
+        ``changed``
     """
     adam = len(moments) == 2
     (beta1, beta2), step, lr = group["betas"], group["step"], group["lr"]
-    changed = torch.zeros((), dtype=torch.int64, device=weights.device)
+    changed = torch.zeros((), dtype=torch.int64, device=weights.device) if changed is None else changed
     if not weights.numel():
         return changed
     _update[(triton.cdiv(weights.numel(), BLOCK),)](

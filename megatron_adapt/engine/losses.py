@@ -46,11 +46,11 @@ def micro_batches(
     """
     where = backend.device()
     for number, (rows, kinds) in enumerate(zip(batch.tokens, batch.corpus)):
-        rows, corpus = rows.to(where, non_blocking=True), kinds.to(where, non_blocking=True)
+        rows, corpus = backend.send(rows, where), backend.send(kinds, where)
         count, length = kinds.numel(), rows.size(1) - 1
         inputs, labels = context.mine(rows[:, :-1]).contiguous(), context.mine(rows[:, 1:]).contiguous()
         places = context.mine(positions(rows[:, :-1]))
-        weights = None if batch.weights is None else context.mine(batch.weights[number]).to(where, non_blocking=True)
+        weights = None if batch.weights is None else backend.send(context.mine(batch.weights[number]), where)
         share = 1 / (count * length) if scale is None else scale
         if not in_one_row(batch):
             yield MicroBatch(inputs, labels, places, corpus, share, weights, seed=seeds(number))
@@ -58,7 +58,7 @@ def micro_batches(
         documents = Documents.of((length,) * count if batch.lengths is None else batch.lengths[number], length, where)
         places = documents.within if restart else places
         inputs, labels, places = (tensor.reshape(1, -1) for tensor in (inputs, labels, places))
-        counts = None if shares is None else context.mine(shares[number]).to(where, non_blocking=True)
+        counts = None if shares is None else backend.send(context.mine(shares[number]), where)
         yield MicroBatch(inputs, labels, places, corpus, share, weights, documents, seeds(number), counts)
 
 

@@ -230,8 +230,9 @@ def _norm(single: Any) -> float:
     name = "get_main_grads_for_grad_norm"  # as 0.16 calls it
     gradients = getattr(single, name)() if hasattr(single, name) else single.get_grads_for_grad_norm()
     total = torch.zeros(1, dtype=torch.float64, device=backend.device())
-    for gradient in gradients:
-        total += torch.linalg.vector_norm(gradient, dtype=torch.float64) ** 2
+    if gradients:  # on a GPU a few kernels for all of them instead of some for each
+        norms = torch.stack(torch._foreach_norm(list(gradients), 2, dtype=torch.float64))
+        total += norms.square().cumsum(0)[-1]
     dist.all_reduce(total, group=single.get_grad_stats_parallel_group())
     return float(total.sqrt())
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from megatron.core.packed_seq_params import PackedSeqParams
-from megatron_adapt.engine import context
+from megatron_adapt.engine import backend, context
 
 
 @dataclass
@@ -55,12 +55,12 @@ class Documents(PackedSeqParams):
         keys = None
         if len(chunks) > 1:
             places = _counted([begin for _, _, begin, _ in runs], seen)
-            keys = context.rows(places, sample, sum(lengths) // sample).to(device)
+            keys = backend.send(context.rows(places, sample, sum(lengths) // sample), device)
         return cls(
             qkv_format="thd", cu_seqlens_q=_bounds(own, device), cu_seqlens_kv=_bounds(seen, device),
             max_seqlen_q=len(chunks[0]), max_seqlen_kv=sample,
-            within=_counted([low - begin for low, _, begin, _ in runs], own).to(device),
-            sizes=torch.repeat_interleave(torch.tensor([length for *_, length in runs]), torch.tensor(own)).to(device),
+            within=backend.send(_counted([low - begin for low, _, begin, _ in runs], own), device),
+            sizes=backend.send(torch.repeat_interleave(torch.tensor([length for *_, length in runs]), torch.tensor(own)), device),
             lengths=own, seen=seen, keys=keys,
         )  # fmt: skip
 
@@ -71,7 +71,7 @@ class Documents(PackedSeqParams):
 
 
 def _bounds(lengths: Sequence[int], device: torch.device) -> Tensor:
-    return torch.tensor([0, *lengths]).cumsum(0).to(device, torch.int32)
+    return backend.send(torch.tensor([0, *lengths]).cumsum(0).to(torch.int32), device)
 
 
 def _counted(firsts: Sequence[int], lengths: Sequence[int]) -> Tensor:

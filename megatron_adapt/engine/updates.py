@@ -89,6 +89,7 @@ class _Update(torch.optim.Optimizer):
         self.gradient_scale = 1.0
         self.count_changes = False
         self.changed = 0
+        self.counter: Tensor | None = None  # of all weights that kernels change in a step
 
     @property
     def kept(self) -> tuple[str, ...]:
@@ -113,13 +114,13 @@ class _Update(torch.optim.Optimizer):
         """One update of every parameter that has a gradient; ``gradient_scale`` multiplies the gradients."""
         assert closure is None, "Megatron computes the loss before"
         self.initialize()
-        changed = []
+        changed, self.counter = [], None
         for group in self.param_groups:
             group["step"] += 1
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     changed.append(self._update(parameter, group))
-        self.changed = int(sum(changed)) if changed else 0
+        self.changed = int(sum(changed)) + (0 if self.counter is None else int(self.counter))
 
     def _update(self, parameter: Tensor, group: dict[str, Any]) -> Tensor | int:
         state = self.state[parameter]
@@ -130,7 +131,8 @@ class _Update(torch.optim.Optimizer):
             return 0
         flat, gradient = parameter.data.view(-1), parameter.grad.reshape(-1)
         if is_fused(parameter):
-            return self._update_at_once(parameter, flat, gradient, counted)
+            self._update_at_once(parameter, flat, gradient, counted)
+            return 0
         changed: Tensor | int = 0
         for block, noise in self._blocks(parameter, group["step"]):
             stored = [state[name].view(-1)[block] for name in self.moments]
@@ -150,15 +152,16 @@ class _Update(torch.optim.Optimizer):
                 target.copy_(self._rounded(value, noise))
         return changed
 
-    def _update_at_once(self, parameter: Tensor, flat: Tensor, gradient: Tensor, group: dict[str, Any]) -> Tensor:
+    def _update_at_once(self, parameter: Tensor, flat: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         from megatron_adapt.engine import fused_update
 
         state = {name: kept.view(-1) for name, kept in self.state[parameter].items()}
         drawn = self.rounding == "stochastic"
-        return fused_update.update(
+        self.counter = fused_update.update(
             flat, gradient, [state[name] for name in self.moments], state.get("compensation"), group,
             rounding=self.rounding, gradient_scale=self.gradient_scale,
             seed=self._stream(parameter, group["step"], "all") if drawn else 0, first=self.parts.get(parameter, (0, 0))[0],
+            changed=self.counter,
         )  # fmt: skip
 
     def _blocks(self, parameter: Tensor, step: int) -> Iterator[tuple[slice, Noise | None]]:
