@@ -224,7 +224,7 @@ void fingerprints(const Texts& texts, const Folding& folding, Compared compared,
 }
 
 NearDuplicates near_duplicates(const Texts& texts, const Folding& folding, const Shingles& shingles, const Bands& bands,
-                               double threshold, std::int64_t threads) {
+                               double threshold, std::int64_t known, std::int64_t threads) {
   const Signatures signatures = sign(texts, folding, shingles, bands, threads);
   const std::size_t count = static_cast<std::size_t>(texts.count), width = static_cast<std::size_t>(bands.hashes());
   std::vector<std::vector<Place>> places(static_cast<std::size_t>(bands.count));
@@ -253,6 +253,7 @@ NearDuplicates near_duplicates(const Texts& texts, const Folding& folding, const
       if (next[band] == places[band].size() || places[band][next[band]].document != document) continue;
       const std::uint64_t bucket = places[band][next[band]++].bucket;
       buckets.emplace_back(band, bucket);
+      if (document < known) continue;
       others.insert(others.end(), kept[band][bucket].begin(), kept[band][bucket].end());
       is_cut |= kept[band][bucket].size() == kCandidates;
     }

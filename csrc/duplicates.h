@@ -35,8 +35,9 @@ struct NearDuplicates {
 
 // MinHash with locality-sensitive hashing (Broder 1997; Leskovec, Rajaraman, Ullman, Mining of Massive Datasets, chapter 3): two
 // documents of Jaccard index s become a pair to compare with probability 1 - (1 - s^rows)^count. In their order, each
-// document that has an index of at least `threshold` with one that was kept before is no more kept.
+// document that has an index of at least `threshold` with one that was kept before is no more kept. The first `known` are kept
+// whatever they say.
 NearDuplicates near_duplicates(const Texts& texts, const Folding& folding, const Shingles& shingles, const Bands& bands,
-                               double threshold, std::int64_t threads);
+                               double threshold, std::int64_t known, std::int64_t threads);
 
 }  // namespace megatron_adapt

@@ -50,7 +50,7 @@ py::array_t<std::uint64_t> find_fingerprints(const Bytes& text, const Offsets& b
 
 py::tuple find_near(const Bytes& text, const Offsets& begins, const Offsets& ends, const Table& table, std::int64_t size,
                     bool of_characters, std::int64_t bands, std::int64_t rows, std::uint64_t seed, double threshold,
-                    std::int64_t threads) {
+                    std::int64_t known, std::int64_t threads) {
   const Texts texts = texts_of(text, begins, ends, threads);
   if (size < 1 || bands < 1 || rows < 1 || !(threshold > 0 && threshold <= 1)) {
     throw py::value_error("sizes are at least 1, threshold is in (0, 1]");
@@ -59,7 +59,7 @@ py::tuple find_near(const Bytes& text, const Offsets& begins, const Offsets& end
   {
     const Folding folding = folding_of(table);
     const py::gil_scoped_release released;
-    found = near_duplicates(texts, folding, {size, of_characters}, {bands, rows, seed}, threshold, threads);
+    found = near_duplicates(texts, folding, {size, of_characters}, {bands, rows, seed}, threshold, known, threads);
   }
   return py::make_tuple(as_array(std::move(found.kept)), as_array(std::move(found.similarity)), found.verified, found.cut_short);
 }
@@ -86,13 +86,13 @@ py::array_t<std::int64_t> find_spans(const Bytes& text, const Offsets& begins, c
 }
 
 py::array_t<std::int64_t> find_repeating(const Bytes& text, const Offsets& begins, const Offsets& ends, std::int64_t characters,
-                                         std::int64_t memory, std::int64_t threads) {
+                                         std::int64_t memory, std::int64_t known, std::int64_t threads) {
   const Texts texts = texts_of(text, begins, ends, threads);
   const Search search = search_of(characters, memory, threads);
   std::vector<std::int64_t> found;
   {
     const py::gil_scoped_release released;
-    found = repeating_documents(texts, search);
+    found = repeating_documents(texts, search, known);
   }
   return as_array(std::move(found));
 }
@@ -128,13 +128,15 @@ void bind_filters(py::module_& module) {
   module.def("fingerprints", &find_fingerprints, text, begins, ends, py::arg("table"), py::kw_only(), py::arg("compared"),
              py::arg("threads"), "[documents, 2] uint64, see csrc/duplicates.h; text uint8, begins and ends int64 [documents].");
   module.def("near_duplicates", &find_near, text, begins, ends, py::arg("table"), py::kw_only(), py::arg("size"),
-             py::arg("of_characters"), py::arg("bands"), py::arg("rows"), py::arg("seed"), py::arg("threshold"), py::arg("threads"),
+             py::arg("of_characters"), py::arg("bands"), py::arg("rows"), py::arg("seed"), py::arg("threshold"),
+             py::arg("known") = 0, py::arg("threads"),
              "(document that each repeats or -1, their similarity, pairs verified, documents cut short); see csrc/duplicates.h.");
   module.def("repeated_spans", &find_spans, text, begins, ends, py::arg("table"), py::kw_only(), py::arg("characters"),
              py::arg("whole_words"), py::arg("memory"), py::arg("threads"),
              "[spans, 3] int64 of document, begin and end in text; see csrc/substrings.h.");
   module.def("repeating_documents", &find_repeating, text, begins, ends, py::kw_only(), py::arg("characters"), py::arg("memory"),
-             py::arg("threads"), "For each document the kept one that it shares a substring with, or -1; see csrc/substrings.h.");
+             py::arg("known") = 0, py::arg("threads"),
+             "For each document the kept one that it shares a substring with, or -1; see csrc/substrings.h.");
   module.def("documents_with_repeats", &find_with_repeats, text, begins, ends, py::kw_only(), py::arg("characters"),
              py::arg("memory"), py::arg("threads"), "int8 [documents]; see csrc/substrings.h.");
   module.def("text_rules", &measure, text, begins, ends, py::arg("table"), py::kw_only(), py::arg("stop_words"), py::arg("threads"),

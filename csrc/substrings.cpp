@@ -304,7 +304,7 @@ std::vector<std::int8_t> documents_with_repeats(const Texts& texts, const Search
   return std::vector<std::int8_t>(marks.begin(), marks.end());
 }
 
-std::vector<std::int64_t> repeating_documents(const Texts& texts, const Search& search) {
+std::vector<std::int64_t> repeating_documents(const Texts& texts, const Search& search, std::int64_t known) {
   struct Member {
     std::int64_t document;
     std::uint64_t group;
@@ -336,10 +336,12 @@ std::vector<std::int64_t> repeating_documents(const Texts& texts, const Search& 
     std::int64_t& keeper = found[static_cast<std::size_t>(members[i].document)];
     for (k = i; k < members.size() && members[k].document == members[i].document; ++k) {
       const std::int64_t other = keepers[members[k].group];
-      if (other >= 0 && (keeper < 0 || other < keeper)) keeper = other;
+      if (members[i].document >= known && other >= 0 && (keeper < 0 || other < keeper)) keeper = other;
     }
     if (keeper >= 0) continue;
-    for (std::size_t j = i; j < k; ++j) keepers[members[j].group] = members[j].document;
+    for (std::size_t j = i; j < k; ++j) {
+      if (keepers[members[j].group] < 0) keepers[members[j].group] = members[j].document;
+    }
   }
   return found;
 }

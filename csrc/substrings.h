@@ -30,8 +30,8 @@ struct Span {
 std::vector<Span> repeated_spans(const Texts& texts, const Folding& folding, const Search& search, bool whole_words);
 
 // For each document the first kept one that has a window in common with it, -1 where it is kept: in their order, a document is
-// kept if it has no window in common with one that was kept before.
-std::vector<std::int64_t> repeating_documents(const Texts& texts, const Search& search);
+// kept if it has no window in common with one that was kept before. The first `known` are kept whatever they say.
+std::vector<std::int64_t> repeating_documents(const Texts& texts, const Search& search, std::int64_t known);
 
 // Whether any window of a document stands anywhere else, too: in another document, or in this without overlap.
 std::vector<std::int8_t> documents_with_repeats(const Texts& texts, const Search& search);

@@ -12,6 +12,7 @@ from megatron_adapt import plan_denoising, recipe as recipes, schedule
 from megatron_adapt.analysis import allocation, cluster as clusters, estimate, wandb_run
 from megatron_adapt.config import Dropout, Parallel, Phase, Recipe, TokenizerChoice
 from megatron_adapt.config_types import selected_layers
+from megatron_adapt.data import filters
 from megatron_adapt.data.sources import HUB, find_files
 from megatron_adapt.errors import CheckpointError, ConfigError, DataError
 from megatron_adapt.families import find_family
@@ -81,6 +82,7 @@ def check(plan: Plan) -> list[tuple[str, Phase, ModelShape]]:
         problems += harness.problems(recipe.evaluation.harness)
     if recipe.wandb is not None:
         problems += wandb_run.problems()
+    problems += _filter_problems(plan)
     problems += _template_problems(plan)
     problems += plan_denoising.problems(recipe)
     problems += _weight_problems(recipe, before)
@@ -109,6 +111,14 @@ def _weight_problems(recipe: Recipe, shape: ModelShape) -> Iterator[str]:
         found = str(error)
     if found:
         yield found.removesuffix(".")
+
+
+def _filter_problems(plan: Plan) -> Iterator[str]:
+    """Filters that cannot run on this machine: before those in front of them have run for hours."""
+    for name in [step.output.name for step in plan.steps if step.verb == "filter"]:
+        for number, one in enumerate(plan.recipe.data[name].filters):
+            if lack := filters.missing(one.name):
+                yield f"data.{name}.filters[{number}]: {lack}"
 
 
 def _template_problems(plan: Plan) -> Iterator[str]:
@@ -242,6 +252,8 @@ def _disk(plan: Plan) -> Iterator[str]:
             corpus = recipe.data[name]
             size = (before if kind == "base" else after).vocab_size
             sizes["corpora"] += estimate.corpus_bytes(_files(corpus.path), size, corpus.held_out)
+        elif step.verb == "filter":
+            sizes["corpora"] += estimate.text_bytes(_files(recipe.data[step.output.name].path))
         elif step.verb in ("initialize", "swap", "import", "export"):
             shape = before if step.name.startswith("base/") else after
             final = step.name == "export" and recipe.export.dtype != "keep"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from types import UnionType
 from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from megatron_adapt.config_denoising import Denoising  # noqa: F401
 from megatron_adapt.config_phases import (  # noqa: F401: a part of the schema like any other, to all who read it
@@ -127,6 +127,26 @@ class Vocabulary(Strict):
     pad_to_multiple: Count = Field(1, description="rows are added up to a multiple of this")
 
 
+class Filter(Strict):
+    """A filter of a corpus and its options, which are the keys beside its name; plain text in the YAML is short for `name`."""
+
+    model_config = ConfigDict(extra="allow")
+    name: Text = Field(description="name of the filter")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shorthand(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"name": value}
+        if not isinstance(value, (dict, cls)):
+            raise ValueError(f"expected the name of a filter or a mapping with 'name' and options, got {got(value)}")
+        return value
+
+
 class Corpus(Strict):
     """Text or chats to train or evaluate on."""
 
@@ -147,6 +167,10 @@ class Corpus(Strict):
     eos: Switch = Field(True, description="documents end with EOS")
     on_error: Literal["stop", "skip"] = Field("stop", description="what to do with a bad line")
     max_documents: Count | None = Field(None, description="use only the first so many documents")
+    filters: list[Filter] = Field(default_factory=list, description="what cleans it before anything else reads it, one behind another")
+    against: list[Text] = Field(
+        default_factory=list, description="corpora (under data) whose text it is cleaned of as well, by filters that compare documents"
+    )
     unique_tokens: Count | None = Field(None, description="train on exactly so many tokens of it, again and again; null: all")
     shuffled_epochs: Count = Field(1, description="passes shuffled into one another; 1: all once before anything twice")
 

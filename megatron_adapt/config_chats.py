@@ -26,7 +26,7 @@ def check(
         for key, text in _of_chats(corpus) if name in chats else _of_text(corpus):
             yield ("data", name, key), text
     for path, name in named:
-        if path[-2] == "corpora" and path[0] != "evaluation" and isinstance(name, str) and name in chats:
+        if path[-2] in ("corpora", "against") and path[0] != "evaluation" and isinstance(name, str) and name in chats:
             yield path, f"'{name}' holds chats, and only text is read here"
     for path, phase in phases:
         found = [name for name in phase.data if name in chats] if isinstance(phase.data, dict) else []

@@ -11,11 +11,12 @@ from typing import Annotated, Any, get_origin
 
 from pydantic import TypeAdapter, ValidationError
 
-from megatron_adapt import config_chats, config_denoising, config_parallel, config_schedules
+from megatron_adapt import config_chats, config_denoising, config_filters, config_parallel, config_schedules
 from megatron_adapt.config import (
     AUTO, BF16_ALONE, CALIBRATED, DEFAULT, Corpus, Evaluation, FromScratch, Model, Optimizer, Parallel, Phase, Probe, RampUp, Recipe,
     Schedule, Strict, TokenizerChoice, TokenizerTraining, Vocabulary, kinds, model_of, step_into,
 )
+from megatron_adapt.config_filters import Filters
 from megatron_adapt.config_parallel import Found
 from megatron_adapt.config_types import INVALID, did_you_mean
 
@@ -46,9 +47,9 @@ def _valid_parts(schema: Any, value: Any) -> Any:
     return INVALID
 
 
-def check(recipe: Recipe, methods: Methods | None = None) -> list[Found]:
+def check(recipe: Recipe, methods: Methods | None = None, filters: Filters | None = None) -> list[Found]:
     """All problems between the keys of a recipe, salvaged or whole; `methods` are the known vocabulary methods, each with
-    what gives the problems of its options as (key, text)."""
+    what gives the problems of its options as (key, text), `filters` the filters of corpora."""
     found = [*_alternatives(recipe, ()), *_phase_names(recipe), *_corpora(recipe), *_vocabulary(recipe, methods)]
     for path, phase in _phases(recipe):
         found += _phase(phase, path, recipe.parallel, recipe.precision)
@@ -56,6 +57,7 @@ def check(recipe: Recipe, methods: Methods | None = None) -> list[Found]:
     if isinstance(recipe.data, dict):
         found += config_chats.check(recipe.data, _named_corpora(recipe), _phases(recipe))
         found += config_denoising.check(recipe.data, _phases(recipe))
+        found += config_filters.check({name: each for name, each in recipe.data.items() if isinstance(each, Corpus)}, filters)
     found += config_parallel.check(recipe)
     scratch = recipe.model.from_scratch if isinstance(recipe.model, Model) else None
     if isinstance(scratch, FromScratch) and isinstance(scratch.config, dict) and "vocab_size" in scratch.config:
@@ -276,6 +278,9 @@ def _named_corpora(recipe: Recipe) -> Iterator[tuple[tuple[str | int, ...], Any]
                 yield from (((*path, "tokenizer", key, "corpora", i), name) for i, name in enumerate(making.corpora))
     for path, phase in _phases(recipe):
         yield from (((*path, "data", name), name) for name in (phase.data if isinstance(phase.data, dict) else {}))
+    for name, corpus in recipe.data.items() if isinstance(recipe.data, dict) else ():
+        if isinstance(corpus, Corpus) and isinstance(corpus.against, list):
+            yield from ((("data", name, "against", i), other) for i, other in enumerate(corpus.against))
     for key, holder in (("evaluation", recipe.evaluation), ("vocabulary", recipe.vocabulary)):
         if isinstance(holder, (Evaluation, Vocabulary)) and isinstance(holder.corpora, list):
             yield from (((key, "corpora", i), name) for i, name in enumerate(holder.corpora))

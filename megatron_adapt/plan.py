@@ -1,5 +1,6 @@
 """A recipe as a list of steps, in the order in which they run.
 
+    filtered/CORPUS                   what filters have left of a corpus, where the recipe names some
     tokenizers/{base,target}          trained, where the recipe says so
     data/{base,target}/CORPUS         text.bin / .idx and held_out.jsonl under that tokenizer
     base/{initial,imported,PHASE,model}   a model from scratch and its pretraining
@@ -20,9 +21,9 @@ from megatron_adapt import recipe as recipes, schedule
 from megatron_adapt.analysis import wandb_run
 from megatron_adapt.config import ADJUSTABLE, FP8, Phase, Recipe, TokenizerChoice
 from megatron_adapt.config_chats import learnt_last
-from megatron_adapt.data.sources import files_of, reading
 from megatron_adapt.errors import ConfigError
 from megatron_adapt.hf.tokenizer import COMPANIONS
+from megatron_adapt.plan_corpora import Sources
 from megatron_adapt.plan_tasks import tasks_step
 from megatron_adapt.plan_vocabulary import swap_step
 from megatron_adapt.steps.receipt import Step, beside, read
@@ -63,6 +64,7 @@ class _Builder:
         self.recipe = recipe
         self.output = Path(recipe.output)
         self.plan = Plan(recipe)
+        self.sources = Sources(recipe, self._take)
         self.held_out: dict[str, Path] = {}
         self.asked: dict[str, Path] = {}  # steps that ask questions, by "before" and "after"
         self.evaluated = recipes.evaluated_corpora(recipe)
@@ -114,34 +116,36 @@ class _Builder:
         """``own``: the tokenizer that is extended or pruned."""
         if (making := choice.making) is None:
             return Path(str(choice.path))
-        corpora = {name: self.recipe.data[name] for name in making.corpora}
+        sources = {name: self.sources[name] for name in making.corpora}
+        corpora = [source.corpus for source in sources.values()]
         read = own if choice.train is None else choice.train.like
 
         def action(output: Path, reporter: Reporter) -> dict[str, Any]:
             from megatron_adapt.steps import tokenizer
 
-            return tokenizer.make(making, own, list(corpora.values()), output, reporter)
+            return tokenizer.make(making, own, corpora, output, reporter)
 
         inputs = {} if read is None else {"tokenizer": self._tokenizer_input(Path(read))}
-        settings = {"corpora": {name: reading(corpus) for name, corpus in corpora.items()}}
+        settings = {"corpora": {name: source.reading for name, source in sources.items()}}
         return self._add(
             name=f"tokenizers/{kind}",
             verb="tokenizer",
             output=self.output / "tokenizers" / kind,
             action=action,
             settings=making.model_dump(exclude={"corpora", "like"}) | settings,
-            inputs=beside(inputs, {name: files_of(corpus.path) for name, corpus in corpora.items()}),
+            inputs=beside(inputs, {name: source.place for name, source in sources.items()}),
         )
 
     def _preprocess(self, kind: str, name: str, tokenizer: Path) -> None:
-        corpus = self.recipe.data[name]
+        source = self.sources[name]
+        corpus = source.corpus
 
         def action(output: Path, reporter: Reporter) -> dict[str, Any]:
             from megatron_adapt.steps import preprocess
 
             return preprocess.run(corpus, tokenizer, output, reporter, self.recipe.seed, name)
 
-        inputs: dict[str, Any] = {"tokenizer": self._tokenizer_input(tokenizer), "corpus": files_of(corpus.path)}
+        inputs: dict[str, Any] = {"tokenizer": self._tokenizer_input(tokenizer), "corpus": source.place}
         if corpus.held_out_path:
             inputs["held_out"] = Path(corpus.held_out_path)
         if corpus.chat_template:
@@ -151,7 +155,7 @@ class _Builder:
             verb="preprocess",
             output=self.output / "data" / kind / name,
             action=action,
-            settings=reading(corpus),
+            settings=source.reading,
             inputs=inputs,
             resumable=True,
         )
@@ -207,7 +211,7 @@ class _Builder:
         return last
 
     def _swap(self, method: str, base: Path, tokenizer: Path) -> Path:
-        return self._take(swap_step(self.recipe, method, base, tokenizer, self._tokenizer_input(tokenizer)))
+        return self._take(swap_step(self.recipe, self.sources, method, base, tokenizer, self._tokenizer_input(tokenizer)))
 
     def _import(self, branch: str, source: Path) -> Path:
         def action(output: Path, reporter: Reporter) -> dict[str, Any]:
@@ -366,12 +370,14 @@ class _Builder:
 
     def _report(self) -> None:
         curves = {step.name: step.output for step in self.plan.steps if step.verb == "train"}
+        filtered = self.sources.filtered
 
         def action(output: Path, reporter: Reporter) -> dict[str, Any]:
             from megatron_adapt.steps import report
 
-            return report.run(self.recipe, self.plan.stages, self.output, curves, output, reporter, self.asked)
+            return report.run(self.recipe, self.plan.stages, self.output, curves, output, reporter, self.asked, filtered)
 
         inputs = {stage.step: self.output / stage.step for stage in self.plan.stages} | curves
         inputs |= {f"harness/{when}": folder for when, folder in self.asked.items()}
+        inputs |= {f"filtered/{name}": folder for name, folder in filtered.items()}
         self._add(name="report", verb="report", output=self.output / "report", action=action, inputs=inputs, derived=True)

@@ -7,14 +7,16 @@ from typing import Any
 
 from megatron_adapt import options
 from megatron_adapt.config import AUTO, DEFAULT, Recipe
-from megatron_adapt.data.sources import files_of, reading
 from megatron_adapt.errors import ConfigError
+from megatron_adapt.plan_corpora import Sources
 from megatron_adapt.steps.receipt import Step
 from megatron_adapt.steps.reporter import Reporter
 from megatron_adapt.vocab import methods
 
 
-def swap_step(recipe: Recipe, method: str, base: Path, tokenizer: Path, tokenizer_files: Path | tuple[Path, ...]) -> Step:
+def swap_step(
+    recipe: Recipe, texts: Sources, method: str, base: Path, tokenizer: Path, tokenizer_files: Path | tuple[Path, ...]
+) -> Step:
     """
     Args:
         base: the model, a Hugging Face directory.
@@ -32,7 +34,8 @@ def swap_step(recipe: Recipe, method: str, base: Path, tokenizer: Path, tokenize
     elif not names and (vocabulary.calibrate or not is_default):
         what = "vocabulary.calibrate" if vocabulary.calibrate else f"vocabulary method {method}"
         raise ConfigError(f"{what} reads text in the target language: name corpora under vocabulary.corpora.")
-    corpora = [recipe.data[name] for name in names]
+    sources = {name: texts[name] for name in names}
+    corpora = [source.corpus for source in sources.values()]
 
     def action(output: Path, reporter: Reporter) -> dict[str, Any]:
         from megatron_adapt.steps import compare, swap
@@ -59,8 +62,8 @@ def swap_step(recipe: Recipe, method: str, base: Path, tokenizer: Path, tokenize
         action=action,
         settings={"method": method, "seed": seed, "pad_to_multiple": vocabulary.pad_to_multiple}
         | settings
-        | {"corpora": {name: reading(recipe.data[name]) for name in names}},
+        | {"corpora": {name: source.reading for name, source in sources.items()}},
         inputs={"model": base, "tokenizer": tokenizer_files, **inputs}
-        | {f"corpus {name}": files_of(recipe.data[name].path) for name in names},
+        | {f"corpus {name}": source.place for name, source in sources.items()},
         keeps_parts=is_contest,
     )

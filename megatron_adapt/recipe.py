@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from megatron_adapt.config import Parallel, Phase, Recipe, model_of, step_into
 from megatron_adapt.config_checks import Found, Methods, check, salvage
+from megatron_adapt.config_filters import Filters
 from megatron_adapt.config_types import did_you_mean, got
 from megatron_adapt.errors import ConfigError
 from megatron_adapt.recipe_files import Loader, Problem, Tree, apply_override, merge, read_file
@@ -32,10 +33,10 @@ _LIMITS = {
 
 
 def load(paths: Sequence[Path | str] | Path | str, overrides: Sequence[str] = (),
-         methods: Methods | None = None) -> Recipe:
+         methods: Methods | None = None, filters: Filters | None = None) -> Recipe:
     """The recipe of several YAML files, later ones over earlier ones, and `path=value` overrides over the files.
 
-    `methods`: the known vocabulary methods, with what checks the options of each (None: not checked). Raises ConfigError with one line for each problem.
+    `methods`: the known vocabulary methods, with what checks the options of each, `filters`: the filters of corpora (None: not checked). Raises ConfigError with one line for each problem.
     """
     problems: list[Problem] = []
     files = [paths] if isinstance(paths, (str, Path)) else list(paths)
@@ -50,10 +51,10 @@ def load(paths: Sequence[Path | str] | Path | str, overrides: Sequence[str] = ()
         raise _error(problems)
     for layer, text in enumerate(overrides, start=len(files)):
         merged = apply_override(merged, text, layer, problems)
-    return _validate(merged, problems, methods)
+    return _validate(merged, problems, methods, filters)
 
 
-def _validate(tree: Tree, problems: list[Problem], methods: Methods | None) -> Recipe:
+def _validate(tree: Tree, problems: list[Problem], methods: Methods | None, filters: Filters | None) -> Recipe:
     raw = tree.plain()
     found: list[Found] = []
     try:
@@ -61,7 +62,7 @@ def _validate(tree: Tree, problems: list[Problem], methods: Methods | None) -> R
     except ValidationError as error:
         found += _explain(error)
         recipe = salvage(Recipe, raw)
-    found += check(recipe, methods)
+    found += check(recipe, methods, filters)
     problems = problems + [(tree.origin_of(path), f"{dotted(path)}: {text}" if path else text) for path, text in found]
     if problems:
         raise _error(problems)

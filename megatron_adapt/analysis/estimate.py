@@ -143,9 +143,14 @@ BYTES_PER_TOKEN = 4  # of text, until a corpus is tokenized
 UNPACKED = 4  # times the size of a compressed corpus
 
 
+def text_bytes(files: Sequence[Path]) -> float:
+    """Bytes of text in the files of a corpus, roughly."""
+    return sum(file.stat().st_size * (UNPACKED if file.suffix in (".gz", ".zst", ".parquet") else 1) for file in files)
+
+
 def corpus_bytes(files: Sequence[Path], vocab_size: int, held_out: float) -> float:
     """Bytes of a tokenized corpus and its held-out text; roughly, from the sizes of its files."""
-    text = sum(file.stat().st_size * (UNPACKED if file.suffix in (".gz", ".zst", ".parquet") else 1) for file in files)
+    text = text_bytes(files)
     return text * (1 - held_out) / BYTES_PER_TOKEN * (2 if vocab_size <= 65536 else 4) + text * held_out
 
 

@@ -182,6 +182,23 @@ def data_notes(trained: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
     return [*head, *rows] if rows else []
 
 
+def filter_notes(filtered: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A markdown table of what filters left of each corpus (by name, what ``steps.filter_corpus`` found)."""
+    rows = []
+    for name, found in filtered.items():
+        read = found["read"]
+        dropped = [f"{each['filter']} {sum(each['dropped'].values()):,}{_cut(each)}" for each in found["filters"]]
+        counts = (read["documents"], found["documents"], read["bytes"], found["bytes"])
+        read_documents, documents, read_bytes, size = (f"{count:,}" for count in counts)
+        rows.append(f"| {name} | {read_documents} | {', '.join(dropped)} | {documents} | {read_bytes} | {size} |")
+    head = ["", "| filtered corpus | documents | dropped by | left | bytes | left |", "| --- | --- | --- | --- | --- | --- |"]
+    return [*head, *rows] if rows else []
+
+
+def _cut(entry: Mapping[str, Any]) -> str:
+    return f" ({entry['spans']:,} passages cut)" if entry.get("spans") else ""
+
+
 def event_notes(events: Sequence[Mapping[str, Any]]) -> list[str]:
     """Lines about the spikes of training and what was done about them."""
     actions = {"log": "noted", "skip": "update left out", "rollback": "rolled back, data left out"}

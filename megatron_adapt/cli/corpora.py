@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Callable, Optional
 
 import typer
 
@@ -16,26 +16,30 @@ from megatron_adapt.cli.recipes import is_recipe, run_steps
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
 def preprocess(context: typer.Context) -> None:
     """Tokenize corpora: a recipe's, or files by Megatron's flags (--input ... --output-prefix ...; --help lists them)."""
-    words = list(context.args)
-    if is_recipe(words):
-        import argparse
-
-        parser = argparse.ArgumentParser(prog="megatron-adapt preprocess")
-        parser.add_argument("words", nargs="+", metavar="RECIPE [PATH=VALUE]", help="recipe.yaml ... [path=value ...]")
-        parser.add_argument("--step", help="only the step of this name (see plan)")
-        given = parser.parse_intermixed_args(words)
-        return run_steps(given.words, "preprocess", given.step)
     from megatron_adapt.data import command
 
-    sys.exit(command.main(words, prog="megatron-adapt preprocess"))
+    _run("preprocess", context.args, command.main)
+
+
+def _run(verb: str, words: list[str], main: Callable[..., int]) -> None:
+    """A recipe's steps of this verb, or ``main`` on other arguments."""
+    if not is_recipe(words):
+        sys.exit(main(words, prog=f"megatron-adapt {verb}"))
+    import argparse
+
+    parser = argparse.ArgumentParser(prog=f"megatron-adapt {verb}")
+    parser.add_argument("words", nargs="+", metavar="RECIPE [PATH=VALUE]", help="recipe.yaml ... [path=value ...]")
+    parser.add_argument("--step", help="only the step of this name (see plan)")
+    given = parser.parse_intermixed_args(words)
+    run_steps(given.words, verb, given.step)
 
 
 @app.command("filter", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
 def filter_(context: typer.Context) -> None:
-    """Clean a corpus: duplicates, repeated passages, rules, perplexity (--input ... --output FILE --filter NAME; see --help)."""
+    """Clean corpora of duplicates, repeated passages and poor text: a recipe's, or files (--input ... --filter NAME; --help lists all)."""
     from megatron_adapt.data import filter_command
 
-    sys.exit(filter_command.main(list(context.args), prog="megatron-adapt filter"))
+    _run("filter", context.args, filter_command.main)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)

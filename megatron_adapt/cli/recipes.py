@@ -26,11 +26,13 @@ def is_recipe(words: List[str]) -> bool:
 
 def load(words: List[str], ranks: Optional[int] = None) -> "Plan":
     from megatron_adapt import plan, recipe
+    from megatron_adapt.data import filters
     from megatron_adapt.vocab import methods
 
     files = [word for word in words if "=" not in word]
     overrides = [word for word in words if "=" in word]
-    loaded = recipe.load(files, overrides, methods=methods.checks())
+    known = {"methods": methods.checks(), "filters": filters.kinds()}
+    loaded = recipe.load(files, overrides, **known)
     if ranks is not None:
         model_ranks = loaded.parallel.model_ranks
         if ranks % model_ranks:
@@ -38,7 +40,7 @@ def load(words: List[str], ranks: Optional[int] = None) -> "Plan":
                 f"--nproc {ranks} is no multiple of parallel.tensor x parallel.context x parallel.pipeline = {model_ranks}: "
                 "start a multiple."
             )
-        loaded = recipe.load(files, [*overrides, f"parallel.data={ranks // model_ranks}"], methods=methods.checks())
+        loaded = recipe.load(files, [*overrides, f"parallel.data={ranks // model_ranks}"], **known)
     return plan.build(loaded)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from megatron_adapt import options
 from megatron_adapt.data import filters
+from megatron_adapt.data.filter_work import Reading
 from megatron_adapt.data.filtering import filter_corpus
 from megatron_adapt.data.sources import TEXT_DOCUMENTS
 from megatron_adapt.errors import AdaptError
@@ -19,13 +20,13 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     arguments = _parser(prog).parse_args(argv)
     try:
         chosen = [(name, options.from_words(words)) for name, *words in arguments.filter]
+        how = {"text_key": arguments.json_key, "text_documents": arguments.text_documents, "on_error": arguments.on_error}
         report = filter_corpus(
             arguments.input,
             arguments.output,
             chosen,
-            text_key=arguments.json_key,
-            text_documents=arguments.text_documents,
-            on_error=arguments.on_error,
+            **how,
+            against=[Reading(arguments.against, **how)] if arguments.against else [],
             dropped=arguments.dropped,
             dry_run=arguments.dry_run,
             workers=arguments.workers,
@@ -63,6 +64,7 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     add("--json-key", default="text", metavar="KEY", help="of the text, or the column of a table (text)")
     add("--text-documents", choices=list(TEXT_DOCUMENTS), default="blocks", help="documents of .txt: between blank lines (blocks)")
     add("--on-error", choices=["stop", "skip"], default="stop", help="at a bad line (stop); skipped: OUTPUT.skipped.jsonl")
+    add("--against", nargs="+", metavar="PATH", help="text that what repeats it is dropped for, too; itself it is not written")
     add("--dropped", type=Path, metavar="FILE", help="what is dropped or cut, from where and why, as lines of JSON")
     add("--dry-run", action="store_true", help="figures only: nothing is written")
     add("--workers", type=int, metavar="N", help="threads; without it one for each core")

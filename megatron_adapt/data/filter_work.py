@@ -11,7 +11,8 @@ import json
 import os
 import shutil
 from contextlib import ExitStack
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,12 +25,28 @@ from megatron_adapt.data.held_out import writing
 from megatron_adapt.data.parts import digest_of, write_atomically
 from megatron_adapt.data.ranges import plan
 from megatron_adapt.data.readers import read
-from megatron_adapt.data.sources import STDIN, is_stream
+from megatron_adapt.data.sources import STDIN, Paths, is_stream
 from megatron_adapt.data.texts import Outcome, Texts
 from megatron_adapt.errors import DataError
 
-_FORMAT = 1  # of the folder: raise it when what older versions left must not be used
+_FORMAT = 2  # of the folder: raise it when what older versions left must not be used
 _ARRAYS = {"offsets": np.int64, "lines": np.int64, "sources": np.int32}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A corpus, and how it is read: ``max_documents``: the first so many that have text."""
+
+    paths: Paths
+    text_key: str = "text"
+    text_documents: str = "blocks"
+    on_error: str = "stop"
+    max_documents: int | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """What there is to say of it beside its files."""
+        limit = {} if self.max_documents is None else {"max_documents": self.max_documents}
+        return {"text_key": self.text_key, "text_documents": self.text_documents, "on_error": self.on_error, **limit}
 
 
 class Work:
@@ -58,15 +75,18 @@ class Work:
             shutil.rmtree(self.folder, ignore_errors=True)
         os.close(self._lock)
 
-    def read(self, names: list[str], options: dict[str, Any], on_skip: Callable[[str], None] | None) -> dict[str, Any]:
-        """Reads all documents that are not empty, unless that is done already; what it says about them.
+    def read(self, corpora: list[Reading], on_skip: Callable[[str], None] | None) -> list[dict[str, Any]]:
+        """Reads all documents that are not empty, unless that is done already; what it says about those of each corpus.
+
+        ``corpora``: their ``paths`` are names of sources.
 
         Raises:
             DataError: input that cannot be read, or a bad line, unless these are skipped.
         """
-        self.names = names
-        inputs = [[name, os.urandom(8).hex() if name == STDIN else _identity(name)] for name in names]
-        key = {"format": _FORMAT, "inputs": inputs, **options}
+        self.names = [str(name) for corpus in corpora for name in corpus.paths]
+        inputs = [[name, os.urandom(8).hex() if name == STDIN else _identity(name)] for name in self.names]
+        told = [[len(list(corpus.paths)), corpus.settings()] for corpus in corpora]
+        key = {"format": _FORMAT, "inputs": inputs, "corpora": told}
         done = _load(self.folder / "read.json")
         if done is not None and done["key"] == key:
             return done["facts"]
@@ -74,7 +94,7 @@ class Work:
             for entry in self.folder.iterdir():
                 if entry.name != "lock":
                     entry.unlink()
-            facts = _read(self.folder, names, options, on_skip)
+            facts = _read(self.folder, corpora, on_skip)
             write_atomically(self.folder / "read.json", json.dumps({"key": key, "facts": facts}))
         return facts
 
@@ -132,38 +152,67 @@ def _load(file: Path) -> Any:
         return None
 
 
-def _read(folder: Path, names: list[str], options: dict[str, Any], on_skip: Callable[[str], None] | None) -> dict[str, Any]:
-    facts = {"documents": 0, "bytes": 0, "empty": 0, "skipped": 0, "replaced_surrogates": 0}
-    inputs = []
+def _read(folder: Path, corpora: list[Reading], on_skip: Callable[[str], None] | None) -> list[dict[str, Any]]:
+    found, first, size = [], 0, 0
     with ExitStack() as stack:
         files: dict[str, BinaryIO] = {name: stack.enter_context((folder / name).open("wb")) for name in ("text", *_ARRAYS)}
         skipped: BinaryIO = stack.enter_context((folder / "skipped.jsonl").open("wb"))
         files["offsets"].write(np.zeros(1, np.int64).data)
-        for source, name in enumerate(names):
-            inputs.append({"name": name} if is_stream(name) else {"name": name, "size": Path(name).stat().st_size})
-            if not is_stream(name):
-                inputs[-1]["sha256"] = digest_of(Path(name))
-            for task in plan([name], options["text_documents"], chunk_bytes=1 << 62):  # whole: lines count from its begin
-                for batch in read(task, options["text_key"]):
-                    _skip(batch.bad, options["on_error"], skipped, facts, on_skip)
-                    _add(batch, source, files, facts)
+        for corpus in corpora:
+            facts = {"documents": 0, "bytes": 0, "empty": 0, "skipped": 0, "replaced_surrogates": 0}
+            names, inputs = list(map(str, corpus.paths)), []
+            for source, name in enumerate(names, first):
+                if facts["documents"] == corpus.max_documents:
+                    break
+                inputs.append({"name": name} if is_stream(name) else {"name": name, "size": Path(name).stat().st_size})
+                if not is_stream(name):
+                    inputs[-1]["sha256"] = digest_of(Path(name))
+                for batch in _batches(name, corpus, facts):
+                    _skip(batch.bad, corpus.on_error, skipped, facts, on_skip)
+                    _add(batch, source, files, facts, size)
+            first += len(names)
+            size += facts["bytes"]
+            found.append({**facts, "inputs": inputs})
         for stream in (*files.values(), skipped):
             stream.flush()
             os.fsync(stream.fileno())
-    return {**facts, "inputs": inputs}
+    return found
 
 
-def _add(batch: Batch, source: int, files: dict[str, BinaryIO], facts: dict[str, Any]) -> None:
+def _batches(name: str, corpus: Reading, facts: dict[str, Any]) -> Iterator[Batch]:
+    """What is read of a source; ``facts["documents"]``: so many there are, and grow to be, of the corpus."""
+    most = corpus.max_documents
+    for task in plan([name], corpus.text_documents, chunk_bytes=1 << 62):  # whole: lines count from its begin
+        for batch in read(task, corpus.text_key):
+            if most is not None and facts["documents"] >= most:
+                return
+            yield batch if most is None else _front(batch, most - facts["documents"])
+
+
+def _front(batch: Batch, count: int) -> Batch:
+    """A batch up to its document number ``count`` of those that have text, and what is bad before that."""
+    behind = np.flatnonzero(np.diff(batch.offsets) > 0)[count - 1 : count] + 1
+    if not len(behind):
+        return batch
+    size = int(behind[0])
+    return replace(
+        batch, offsets=batch.offsets[: size + 1], lines=batch.lines[:size], bad=[bad for bad in batch.bad if bad.before < size],
+        replaced={number: times for number, times in batch.replaced.items() if number < size},
+    )  # fmt: skip
+
+
+def _add(batch: Batch, source: int, files: dict[str, BinaryIO], facts: dict[str, Any], before: int) -> None:
+    """``before``: bytes of the corpora in front."""
     sizes = np.diff(batch.offsets)
     is_text = sizes > 0
-    ends = facts["bytes"] + np.cumsum(sizes[is_text], dtype=np.int64)
+    ends = before + facts["bytes"] + np.cumsum(sizes[is_text], dtype=np.int64)
     files["text"].write(np.ascontiguousarray(batch.text[batch.offsets[0] : batch.offsets[-1]]).data)
     files["offsets"].write(ends.data)
     files["lines"].write(np.ascontiguousarray(batch.lines[is_text], np.int64).data)
     files["sources"].write(np.full(len(ends), source, np.int32).data)
     facts["documents"] += len(ends)
     facts["empty"] += len(sizes) - len(ends)
-    facts["bytes"] = int(ends[-1]) if len(ends) else facts["bytes"]
+    facts["bytes"] += int(sizes.sum())
     facts["replaced_surrogates"] += sum(batch.replaced.values())
 
 

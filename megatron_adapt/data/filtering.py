@@ -7,16 +7,14 @@ filter that cuts. Nothing depends on the number of workers, and nothing appears 
 
 from __future__ import annotations
 
-import gzip
-import hashlib
 import json
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -24,16 +22,16 @@ from megatron_adapt import __version__, options
 from megatron_adapt.data import filters
 from megatron_adapt.data.assembly import sync_folder
 from megatron_adapt.data.corpus import check_on_error
-from megatron_adapt.data.filter_work import Work, identity
+from megatron_adapt.data.filter_lines import write_lines
+from megatron_adapt.data.filter_work import Reading, Work, identity
 from megatron_adapt.data.held_out import writing
 from megatron_adapt.data.parts import write_atomically
-from megatron_adapt.data.sources import TEXT_DOCUMENTS, Paths, find_sources, is_stream
+from megatron_adapt.data.sources import TEXT_DOCUMENTS, Paths, find_repeatable, find_sources, is_stream
 from megatron_adapt.data.texts import Outcome, Texts, cut
 from megatron_adapt.errors import ConfigError, DataError
 
 REPORT, SKIPPED = ".report.json", ".skipped.jsonl"
 _OUTPUTS = (".jsonl", ".jsonl.gz", ".jsonl.zst")
-_WRITE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -60,6 +58,8 @@ def filter_corpus(
     text_key: str = "text",
     text_documents: str = "blocks",
     on_error: str = "stop",
+    max_documents: int | None = None,
+    against: Sequence[Reading] = (),
     dropped: str | Path | None = None,
     dry_run: bool = False,
     workers: int | None = None,
@@ -73,6 +73,9 @@ def filter_corpus(
         output: a .jsonl, .jsonl.gz or .jsonl.zst; each line an object with nothing but ``text_key``.
         chosen: (name, options) of filters in the order in which they are applied; each sees what those before it left.
         on_error: "stop" at a bad line, or "skip" it and write it to OUTPUT.skipped.jsonl.
+        max_documents: only the first so many that have text come to the filters.
+        against: other corpora. Filters that compare documents take them for text that stands before: what repeats it is dropped or
+            cut. Of them nothing is dropped, and nothing written.
         dropped: a file of the same kinds for what is dropped or cut, and why.
         dry_run: nothing is written but the folder of parts, which is removed.
         workers: threads or processes, None: one for each core.
@@ -95,22 +98,25 @@ def filter_corpus(
     run = [(name, filters.read_options(name, given)) for name, given in chosen]
     if not run:
         raise ConfigError(f"no filter is given; there are {', '.join(filters.names())}")
-    names = find_sources(paths)
-    _check_paths(names, output, dropped)
+    own = Reading(find_sources(paths), text_key, text_documents, on_error, max_documents)
+    others = [replace(other, paths=find_repeatable(other.paths)) for other in against]
+    _check_others(own, others, [name for name, _ in run])
+    _check_paths([name for each in (*others, own) for name in each.paths], output, dropped)
     tell = tell or (lambda line: None)
     with Work(output) as work:
-        reading = {"text_key": text_key, "text_documents": text_documents, "on_error": on_error}
-        read = work.read(names, reading, on_skip)
+        *known, read = work.read([*others, own], on_skip)
         if not read["documents"]:
+            names = [str(name) for name in own.paths]
             raise DataError(f"{', '.join(names[:3])}{' ...' if len(names) > 3 else ''}: no document has text; nothing to filter")
-        tell(f"read: {read['documents']} documents, {read['bytes']} bytes of text")
+        tell(f"read: {read['documents']} documents, {read['bytes']} bytes of text{_beside(known)}")
         threads = workers or len(os.sched_getaffinity(0))
-        stages, texts, numbers = _run(work, run, threads, tell)
+        stages, texts = _run(work, run, threads, sum(facts["documents"] for facts in known), tell)
         report = {
             "megatron_adapt": __version__,
             "versions": {"numpy": np.__version__, "python": platform.python_version()},
-            "reading": reading,
+            "reading": own.settings(),
             "read": read,
+            **({"against": [{"reading": other.settings(), "read": facts} for other, facts in zip(others, known)]} if others else {}),
             "filters": [stage.entry for stage in stages],
             "documents": len(texts),
             "bytes": texts.bytes,
@@ -123,6 +129,26 @@ def filter_corpus(
                 )
             report = _write(work, output, dropped, text_key, stages, texts, report)
     return {**report, "seconds": time.monotonic() - started}
+
+
+def _check_others(own: Reading, others: Sequence[Reading], chosen: Sequence[str]) -> None:
+    if others and not any(filters.compares(name) for name in chosen):
+        able = [name for name in filters.names() if filters.compares(name)]
+        raise ConfigError(
+            f"nothing is compared with the other text: of the filters {', '.join(able)} compare documents, not {', '.join(chosen)}"
+        )
+    for other in others:
+        for name in set(map(_place, own.paths)) & set(map(_place, other.paths)):
+            raise ConfigError(f"{name} is among the input and among what this is compared with: all of it would be dropped")
+
+
+def _place(name: str) -> str:
+    return name if is_stream(name) else str(Path(name).resolve())
+
+
+def _beside(known: Sequence[Mapping[str, Any]]) -> str:
+    documents, size = (sum(facts[key] for facts in known) for key in ("documents", "bytes"))
+    return f", and {documents} documents, {size} bytes to compare with" if known else ""
 
 
 def _check_paths(names: list[str], output: Path, dropped: Path | None) -> None:
@@ -140,9 +166,9 @@ def _check_paths(names: list[str], output: Path, dropped: Path | None) -> None:
 
 
 def _run(
-    work: Work, run: list[tuple[str, Any]], threads: int, tell: Callable[[str], None]
-) -> tuple[list[Stage], Texts, np.ndarray]:
-    """All filters, and what is left with its numbers in the input."""
+    work: Work, run: list[tuple[str, Any]], threads: int, known: int, tell: Callable[[str], None]
+) -> tuple[list[Stage], Texts]:
+    """All filters, and what is left; without the first ``known`` documents, which stay until the end."""
     texts = work.texts()
     numbers = np.arange(len(texts))
     stages: list[Stage] = []
@@ -153,7 +179,7 @@ def _run(
         key = json.loads(json.dumps([name, settings, files]))
         outcome = work.result(number, key)
         if outcome is None:
-            outcome = filters.run(name, texts, chosen, threads)
+            outcome = filters.run(name, texts, chosen, threads, known)
             work.keep(number, key, outcome)
         is_kept = outcome.reasons < 0
         left = texts.where(is_kept)
@@ -167,14 +193,15 @@ def _run(
         entry = {
             "filter": name,
             "options": settings,
-            "documents_in": len(texts), "bytes_in": texts.bytes, "documents_out": len(left), "bytes_out": left.bytes,
+            **{f"documents_{at}": len(found) - known for at, found in (("in", texts), ("out", left))},
+            **{f"bytes_{at}": found.part(known).bytes for at, found in (("in", texts), ("out", left))},
             "dropped": {reason: count for reason, count in zip(outcome.names, counts) if count},
             **outcome.facts,
         }  # fmt: skip
         stages.append(Stage(name, texts, numbers, outcome, entry))
         tell(_line(entry))
         texts, numbers = left, numbers[is_kept]
-    return stages, texts, numbers
+    return stages, texts.part(known)
 
 
 def _line(entry: dict[str, Any]) -> str:
@@ -192,17 +219,17 @@ def _write(
     """All is on the disk before the first name changes; the report goes first and comes back last."""
     made: dict[Path, Path] = {output: work.folder / "output"}
     kept = ({text_key: texts[number]} for number in range(len(texts)))
-    report = {**report, "output": _write_lines(made[output], output.name, kept)}
+    report = {**report, "output": write_lines(made[output], output.name, kept)}
     if dropped is not None:
         made[dropped] = work.folder / "dropped"
         with writing(dropped.parent):
             dropped.parent.mkdir(parents=True, exist_ok=True)
-        report["dropped"] = _write_lines(made[dropped], dropped.name, _losses(work, stages))
+        report["dropped"] = write_lines(made[dropped], dropped.name, _losses(work, stages))
     side, final = Path(f"{output}{SKIPPED}"), Path(f"{output}{REPORT}")
     for path in (final, side):
         with writing(path):
             path.unlink(missing_ok=True)
-    if report["read"]["skipped"]:
+    if (work.folder / "skipped.jsonl").stat().st_size:
         made[side] = work.folder / "skipped.jsonl"
     for target, source in made.items():
         with writing(target):
@@ -240,49 +267,3 @@ def _losses(work: Work, stages: list[Stage]) -> Iterator[dict[str, Any]]:
         if outcome.repeats is not None and outcome.repeats[document] >= 0:
             entry["repeats"] = "{}:{}".format(*place(int(stage.numbers[outcome.repeats[document]])))
         yield {**entry, "text": stage.texts[document]}
-
-
-class _Hashed:
-    """A file that is written, and the digest of its bytes."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file, self.size, self.digest = file, 0, hashlib.sha256()
-
-    def write(self, data: Any) -> int:
-        self.file.write(data)
-        self.digest.update(data)
-        self.size += len(data)
-        return len(data)
-
-    def flush(self) -> None:
-        self.file.flush()
-
-
-def _write_lines(file: Path, name: str, entries: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """Entries as lines of JSON, compressed as ``name`` says, on the disk; what the report says about the file.
-
-    Raises:
-        DataError: it cannot be written.
-    """
-    with writing(file), file.open("wb") as raw:
-        hashed = _Hashed(raw)
-        stream: Any = hashed
-        if name.endswith(".gz"):
-            stream = gzip.GzipFile(filename="", mode="wb", fileobj=hashed, compresslevel=6, mtime=0)  # type: ignore[arg-type]
-        elif name.endswith(".zst"):
-            import zstandard
-
-            stream = zstandard.ZstdCompressor().stream_writer(hashed, closefd=False)  # type: ignore[arg-type]
-        lines, size = [], 0
-        for entry in entries:
-            lines.append(json.dumps(entry, ensure_ascii=False).encode("utf-8") + b"\n")
-            size += len(lines[-1])
-            if size >= _WRITE_BYTES:
-                stream.write(b"".join(lines))
-                lines, size = [], 0
-        stream.write(b"".join(lines))
-        if stream is not hashed:
-            stream.close()
-        raw.flush()
-        os.fsync(raw.fileno())
-    return {"name": name, "size": hashed.size, "sha256": hashed.digest.hexdigest()}

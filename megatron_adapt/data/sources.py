@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,9 +107,15 @@ def _expand(path: Path) -> list[Path]:
     return files
 
 
-def reading(corpus: Any) -> dict[str, Any]:
-    """What of a corpus decides which text is read; where its files lie does not, and of data sets there is but the name."""
-    known = {"data_sets": sets} if (sets := [name for name in find_repeatable(corpus.path) if is_stream(name)]) else {}
+def data_sets(paths: Paths) -> list[str]:
+    """What else than files is among :func:`find_repeatable`."""
+    return [name for name in find_repeatable(paths) if is_stream(name)]
+
+
+def reading(corpus: Any, sets: Sequence[str] | None = None) -> dict[str, Any]:
+    """What of a corpus decides which text is read; where its files lie does not, and of data sets (``sets``: those of a corpus whose
+    files are yet to be made) there is but the name."""
+    known = {"data_sets": found} if (found := data_sets(corpus.path) if sets is None else sets) else {}
     chats = corpus.model_dump(include={"messages", "loss_on"}) if corpus.messages is not None else {}
     # Receipts from before there was a choice do not name it.
     texts = {} if corpus.text_documents == "blocks" else {"text_documents": corpus.text_documents}

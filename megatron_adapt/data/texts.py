@@ -53,6 +53,10 @@ class Texts:
     def where(self, is_kept: np.ndarray) -> Texts:
         return replace(self, begins=self.begins[is_kept], ends=self.ends[is_kept])
 
+    def part(self, first: int) -> Texts:
+        """Documents from this one on."""
+        return replace(self, begins=self.begins[first:], ends=self.ends[first:])
+
 
 @dataclass
 class Outcome:
@@ -78,6 +82,13 @@ class Outcome:
 def repeated(kept: np.ndarray, names: tuple[str, ...], **more: Any) -> Outcome:
     """For each document the kept one that it repeats, or -1."""
     return Outcome(names, np.where(kept < 0, -1, 0).astype(np.int16), repeats=kept, **more)
+
+
+def behind(known: int, outcome: Outcome) -> Outcome:
+    """An outcome that knows nothing of other documents and cuts none, behind ``known`` documents that stay."""
+    assert outcome.repeats is None and outcome.spans is None
+    values = outcome.values if outcome.values is None else np.concatenate([np.full(known, np.nan), outcome.values])
+    return replace(outcome, reasons=np.concatenate([np.full(known, -1, np.int16), outcome.reasons]), values=values)
 
 
 def cut(texts: Texts, spans: np.ndarray, file: Path) -> Texts:

@@ -22,7 +22,7 @@ from megatron_adapt.analysis.report import columns
 from megatron_adapt.config import CALIBRATED, Corpus, Probe
 from megatron_adapt.config_types import did_you_mean
 from megatron_adapt.data.held_out import divided
-from megatron_adapt.data.sources import find_files
+from megatron_adapt.data.sources import data_sets, files_of
 from megatron_adapt.errors import ConfigError, DataError
 from megatron_adapt.steps import calibrate, receipt, swap
 from megatron_adapt.steps.reporter import Reporter
@@ -220,7 +220,7 @@ def _identity(source: Path, tokenizer: Path, contest: Contest) -> dict[str, Any]
         chosen = methods.read_options(method, given)
         settings[method] = options.settings(chosen)
         inputs |= {f"{method}.{key}": path for key, path in options.paths(chosen).items()}
-    files = [[receipt.digest(file) for file in find_files(corpus.path)] for corpus in contest.corpora]
+    files = [[*map(receipt.digest, files_of(corpus.path)), *data_sets(corpus.path)] for corpus in contest.corpora]
     reading = [corpus.model_dump(include={"text_key", "text_documents", "held_out", "on_error", "max_documents"}) for corpus in contest.corpora]
     return {"settings": settings, "inputs": {key: receipt.digest(path) for key, path in inputs.items()}, "corpora": [files, reading]}
 

@@ -15,10 +15,10 @@ from megatron_adapt.steps.reporter import Reporter
 
 def run(
     recipe: Recipe, stages: Sequence[Any], root: Path, curves: Mapping[str, Path], output: Path, reporter: Reporter,
-    asked: Mapping[str, Path] = {},
+    asked: Mapping[str, Path] = {}, filtered: Mapping[str, Path] = {},
 ) -> dict[str, Any]:  # fmt: skip
     """``stages`` have ``branch``, ``title`` and ``step`` (a folder below ``root`` with a signed evaluation); ``asked``: folders with
-    answers to tasks, by when they were given."""
+    answers to tasks, by when they were given; ``filtered``: folders of clean corpora, by name."""
     output.mkdir(parents=True, exist_ok=True)
     corpora = recipes.evaluated_corpora(recipe)
     measured = []
@@ -35,7 +35,8 @@ def run(
     events = [event for receipt in receipts if receipt for event in receipt["metrics"].get("events", [])]
     trained = {name: receipt["metrics"].get("trained", []) for name, receipt in zip(curves, receipts) if receipt}
     tasks = {when: read(folder)["metrics"]["tasks"] for when, folder in asked.items()}
-    notes = report.training_notes(phases) + report.data_notes(trained) + report.event_notes(events)
+    cleaned = report.filter_notes({name: read(folder)["metrics"] for name, folder in filtered.items()})
+    notes = report.training_notes(phases) + report.data_notes(trained) + report.event_notes(events) + cleaned
     if not measured:
         lines = [f"# {recipe.name}", "", "No held-out text to evaluate on.", "", *report.task_notes(tasks), *notes, ""]
         (output / "report.md").write_text("\n".join(lines))

@@ -14,7 +14,7 @@ from megatron_adapt.cli import application
 from megatron_adapt.config import Corpus, Probe
 from megatron_adapt.data.held_out import divided
 from megatron_adapt.errors import ConfigError, DataError
-from megatron_adapt.steps import compare, swap
+from megatron_adapt.steps import compare, receipt, swap
 from megatron_adapt.steps.reporter import Reporter
 from megatron_adapt.steps.tokenizer import files
 from megatron_adapt.vocab import methods
@@ -145,3 +145,10 @@ def test_the_step_of_a_recipe_depends_on_all_that_the_comparison_does(tmp_path):
     assert step.inputs["clp.helper"] == tmp_path / "helper" and step.inputs["corpus german"] == (file,)
     with pytest.raises(ConfigError, match="vocabulary method auto reads text in the target language: name corpora under vocabulary.corpora"):
         plan.build(load(tmp_path, *overrides, "vocabulary.corpora=[]"))
+
+
+def test_data_sets_of_the_hub_are_known_by_name(tmp_path):
+    contest = compare.Contest([Corpus(path=["hf:org/name"]), Corpus(path=str(tmp_path / "de.jsonl"))])
+    (tmp_path / "de.jsonl").write_text('{"text": "a"}\n')
+    names, files = compare._identity(tmp_path / "model", tmp_path / "tokenizer", contest)["corpora"][0]
+    assert names == ["hf:org/name"] and files == [receipt.digest(tmp_path / "de.jsonl")]

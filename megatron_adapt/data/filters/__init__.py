@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import inspect
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from megatron_adapt import options
+from megatron_adapt.config_filters import Kind
 from megatron_adapt.config_types import did_you_mean
-from megatron_adapt.data.texts import Outcome, Texts
+from megatron_adapt.data.texts import Outcome, Texts, behind
 from megatron_adapt.errors import ConfigError
 
 
@@ -36,13 +39,46 @@ def read_options(name: str, given: Mapping[str, Any] | None = None) -> Any:
     return chosen
 
 
-def run(name: str, texts: Texts, chosen: Any, threads: int) -> Outcome:
+def kinds() -> dict[str, Kind]:
+    """For every filter what a recipe has to know of it; nothing is imported before that is asked for."""
+    return {name: Kind(partial(_problems, name), partial(compares, name)) for name in names()}
+
+
+def _problems(name: str, given: Mapping[str, Any]) -> list[tuple[str, str]]:
+    module = _module(name)
+    found = options.problems(module.Options, given)
+    if not found and hasattr(module, "check"):
+        try:
+            module.check(options.parse(module.Options, given))
+        except ConfigError as error:
+            found = [("", line.removeprefix(f"filter {name}: ")) for line in str(error).split("\n")]
+    return found
+
+
+def compares(name: str) -> bool:
+    """Whether a filter compares documents with one another, and so can with those of other corpora."""
+    return "known" in inspect.signature(_module(name).run).parameters
+
+
+def missing(name: str) -> str | None:
+    """What a filter needs and is not installed."""
+    ask = getattr(_module(name), "missing", None)
+    return None if ask is None else ask()
+
+
+def run(name: str, texts: Texts, chosen: Any, threads: int, known: int = 0) -> Outcome:
     """What a filter says about documents; never depends on ``threads``.
+
+    ``known``: so many documents at the begin always stay; those behind are compared with them, too, by a filter that compares.
 
     Raises:
         ConfigError, DataError: something that the filter needs is missing or damaged.
     """
-    return _module(name).run(texts, chosen, threads)
+    if not known:
+        return _module(name).run(texts, chosen, threads)
+    if compares(name):
+        return _module(name).run(texts, chosen, threads, known)
+    return behind(known, _module(name).run(texts.part(known), chosen, threads))
 
 
 def describe() -> Iterator[str]:

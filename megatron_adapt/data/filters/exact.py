@@ -23,7 +23,7 @@ class Options:
     )  # fmt: skip
 
 
-def run(texts: Texts, options: Options, threads: int) -> Outcome:
+def run(texts: Texts, options: Options, threads: int, known: int = 0) -> Outcome:
     from megatron_adapt import _C
 
     values = _C.fingerprints(
@@ -34,4 +34,5 @@ def run(texts: Texts, options: Options, threads: int) -> Outcome:
     is_first[1:] = (values[order[1:]] != values[order[:-1]]).any(1)
     kept = np.full(len(texts), -1, np.int64)
     kept[order] = np.where(is_first, -1, order[is_first][np.cumsum(is_first) - 1]) if len(order) else order
+    kept[:known] = -1  # what repeats one of these repeats the first that says the same
     return repeated(kept, ("duplicate",), facts={"unicode": folding.VERSION})

@@ -32,12 +32,12 @@ class Options:
     seed: int = option(1234, "of the hashes", low=0)
 
 
-def run(texts: Texts, options: Options, threads: int) -> Outcome:
+def run(texts: Texts, options: Options, threads: int, known: int = 0) -> Outcome:
     from megatron_adapt import _C
 
     kept, similarity, verified, cut_short = _C.near_duplicates(
         texts.text, texts.begins, texts.ends, folding.table(), size=options.size, of_characters=options.shingle == "characters",
-        bands=options.bands, rows=options.rows, seed=options.seed, threshold=options.threshold, threads=threads,
+        bands=options.bands, rows=options.rows, seed=options.seed, threshold=options.threshold, known=known, threads=threads,
     )  # fmt: skip
     facts = {"pairs_compared": verified, "cut_short": cut_short, "unicode": folding.VERSION}
     return repeated(kept, ("near duplicate",), values=similarity, facts=facts)

@@ -10,6 +10,7 @@ the 25th or the 50th, or between the 25th and the 75th. Bounds are kept.
 
 from __future__ import annotations
 
+import importlib.util
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from megatron_adapt.errors import ConfigError, DataError
 from megatron_adapt.options import option
 
 _TASK_BYTES = 1 << 20
+_NEEDS = "needs the library kenlm: pip install 'megatron_adapt[filter]'"
 _PUNCTUATION = {
     "，": ",", "。": ".", "、": ",", "„": '"', "”": '"', "“": '"', "«": '"', "»": '"', "」": '"', "「": '"', "《": '"', "》": '"',
     "´": "'", "∶": ":", "：": ":", "？": "?", "！": "!", "（": "(", "）": ")", "；": ";", "–": "-", "—": " - ", "．": ". ", "～": "~",
@@ -60,6 +62,11 @@ def check(options: Options) -> None:
         problems.append("nothing would be dropped: give from_percentile, to_percentile, min or max")
     if problems:
         raise ConfigError("\n".join(f"filter perplexity: {problem}" for problem in problems))
+
+
+def missing() -> str | None:
+    """What has to be installed first, without loading it."""
+    return None if importlib.util.find_spec("kenlm") else f"perplexity {_NEEDS}"
 
 
 def run(texts: Texts, options: Options, threads: int) -> Outcome:
@@ -96,7 +103,7 @@ class Scorer:
         try:
             import kenlm
         except ImportError:
-            raise ConfigError("filter perplexity needs the library kenlm: pip install 'megatron_adapt[filter]'") from None
+            raise ConfigError(f"filter perplexity {_NEEDS}") from None
         self.texts = texts
         self.normalize: Callable[[str], str] = ccnet if options.normalize == "ccnet" else str.strip
         try:

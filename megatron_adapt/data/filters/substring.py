@@ -32,17 +32,20 @@ class Options:
     gigabytes: float = option(4.0, "memory for what is found, about", low=0.001)
 
 
-def run(texts: Texts, options: Options, threads: int) -> Outcome:
+def run(texts: Texts, options: Options, threads: int, known: int = 0) -> Outcome:
     from megatron_adapt import _C
 
     where = (texts.text, texts.begins, texts.ends)
     search = {"characters": options.characters, "memory": int(options.gigabytes * 1e9), "threads": threads}
     names = ("repeated substring", "nothing is left")
     if options.action == "document":
-        return repeated(_C.repeating_documents(*where, **search), names)
+        return repeated(_C.repeating_documents(*where, **search, known=known), names)
     if options.action == "all":
-        return Outcome(names, _C.documents_with_repeats(*where, **search).astype(np.int16) - 1)
+        reasons = _C.documents_with_repeats(*where, **search).astype(np.int16) - 1
+        reasons[:known] = -1
+        return Outcome(names, reasons)
     spans = _C.repeated_spans(*where, folding.table(), whole_words=True, **search)
+    spans = spans[spans[:, 0] >= known]
     documents, firsts = np.unique(spans[:, 0], return_index=True)
     reasons = np.full(len(texts), -1, np.int16)
     for document, own in zip(documents.tolist(), np.split(spans, firsts[1:])):
