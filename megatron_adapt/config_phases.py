@@ -213,6 +213,10 @@ class Phase(Strict):
             begin = end
         return total + self.batch_size * max(steps - begin, 0)
 
+    def saves_at(self, step: int) -> bool:
+        """Whether a checkpoint is due after so many steps, wherever the phase ends and whoever stops it."""
+        return self.save_every is not None and step % self.save_every == 0
+
     def steps_for(self, tokens: int) -> int:
         """The fewest steps that train on so many tokens."""
         missing, begin = -(-tokens // self.sequence_length), 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +41,14 @@ def require_same(settings: Mapping[str, Any]) -> None:
             )
 
 
-def latest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+def latest_checkpoint(
+    folder: Path, counts: Callable[[int], bool] = lambda step: True
+) -> tuple[Checkpoint | None, list[str]]:
     """What ``latest_intact`` finds on rank 0, on every rank: another node may still see an older one; collective."""
     word: dict[str, Any] = {}
     if backend.rank() == 0:
         try:
-            found, damaged = latest_intact(folder)
+            found, damaged = latest_intact(folder, counts)
             word = {"name": found.path.name if found else None, "damaged": damaged}
         except CheckpointError as error:
             word = {"problem": str(error)}

@@ -45,6 +45,7 @@ from megatron_adapt.torch_dist.directory import (
     resolve,
     seal,
     step_folder,
+    step_of,
 )
 from megatron_adapt.torch_dist.writer import CONTENT
 
@@ -95,6 +96,7 @@ class Save:
         hf: directory with config and tokenizer; has to be there until ``finish``.
         keep_last: finished checkpoints to keep in ``folder``, this one included.
         keep_every: those of multiples of so many steps stay as well.
+        keep_step: that of this step stays, too.
         background: write a copy of everything from another thread, so that training can go on until ``finish``.
     """
 
@@ -108,8 +110,9 @@ class Save:
         keep_last: int = 1,
         keep_every: int | None = None,
         background: bool = False,
+        keep_step: int | None = None,
     ) -> None:
-        self.folder, self.hf, self.keep_last, self.keep_every = Path(folder), hf, keep_last, keep_every
+        self.folder, self.hf, self.kept = Path(folder), hf, (keep_last, keep_every, keep_step)
         self.position = copy.deepcopy(position)
         self.final = step_folder(folder, position.step)
         # A name of its own: a process that Megatron forked for writing can outlive a killed trainer for a moment, and must not
@@ -178,7 +181,7 @@ class Save:
                 HFDirectory.open(self.hf, weights=False).copy_metadata(self.partial / "hf")
                 seal(self.partial, self.final, self.position, _world())
         if backend.rank() == 0:
-            _prune(self.folder, self.position.step, self.keep_last, self.keep_every)
+            _prune(self.folder, self.position.step, *self.kept)
         dist.barrier()
         return self.final
 
@@ -280,14 +283,14 @@ def _reason(error: BaseException) -> str:
     return textwrap.shorten("; ".join(reasons[0]), 500)
 
 
-def _prune(folder: Path, step: int, keep_last: int, keep_every: int | None) -> None:
+def _prune(folder: Path, step: int, keep_last: int, keep_every: int | None, keep_step: int | None) -> None:
     """Remove finished checkpoints that are not to be kept once that of ``step`` is there.
 
-    Those of later steps are damaged, or the run would not have come from an earlier one: they count for nothing.
+    Those of later steps are damaged, or of before a spike that the run has gone back behind: they count for nothing.
     """
-    found = {path: int(path.name.split("_")[1]) for path in finished(folder)}
-    reached = [path for path, number in found.items() if number <= step]
-    kept = reached[-keep_last:] + [path for path in reached if keep_every and found[path] % keep_every == 0]
+    found = finished(folder)
+    reached = [path for path in found if step_of(path) <= step]
+    kept = reached[-keep_last:] + [path for path in reached if (keep_every and step_of(path) % keep_every == 0) or step_of(path) == keep_step]
     for old in found:
         if old not in kept:
             (old / MARK).unlink()  # first, so that a half-deleted one is never taken for a checkpoint

@@ -226,7 +226,7 @@ class _Run:
             stopping, busy = stop.agreed(self.saving is not None and not self.saving.done)
             if not busy:
                 self._finish_save()
-            if final or stopping or (phase.save_every and step % phase.save_every == 0):
+            if final or stopping or phase.saves_at(step):
                 self._save(background=phase.async_save and not (final or stopping))
                 saved = step
                 if stopping and not final:
@@ -255,9 +255,10 @@ class _Run:
 
     def _save(self, background: bool) -> None:
         self._finish_save()
-        phase = self.phase
+        phase, step = self.phase, self.position.step
+        target = step - step % phase.save_every if phase.save_every and phase.on_spike.action == "rollback" else None
         self.saving = checkpoint.Save(
-            self.job.output, self.bare, self.optimizer, self.position, self.hf, phase.keep_last, phase.keep_every, background
+            self.job.output, self.bare, self.optimizer, self.position, self.hf, phase.keep_last, phase.keep_every, background, target
         )
         if not background:
             self._finish_save()
@@ -343,7 +344,8 @@ class _Run:
 
     def _roll_back(self) -> None:
         """Weights, optimizer and schedule of the last checkpoint, or of the start; the data goes on behind the spike."""
-        source, _ = agreement.latest_checkpoint(self.job.output)  # not one that this run has passed over
+        # Not one that this run has passed over, nor one of a stop, which a run that was never stopped has not got.
+        source, _ = agreement.latest_checkpoint(self.job.output, self.phase.saves_at)
         if source is not None:
             checkpoint.load(source, self.bare, self.optimizer)
             position = source.position

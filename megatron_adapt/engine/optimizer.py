@@ -177,6 +177,8 @@ def prepare(optimizer: MegatronOptimizer) -> None:
     """Take over the gradients of the step; ``clip`` and, unless the step is left out, ``update`` follow."""
     single = base(optimizer)
     single.prepare_grads()
+    if optimizer_state.is_low(single) and single.optimizer is not None:
+        single.optimizer.changed = 0
     if optimizer_state.is_low(single) and single.config.use_distributed_optimizer:
         for parameter in single.get_parameters():
             parameter.grad = parameter.decoupled_grad  # the name that Megatron uses where their types may differ

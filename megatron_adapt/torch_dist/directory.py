@@ -16,7 +16,7 @@ import re
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 from megatron_adapt.errors import CheckpointError
 
@@ -123,7 +123,12 @@ def resolve(path: Path) -> Checkpoint:
 
 def finished(folder: Path) -> list[Path]:
     found = [p for p in Path(folder).glob("step_*") if re.fullmatch(r"step_\d+", p.name) and is_checkpoint(p)]
-    return sorted(found, key=lambda p: int(p.name.split("_")[1]))
+    return sorted(found, key=step_of)
+
+
+def step_of(path: Path) -> int:
+    """Of a checkpoint's folder."""
+    return int(path.name.split("_")[1])
 
 
 def latest(folder: Path) -> Checkpoint | None:
@@ -131,13 +136,13 @@ def latest(folder: Path) -> Checkpoint | None:
     return open_checkpoint(found[-1]) if found else None
 
 
-def latest_intact(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest undamaged checkpoint of a folder, and what is wrong with newer ones.
+def latest_intact(folder: Path, counts: Callable[[int], bool] = lambda step: True) -> tuple[Checkpoint | None, list[str]]:
+    """The newest undamaged checkpoint of a folder, of steps that count, and what is wrong with newer ones.
 
     Raises ``CheckpointError`` when all are damaged: beginning anew is not for a program to decide.
     """
     damaged: list[str] = []
-    for path in reversed(finished(folder)):
+    for path in reversed([path for path in finished(folder) if counts(step_of(path))]):
         try:
             return open_checkpoint(path), damaged
         except CheckpointError as error:

@@ -6,6 +6,7 @@ import math
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,10 +20,11 @@ BATCH = 8
 
 
 def train(
-    world: World, folder: Path, layout: str, action: str, bad: set[int], value: float = 50.0, precision: str = "fp32"
+    world: World, folder: Path, layout: str, action: str, bad: set[int], value: float = 50.0, precision: str = "fp32",
+    stop: int | None = None, **changes: Any,
 ) -> Outcome:
-    """Six steps in which the batches of these numbers (from 1) have this loss."""
-    settings = phase(**(STEPS | {"on_spike": {"action": action, "window": 2}}))
+    """Six steps in which the batches of these numbers (from 1) have this loss; asked to ``stop`` after a step."""
+    settings = phase(**(STEPS | {"on_spike": {"action": action, "window": 2}} | changes))
     job = world.job(folder, LAYOUTS[layout][0], settings, world.imported("untied"), precision)
 
     def work() -> None:
@@ -34,7 +36,7 @@ def train(
 
         loop._Run._losses = losses
         with backend.session(job.layout, job.seed):
-            loop.train(job)
+            loop.train(job, progress=lambda done, total: os.kill(os.getpid(), signal.SIGTERM) if done == stop else None)
 
     launch.fork(LAYOUTS[layout][1], work, threads=1)
     return Outcome(folder)
@@ -59,9 +61,18 @@ def test_an_update_is_left_out(world: World, tmp_path: Path, layout, value):
 
 
 def test_a_step_left_out_changes_no_weight(world: World, tmp_path: Path):
-    run = train(world, tmp_path / "run", "one", "skip", {3, 4})
+    run = train(world, tmp_path / "run", "one", "skip", {3, 4}, precision="bf16-true")
     before, after = (tensors(run.folder / f"step_{step:08d}") for step in (2, 4))
     assert changed(before, after) == set()
+    assert [line["changed_weights"] > 0 for line in run.metrics] == [True, True, False, False, True, True]
+
+
+def test_a_stop_does_not_change_where_a_spike_goes_back_to(world: World, tmp_path: Path):
+    """To the last checkpoint that is due, not to the one of the stop; and it is there, however few are kept."""
+    reference = train(world, tmp_path / "calm", "one", "rollback", {4})
+    train(world, tmp_path / "stopped", "one", "rollback", {4}, stop=3, keep_last=1)
+    assert [path.name for path in checkpoint.finished(tmp_path / "stopped")] == ["step_00000002", "step_00000003"]
+    assert_identical(train(world, tmp_path / "stopped", "one", "rollback", {4}), reference)
 
 
 @pytest.mark.parametrize("layout", ["one", "TP2xPP2"])
