@@ -21,6 +21,7 @@ from megatron_adapt.families.rules import header_problems
 from megatron_adapt.hf.directory import HFDirectory
 from megatron_adapt.hf.weights import weights_file
 from megatron_adapt.plan import Plan
+from megatron_adapt.plan_mup import mup_problems, mup_table
 from megatron_adapt.steps import harness
 from megatron_adapt.steps.receipt import read
 from megatron_adapt.vocab.specials import denoising_tokens
@@ -83,6 +84,7 @@ def check(plan: Plan) -> list[tuple[str, Phase, ModelShape]]:
     if recipe.wandb is not None:
         problems += wandb_run.problems()
     problems += _filter_problems(plan)
+    problems += mup_problems(recipe, phases)
     problems += _template_problems(plan)
     problems += plan_denoising.problems(recipe)
     problems += _weight_problems(recipe, before)
@@ -181,9 +183,11 @@ def _phase_problems(phase: Phase, shape: ModelShape) -> Iterator[str]:
 def summary(plan: Plan) -> Iterator[str]:
     """Readable lines: a block for each phase, then the steps."""
     recipe = plan.recipe
-    for row in estimate.rows(check(plan), recipe.parallel, recipe.precision, _known_tokens(plan)):
+    phases = check(plan)
+    for row in estimate.rows(phases, recipe.parallel, recipe.precision, _known_tokens(plan)):
         yield f"{row.pop('phase')}: " + ", ".join(f"{key} {value}" for key, value in row.items())
     yield from plan_denoising.lines(plan)
+    yield from mup_table(recipe, phases)
     yield from _repeats(plan)
     yield from _dropout(recipe)
     yield from _disk(plan)

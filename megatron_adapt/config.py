@@ -85,12 +85,21 @@ class FromScratch(Strict):
     phases: list[Phase] = Field(default_factory=list, description="pretraining before the vocabulary is swapped")
 
 
+class MaximalUpdate(Strict):
+    """Maximal update parametrisation: initial values and learning rates follow from a narrow model's."""
+
+    base: dict[str, Any] = Field(description="keys of the narrow model's config.json where it differs: its widths")
+
+
 class Model(Strict):
     """Where the weights come from."""
 
     alternatives: ClassVar[tuple[str, ...]] = ("source", "from_scratch")
     source: Text | None = Field(None, description="Hugging Face directory of a pretrained model")
     from_scratch: FromScratch | None = Field(None, description="a new model instead")
+    mup: MaximalUpdate | None = Field(
+        None, description="muP: learning rates and initial values are given for a narrow model; null: for this one"
+    )
 
 
 DEFAULT = "default"  # in place of a vocabulary method: what measures best in most cases

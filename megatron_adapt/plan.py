@@ -24,6 +24,7 @@ from megatron_adapt.config_chats import learnt_last
 from megatron_adapt.errors import ConfigError
 from megatron_adapt.hf.tokenizer import COMPANIONS
 from megatron_adapt.plan_corpora import Sources
+from megatron_adapt.plan_mup import mup_base, mup_fields
 from megatron_adapt.plan_tasks import tasks_step
 from megatron_adapt.plan_vocabulary import swap_step
 from megatron_adapt.steps.receipt import Step, beside, read
@@ -175,12 +176,12 @@ class _Builder:
         scratch = self.recipe.model.from_scratch
         if scratch is None:
             return Path(str(self.recipe.model.source))
-        seed = self.recipe.seed
+        seed, base = self.recipe.seed, mup_base(self.recipe)
 
         def action(output: Path, reporter: Reporter) -> dict[str, Any]:
             from megatron_adapt.steps import initialize
 
-            made = initialize.run(scratch.config, tokenizer, output, seed)
+            made = initialize.run(scratch.config, tokenizer, output, seed, base)
             reporter.log(f"{made['parameters']:,} parameters, {made['vocab_size']:,} tokens")
             return made
 
@@ -189,7 +190,7 @@ class _Builder:
             verb="initialize",
             output=self.output / "base" / "initial",
             action=action,
-            settings={"config": scratch.config, "seed": seed},
+            settings={"config": scratch.config, "seed": seed} | ({} if base is None else {"mup": base}),
             inputs={"tokenizer": self._tokenizer_input(tokenizer)},
         )
         if not scratch.phases:
@@ -266,10 +267,13 @@ class _Builder:
                 evaluation_bytes=recipe.evaluation.max_bytes,
                 tensorboard=self.output / "tensorboard" / branch / phase.name,
                 wandb=self._wandb(branch, phase),
+                mup=mup_fields(recipe),
             )
             return train.run(job, reporter)
 
         settings = phase.model_dump(exclude={"evaluate_every", "save_every", "keep_last", "keep_every", "async_save", "log_every", "micro_batch_size", "recompute", "logits"})
+        if (base := mup_base(recipe)) is not None:
+            settings["mup"] = base
         if phase.schedule.over == "run":
             keys = {"name", "tokens", "steps", "epochs", "sequence_length", "batch_size", "ramp_up"}
             settings["run"] = [each.model_dump(include=keys) for each in phases]

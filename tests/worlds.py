@@ -195,11 +195,14 @@ class World:
             self._initial[name] = tensors(self.imported(name))
         return self._initial[name]
 
-    def job(self, folder: Path, layout: Layout, settings: Phase, start: Path, precision: str = "fp32") -> loop.Job:
+    def job(
+        self, folder: Path, layout: Layout, settings: Phase, start: Path, precision: str = "fp32",
+        mup: dict[str, Any] | None = None,
+    ) -> loop.Job:
         held_out = {"text": self.held_out} if settings.evaluate_every else {}
         return loop.Job(
             phase=settings, steps=settings.steps, layout=layout, precision=precision, seed=SEED, start=start,
-            output=folder, corpora=self.corpora, held_out=held_out, evaluation_bytes=1500,
+            output=folder, corpora=self.corpora, held_out=held_out, evaluation_bytes=1500, mup=mup or {},
         )  # fmt: skip
 
     def train(
@@ -209,11 +212,15 @@ class World:
         ranks: int = 0,
         start: Path | str = "untied",
         precision: str = "fp32",
+        mup: dict[str, Any] | None = None,
         **changes: Any,
     ) -> Outcome:
-        """Run or continue ``phase(**changes)`` from a checkpoint or a model's name; 0 ranks: as few as possible."""
+        """Run or continue ``phase(**changes)`` from a checkpoint or a model's name; 0 ranks: as few as possible.
+
+        ``mup``: fields of ``ModelShape`` that the base of muP has.
+        """
         source = self.imported(start) if isinstance(start, str) else start
-        job = self.job(folder, layout, phase(**changes), source, precision)
+        job = self.job(folder, layout, phase(**changes), source, precision, mup)
         outcome = launch.fork(ranks or layout.model_ranks, lambda: run_job(job), threads=1)
         assert not outcome.stopped
         return Outcome(folder)

@@ -31,7 +31,7 @@ from megatron_adapt.engine.chunks import chunks, run
 from megatron_adapt.engine.losses import language_model_loss, micro_batches, regularize, row_shape, shares
 from megatron_adapt.engine.metrics import Metrics
 from megatron_adapt.errors import CheckpointError, ConfigError
-from megatron_adapt.families import find_family
+from megatron_adapt.families import find_family, mup
 from megatron_adapt.families.family import ModelShape
 from megatron_adapt.hf.tokenizer import Tokenizer
 
@@ -57,6 +57,7 @@ class Job:
     # (steps of all phases before, steps of all phases): what a schedule `over: run` spans
     run: tuple[int, int] = (0, 0)
     tokens: int | None = None  # the phase's length, unless it is one in steps
+    mup: dict[str, Any] = field(default_factory=dict)  # of muP: the base's fields of ``ModelShape``
 
     def settings(self) -> dict[str, Any]:
         """All but the places of files."""
@@ -144,7 +145,10 @@ class _Run:
         regularize(self.bare, self.phase.optimizer)
         noise.add(self.bare, self.phase)
         self.model = models.wrap(self.bare, job.precision, job.layout.distributed_optimizer)
-        self.optimizer = optimizers.build(self.phase.optimizer, self.model, job.precision, job.seed, self.position.ages)
+        scalings = mup.scalings(self.shape, job.mup) if job.mup else {}
+        self.optimizer = optimizers.build(
+            self.phase.optimizer, self.model, job.precision, job.seed, self.position.ages, scalings
+        )
         if resumed is not None:
             checkpoint.load(self.source, self.bare, self.optimizer)
         elif self.position.ages:

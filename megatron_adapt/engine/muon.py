@@ -14,8 +14,8 @@ it: what comes out does not depend on the layout.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,7 +24,9 @@ from torch import Tensor
 
 from megatron.core import parallel_state
 from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron_adapt.engine.rates import qkv_turn
 from megatron_adapt.engine.updates import AdamW
+from megatron_adapt.families.mup import Scaling
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 STEPS = 5
@@ -37,6 +39,7 @@ class Matrices:
 
     rows: tuple[int, ...]
     cut: int  # dimension that tensor parallelism cuts
+    factors: tuple[float, ...] = ()  # of each matrix's updates, if not 1
 
     @classmethod
     def of(cls, name: str, parameter: Tensor, config: TransformerConfig) -> Matrices | None:
@@ -45,8 +48,7 @@ class Matrices:
             return None
         count = len(parameter)
         if ".linear_qkv." in name:
-            size = config.kv_channels
-            return cls((config.num_attention_heads // config.num_query_groups * size, size, size), 0)
+            return cls(qkv_turn(config), 0)
         if ".linear_fc1." in name:
             return cls((count // 2, count // 2) if config.gated_linear_unit else (count,), 0)
         return cls((count,), 1)
@@ -74,9 +76,16 @@ def orthogonalized(matrix: Tensor, dtype: torch.dtype) -> Tensor:
     return (x.T if tall else x).to(matrix.dtype)
 
 
-def options(names: Mapping[Tensor, str], config: TransformerConfig) -> dict[str, Any]:
+def names(named: Iterable[tuple[str, Tensor]], config: TransformerConfig) -> set[str]:
+    """Canonical names of the parameters that are matrices inside layers."""
+    return {name for name, parameter in named if Matrices.of(name, parameter, config) is not None}
+
+
+def options(names: Mapping[Tensor, str], config: TransformerConfig, scalings: Mapping[str, Scaling]) -> dict[str, Any]:
     """What ``Muon`` is told of a model, by its parameters' canonical names; its products need no more digits than the model's."""
     found = {parameter: Matrices.of(name, parameter, config) for parameter, name in names.items()}
+    if scalings:
+        found = {each: within and replace(within, factors=scalings[names[each]].muon) for each, within in found.items()}
     products = torch.bfloat16 if config.params_dtype == torch.bfloat16 else torch.float32
     return {"matrices": {parameter: within for parameter, within in found.items() if within is not None}, "products": products}
 
@@ -133,8 +142,9 @@ class Muon(AdamW):
         if size > 1:
             dist.all_gather(shards, update, group=parallel_state.get_tensor_model_parallel_group())
         done = []
-        for pieces in zip(*(within.apart(shard) for shard in shards)):
+        for number, pieces in enumerate(zip(*(within.apart(shard) for shard in shards))):
             whole = torch.cat(pieces, dim=within.cut)
-            whole = orthogonalized(whole, self.products) * (SCALE * max(whole.shape) ** 0.5)
+            factor = within.factors[number] if within.factors else 1.0
+            whole = orthogonalized(whole, self.products) * (SCALE * max(whole.shape) ** 0.5 * factor)
             done.append(whole.tensor_split(size, dim=within.cut)[rank])
         return within.together([piece.contiguous() for piece in done])

@@ -15,21 +15,23 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 import megatron.core.optimizer as megatron_optimizers
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.models.gpt import GPTModel
-from megatron.core.optimizer import OptimizerConfig, ParamKey, get_megatron_optimizer, get_standard_config_overrides
+from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer, get_standard_config_overrides
 from megatron.core.optimizer import clip_grads, optimizer as megatron_optimizer
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 from megatron.core.tensor_parallel import param_is_not_tensor_parallel_duplicate
 from megatron.core.transformer.module import param_is_not_shared
 from megatron.core.utils import local_multi_tensor_applier, local_multi_tensor_l2_norm, local_multi_tensor_scale
 from megatron_adapt.config import BF16_ALONE, Optimizer
-from megatron_adapt.engine import backend, eight_bit, muon, offload, optimizer_state, updates
+from megatron_adapt.engine import backend, eight_bit, muon, offload, optimizer_state, rates, updates
 from megatron_adapt.engine.chunks import Chunks, chunks
 from megatron_adapt.engine.model import named_parameters
+from megatron_adapt.families.mup import Scaling
 
 
 def build(
@@ -38,6 +40,7 @@ def build(
     precision: str,
     seed: int = 0,
     ages: Mapping[str, int] | None = None,
+    scalings: Mapping[str, Scaling] | None = None,
 ) -> MegatronOptimizer:
     """The optimizer of a phase over the trainable parameters of ``model``.
 
@@ -48,7 +51,9 @@ def build(
     Args:
         seed: of stochastic rounding.
         ages: by canonical name, updates that a parameter has had in phases before, where its state is kept.
+        scalings: by canonical name, muP's factors of the learning rate; decay is divided by them.
     """
+    scalings = scalings or {}
     low = precision in BF16_ALONE
     _choose_kernels()
     config = OptimizerConfig(
@@ -68,27 +73,26 @@ def build(
         # What Megatron derives for an optimizer that needs no float32 copies of weights and gradients: the distributed one then
         # has parts of the bf16 weights updated in place, with their bf16 gradients, and its ranks exchange those.
         config.use_precision_aware_optimizer_no_fp8_or_ds_fp8 = config.use_distributed_optimizer
-    overrides = get_standard_config_overrides(config)
-    if settings.embedding_lr is not None or not settings.decay_embeddings:
-        # is_decoupled_lr tells the group from others when a checkpoint is loaded.
-        overrides[ParamKey(attr="is_embedding_or_output_parameter")] = {
-            "max_lr": settings.embedding_lr or settings.lr,
-            "wd_mult": float(settings.decay_embeddings),
-            "is_decoupled_lr": True,
-        }
+    named = _named(model)
+    matrices = muon.names(named, chunks(model)[0].config) if settings.type == "muon" else set()
+    overrides = get_standard_config_overrides(config) | rates.overrides(settings, named, scalings, matrices)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         optimizer = get_megatron_optimizer(config, chunks(model), config_overrides=overrides)
     if settings.offload:
         offload.require_gpu()
-    if low or settings.type != "adamw" or settings.offload or ages:
-        # Neither Megatron's checkpoints nor the fused kernels know parameters with different counts of updates.
-        _replace(base(optimizer), settings, model, low, seed, ages or {})
+    uneven = any(not scaling.is_even for scaling in scalings.values())
+    if low or settings.type != "adamw" or settings.offload or ages or uneven:
+        # Neither Megatron's checkpoints nor the fused kernels know parameters with different counts of updates, nor rows
+        # with different learning rates.
+        _replace(base(optimizer), settings, model, low, seed, ages or {}, scalings)
     for group in optimizer.param_groups:
         # Megatron leaves this to its own scheduler, which we do not use: its groups start with the full decay everywhere.
         group["weight_decay"] = settings.weight_decay * group["wd_mult"]
         if settings.decay_by == "schedule":
             group["weight_decay"] /= group["max_lr"]  # the update multiplies by the learning rate
+        else:
+            group["weight_decay"] /= group["lr_mult"]
         if "fused" in group:
             # torch's AdamW by default (on a CPU) is a loop of a dozen passes over each parameter. Fused it makes a single pass,
             # with the same arithmetic.
@@ -131,28 +135,39 @@ def base(optimizer: MegatronOptimizer) -> Any:
     return single
 
 
+def _named(model: DistributedDataParallel | Chunks) -> list[tuple[str, nn.Parameter]]:
+    wrapped = [chunk.module for chunk in chunks(model)]
+    bare = [module.module if hasattr(module, "module") else module for module in wrapped]
+    return [found for chunk in bare for found in named_parameters(chunk)]
+
+
 def _replace(
-    single: Any, settings: Optimizer, model: DistributedDataParallel | Chunks, low: bool, seed: int, ages: Mapping[str, int]
+    single: Any, settings: Optimizer, model: DistributedDataParallel | Chunks, low: bool, seed: int,
+    ages: Mapping[str, int], scalings: Mapping[str, Scaling],
 ) -> None:
     """Put ours in the place of the torch optimizer that Megatron's wraps: its parameter groups stay as they are."""
     if single.optimizer is None:  # nothing trains on this rank
         return
     more: dict[str, Any] = {} if settings.type == "lionw" else {"eps": settings.eps}
-    wrapped = [chunk.module for chunk in chunks(model)]
-    bare = [module.module if hasattr(module, "module") else module for module in wrapped]
-    named = [found for chunk in bare for found in named_parameters(chunk)]
-    names = {id(parameter): name for name, parameter in named}
+    names = {id(parameter): name for name, parameter in _named(model)}
     mine = [(slot, slot.updated) for slot in optimizer_state.slots(single) if slot.updated is not None]
     torchs = single.optimizer.defaults
     groups = [{key: value for key, value in group.items() if key not in torchs} for group in single.optimizer.param_groups]
     # torch takes only leaves, and the distributed optimizer's parts of float32 weights are views: they follow below.
     empty = [{**group, "params": [torch.empty(0)]} for group in groups]
     more |= {"lr": settings.lr, "weight_decay": settings.weight_decay, "betas": (settings.beta1, settings.beta2)}
+    config = chunks(model)[0].config
     had = {updated: ages.get(names[id(slot.parameter)], 0) for slot, updated in mine}
     if settings.type == "muon":
-        more |= muon.options({updated: names[id(slot.parameter)] for slot, updated in mine}, chunks(model)[0].config)
+        more |= muon.options({updated: names[id(slot.parameter)] for slot, updated in mine}, config, scalings)
         more["momentum"] = settings.momentum
+    row_rates = {
+        updated: rates.RowRates.of(scaling, slot.parameter, config, slot.range.start if slot.range is not None else 0)
+        for slot, updated in mine
+        if (scaling := scalings.get(names[id(slot.parameter)])) is not None and not scaling.is_even
+    }
     if settings.type == "adamw8bit":
+        assert not row_rates, "refused by families.mup"
         single.optimizer = eight_bit.build(empty, settings.paged, had, **more)
     else:
         adamw = offload.AdamW if settings.offload else updates.AdamW
@@ -164,6 +179,7 @@ def _replace(
             names={updated: names[id(slot.parameter)] for slot, updated in mine},
             shard=parallel_state.get_tensor_model_parallel_rank(),
             ages=had,
+            row_rates=row_rates,
             parts={updated: (slot.range.start, slot.parameter.numel()) for slot, updated in mine if slot.range is not None},
             **more,
         )

@@ -19,10 +19,13 @@ import importlib.util
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
-from typing import Any, Iterator, NamedTuple
+from typing import TYPE_CHECKING, Any, Iterator, NamedTuple
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from megatron_adapt.engine.rates import RowRates
 
 BLOCK = 1 << 22  # elements updated at a time: bounds the memory for float32 copies
 
@@ -66,6 +69,7 @@ class _Update(torch.optim.Optimizer):
         shard: number of this rank's shard of split parameters, which get numbers of their own.
         ages: parameter -> updates it had before; its count of steps goes on from there.
         parts: parameter -> (first element, elements of the whole) where it is a part of what bears its name.
+        row_rates: parameter -> factors of its rows' learning rates, where these differ; all rows decay alike.
     """
 
     moments: tuple[str, ...] = ()
@@ -80,12 +84,13 @@ class _Update(torch.optim.Optimizer):
         shard: int = 0,
         ages: Mapping[Tensor, int] | None = None,
         parts: Mapping[Tensor, tuple[int, int]] | None = None,
+        row_rates: Mapping[Tensor, RowRates] | None = None,
         **defaults: Any,
     ) -> None:
         assert rounding in ("nearest", "stochastic", "kahan"), rounding
         super().__init__(params, defaults | {"step": 0})
         self.rounding, self.seed, self.shard = rounding, seed, shard
-        self.names, self.ages, self.parts = names or {}, ages or {}, parts or {}
+        self.names, self.ages, self.parts, self.row_rates = names or {}, ages or {}, parts or {}, row_rates or {}
         self.gradient_scale = 1.0
         self.count_changes = False
         self.changed = 0
@@ -127,10 +132,12 @@ class _Update(torch.optim.Optimizer):
         counted = {**group, "step": group["step"] + self.ages.get(parameter, 0)}
         if parameter.dtype == torch.float32:
             moments = [state[name] for name in self.moments]
-            parameter.copy_(self._new_weights(parameter, parameter.grad * self.gradient_scale, moments, counted))
+            gradient = parameter.grad * self.gradient_scale
+            block = slice(0, parameter.numel())
+            parameter.copy_(self._stepped(parameter, block, parameter, gradient, moments, counted))
             return 0
         flat, gradient = parameter.data.view(-1), parameter.grad.reshape(-1)
-        if is_fused(parameter):
+        if is_fused(parameter) and parameter not in self.row_rates:
             self._update_at_once(parameter, flat, gradient, counted)
             return 0
         changed: Tensor | int = 0
@@ -141,7 +148,8 @@ class _Update(torch.optim.Optimizer):
             if self.rounding == "kahan":
                 compensation = state["compensation"].view(-1)[block]
                 weights += compensation
-            new = self._new_weights(weights, gradient[block].float() * self.gradient_scale, moments, counted)
+            scaled = gradient[block].float() * self.gradient_scale
+            new = self._stepped(parameter, block, weights, scaled, moments, counted)
             rounded = self._rounded(new, noise)
             if self.rounding == "kahan":
                 compensation.copy_(new - rounded)
@@ -151,6 +159,18 @@ class _Update(torch.optim.Optimizer):
             for target, value in zip(stored, moments):
                 target.copy_(self._rounded(value, noise))
         return changed
+
+    def _stepped(
+        self, parameter: Tensor, block: slice, weights: Tensor, gradient: Tensor, moments: list[Tensor],
+        group: dict[str, Any],
+    ) -> Tensor:
+        """``_new_weights`` of a block, with each row's own learning rate."""
+        rates = self.row_rates.get(parameter)
+        if rates is None:
+            return self._new_weights(weights, gradient, moments, group)
+        decayed = weights * (1 - group["lr"] * group["weight_decay"])
+        new = self._new_weights(decayed.clone(), gradient, moments, {**group, "weight_decay": 0.0})
+        return torch.lerp(decayed, new, rates.elements(block, decayed))
 
     def _update_at_once(self, parameter: Tensor, flat: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         from megatron_adapt.engine import fused_update

@@ -94,6 +94,11 @@ class ModelShape:
         return self.query_size + 2 * self.key_size
 
     @property
+    def qkv_turn(self) -> tuple[int, int, int]:
+        """Rows of queries, key and value of one query group, which take turns in Megatron's fused projection."""
+        return (self.query_size // self.num_query_groups, self.head_dim, self.head_dim)
+
+    @property
     def rotary_dim(self) -> int:
         """Rows of each head that are rotated."""
         return int(self.head_dim * self.rope.get("partial_rotary_factor", 1.0))

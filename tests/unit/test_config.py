@@ -100,7 +100,7 @@ def test_selected_layers():
     ("{lr: 1e-4}", "{lrr: 1e-4}", "26: phases[1].optimizer.lrr: unknown key. Did you mean 'lr'?"),
     ("{lr: 1e-4}", "{}", "26: phases[1].optimizer.lr: missing; peak learning rate"),
     ("    steps: 100\n", "    steps: 100\n    lr: 1\n", "24: phases[1].lr: unknown key. Did you mean 'optimizer.lr'?"),
-    ("  source: base", "  zzz: 1\n  source: base", "4: model.zzz: unknown key. Known keys: source, from_scratch."),
+    ("  source: base", "  zzz: 1\n  source: base", "4: model.zzz: unknown key. Known keys: source, from_scratch, mup."),
     ("name: german\n", "", "1: name: missing; name of the run"),
     ("  - name: full\n    data:", "  - data:", "19: phases[1].name: missing; name of the phase, also of its directory"),
     ("name: german\n", "name: 5\n",

@@ -134,6 +134,7 @@ def test_what_no_result_depends_on(override: str) -> None:
     ("override", "first"),
     [
         ("seed=5", "base/initial"),
+        ("model.mup.base={hidden_size: 16}", "base/initial"),
         ("precision=bf16-true", "base/pretrain"),
         ("phases.embeddings.optimizer.lr=1", "copy/embeddings"),
         ("phases.full.steps=9", "copy/full"),
