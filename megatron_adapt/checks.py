@@ -70,8 +70,7 @@ def check(plan: Plan) -> list[tuple[str, Phase, ModelShape]]:
     before, after = shapes(recipe)
     scratch = recipe.model.from_scratch
     phases = [("base", phase, before) for phase in (scratch.phases if scratch else [])]
-    branch = recipe.vocabulary.method if recipe.vocabulary else "adapted"
-    phases += [(branch, phase, after) for phase in recipe.phases]
+    phases += [(_branch(recipe), phase, after) for phase in recipe.phases]
     problems = []
     for shape in dict.fromkeys(shape for _, _, shape in phases):
         problems += shape.layout_problems(parallel.tensor, parallel.pipeline, parallel.virtual_pipeline)
@@ -97,6 +96,11 @@ def check(plan: Plan) -> list[tuple[str, Phase, ModelShape]]:
         text = ";\n".join(dict.fromkeys(problems))
         raise ConfigError(text if text.endswith("?") else f"{text}.")
     return phases
+
+
+def _branch(recipe: Recipe) -> str:
+    """The first folder of the phases that end in the recipe's model."""
+    return recipe.vocabulary.method if recipe.vocabulary else "adapted"
 
 
 def _weight_problems(recipe: Recipe, shape: ModelShape) -> Iterator[str]:
@@ -198,12 +202,13 @@ def _repeats(plan: Plan) -> Iterator[str]:
     """Corpora that are read more than once over all phases, as far as their tokens are known, and what that is worth."""
     recipe, known = plan.recipe, _known_tokens(plan)
     scratch = recipe.model.from_scratch
-    for branch, phases in (("base", scratch.phases if scratch else []), ("adapted", recipe.phases)):
-        sizes = known[branch] | {name: corpus.unique_tokens for name, corpus in recipe.data.items() if corpus.unique_tokens}
+    before, after = ("base", known["base"], scratch.phases if scratch else []), (_branch(recipe), known["adapted"], recipe.phases)
+    for branch, epoch, phases in (before, after):
+        sizes = epoch | {name: corpus.unique_tokens for name, corpus in recipe.data.items() if corpus.unique_tokens}
         read: dict[str, float] = {}
         for phase in phases:
             try:
-                steps = recipes.steps(phase, known[branch])
+                steps = recipes.steps(phase, epoch)
             except KeyError:
                 break  # epochs of a corpus that is not tokenized yet
             total = phase.samples(steps) * phase.sequence_length

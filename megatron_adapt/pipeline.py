@@ -35,11 +35,11 @@ def remaining(plan: Plan) -> list[Step]:
         known[step.output] = state.digest
         if state.differences:
             # What only follows from another change is not worth a word of its own.
-            own = [text for text, places in state.differences if not places.intersection(changed)]
+            own = [text for text, places in state.differences if not (places or frozenset()).intersection(changed)]
             if own:
                 reasons.append(f"step '{step.name}' was {state.word} with other settings or inputs: {'; '.join(own)}.")
             changed.append(step.output)
-            again = step.derived and all(places for _, places in state.differences)
+            again = step.derived and all(places is not None for _, places in state.differences)
             refused |= not again
         if not state.done or state.differences:
             undone.append(step)

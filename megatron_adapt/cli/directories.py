@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any, Callable, List
 
+import typer
+
 from megatron_adapt.errors import ConfigError
 
 
@@ -19,6 +21,30 @@ def alone(work: Callable[[Any], Any]) -> None:
     outcome = launch.fork(1, lambda: work(PipeReporter(int(os.environ["MEGATRON_ADAPT_MESSAGES"]))), receive=view.message)
     if outcome.stopped:
         sys.exit(launch.STOPPED)
+
+
+def count(value: str) -> int:
+    """An option that is a number from 1 on, written as in a recipe (300, 32K); the parser says which one is none."""
+    from megatron_adapt.config_types import integer
+
+    return _positive(integer, value)
+
+
+def byte_count(value: str) -> int:
+    """The same of bytes (20000, 5MB)."""
+    from megatron_adapt.config_types import byte_count as read
+
+    return _positive(read, value)
+
+
+def _positive(read: Callable[[str], int], value: str) -> int:
+    try:
+        found = read(value)
+    except ValueError as error:
+        raise typer.BadParameter(f"{error}.") from None
+    if found < 1:
+        raise typer.BadParameter(f"must be at least 1, got {value}.")
+    return found
 
 
 def paths(words: List[str], names: str) -> List[Path]:

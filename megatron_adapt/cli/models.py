@@ -9,8 +9,8 @@ from typing import Annotated, Any, List, Optional
 import typer
 
 from megatron_adapt.cli.application import app
-from megatron_adapt.cli.directories import alone, paths, produce
-from megatron_adapt.cli.recipes import Either, StepName, Words, is_recipe, run_steps
+from megatron_adapt.cli.directories import alone, byte_count, count, paths, produce
+from megatron_adapt.cli.recipes import Either, StepName, Words, run_steps, takes_recipe
 from megatron_adapt.errors import ConfigError
 
 
@@ -24,9 +24,9 @@ Verify = Annotated[Optional[str], typer.Option(help="off | weights | logits; def
 
 
 @app.command("import")
-def import_(words: Either, step: StepName = None, verify: Verify = None) -> None:
+def import_(context: typer.Context, words: Either, step: StepName = None, verify: Verify = None) -> None:
     """Hugging Face -> Megatron checkpoint, verified: a recipe's, or `import HF_DIR OUT`. What was stopped continues."""
-    if is_recipe(words):
+    if takes_recipe(context, words):
         return run_steps(words, "import", step)
     from megatron_adapt.config_types import VERIFY, choice
 
@@ -42,15 +42,18 @@ def import_(words: Either, step: StepName = None, verify: Verify = None) -> None
 
 
 @app.command()
-def train(words: Words, step: StepName = None, nproc: Annotated[Optional[int], typer.Option("--nproc")] = None) -> None:
+def train(
+    context: typer.Context, words: Words, step: StepName = None, nproc: Annotated[Optional[int], typer.Option("--nproc")] = None
+) -> None:
     """Train a recipe's phases (those that remain, or --step)."""
-    if not is_recipe(words):
+    if not takes_recipe(context, words):
         raise ConfigError("train takes a recipe (.yaml): what to train on, and how, is more than plain paths can say.")
     run_steps(words, "train", step, nproc)
 
 
 @app.command()
 def export(
+    context: typer.Context,
     words: Either,
     step: StepName = None,
     dtype: Annotated[str, typer.Option(help="bfloat16 | float32 | float16 | keep (config.json's)")] = "bfloat16",
@@ -61,7 +64,7 @@ def export(
     hf_config: Annotated[Optional[Path], typer.Option(help="config.json (or its directory) for another program's checkpoint")] = None,
 ) -> None:
     """Megatron checkpoint -> Hugging Face, verified: a recipe's, or `export CHECKPOINT OUT`. What was stopped continues."""
-    if is_recipe(words):
+    if takes_recipe(context, words):
         return run_steps(words, "export", step)
     from megatron_adapt.config_types import DTYPES, TIES, VERIFY, choice, size_option
 
@@ -79,13 +82,16 @@ def export(
 
 @app.command()
 def evaluate(
+    context: typer.Context,
     words: Either,
     step: StepName = None,
     data: Annotated[Optional[List[Path]], typer.Option("--data", help="text to measure on (repeat the option)")] = None,
     text_key: Annotated[str, typer.Option(help="key of the text in JSON lines")] = "text",
     on_error: Annotated[str, typer.Option(help="at a bad line: stop | skip")] = "stop",
-    max_bytes: Annotated[Optional[int], typer.Option(min=1, help="use only so much text of each file")] = None,
-    sequence_length: Annotated[Optional[int], typer.Option(min=1, help="window in tokens; default: the model's")] = None,
+    max_bytes: Annotated[Optional[int], typer.Option(parser=byte_count, metavar="BYTES", help="use only so much text of each file")] = None,
+    sequence_length: Annotated[
+        Optional[int], typer.Option(parser=count, metavar="N", help="window in tokens; default, and at most: the model's")
+    ] = None,
     tasks: Annotated[Optional[List[str]], typer.Option("--task", help="of lm-evaluation-harness (repeat the option)")] = None,
     task_folder: Annotated[Optional[Path], typer.Option(help="folder with tasks of your own (.yaml)")] = None,
     num_fewshot: Annotated[Optional[int], typer.Option(min=0, help="examples before a question; default: the task's")] = None,
@@ -94,7 +100,7 @@ def evaluate(
     apply_chat_template: Annotated[bool, typer.Option("--apply-chat-template", help="put questions as chats")] = False,
 ) -> None:
     """Bits per byte and tasks: a recipe's stages, or `evaluate HF_DIR_OR_CHECKPOINT --data FILE --task NAME`."""
-    if is_recipe(words):
+    if takes_recipe(context, words):
         return run_steps(words, "evaluate", step)
     (model,) = paths(words, "HF_DIR_OR_CHECKPOINT")
     from megatron_adapt.config import Harness

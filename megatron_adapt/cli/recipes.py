@@ -24,6 +24,21 @@ def is_recipe(words: List[str]) -> bool:
     return any(word.endswith((".yaml", ".yml")) and "=" not in word for word in words)
 
 
+def takes_recipe(context: typer.Context, words: List[str]) -> bool:
+    """Whether a verb is to work on a recipe. Options of its other form are refused: the recipe says what they would say."""
+    recipe = is_recipe(words)
+    given = [option for option in context.command.params if context.get_parameter_source(str(option.name)).name == "COMMANDLINE"]
+    mistaken = [option.opts[0] for option in given if option.name != "words" and (option.name in ("step", "nproc")) != recipe]
+    if mistaken and recipe:
+        raise ConfigError(
+            f"{', '.join(mistaken)}: for plain paths only, and without effect on a recipe. Remove it; what can be chosen is a key of the "
+            "recipe, which PATH=VALUE changes (check prints all keys)."
+        )
+    if mistaken:
+        raise ConfigError(f"{', '.join(mistaken)}: for recipes only, and {' '.join(words)} names none (.yaml).")
+    return recipe
+
+
 def load(words: List[str], ranks: Optional[int] = None) -> "Plan":
     from megatron_adapt import plan, recipe
     from megatron_adapt.data import filters

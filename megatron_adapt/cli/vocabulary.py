@@ -8,15 +8,15 @@ from typing import Annotated, Any, List, Optional
 import typer
 
 from megatron_adapt.cli.application import app
-from megatron_adapt.cli.directories import paths, produce
-from megatron_adapt.cli.recipes import Either, StepName, is_recipe, run_steps
+from megatron_adapt.cli.directories import count, paths, produce
+from megatron_adapt.cli.recipes import Either, StepName, run_steps, takes_recipe
 from megatron_adapt.errors import ConfigError
 
 
-NewTokens = Annotated[Optional[int], typer.Option(min=1, help="extend: number of new tokens")]
+NewTokens = Annotated[Optional[int], typer.Option(parser=count, metavar="N", help="extend: number of new tokens")]
 MinCount = Annotated[Optional[int], typer.Option(min=1, help="how often a pair (extend: 2) or a token (prune: 1) has to come")]
 Reuse = Annotated[bool, typer.Option("--reuse", help="extend: take ids first that nothing uses")]
-Keep = Annotated[Optional[int], typer.Option(min=1, help="prune: keep at most so many tokens")]
+Keep = Annotated[Optional[int], typer.Option(parser=count, metavar="N", help="prune: keep at most so many tokens")]
 TextKey = Annotated[str, typer.Option("--text-key", help="key of the text in JSON lines")]
 OnError = Annotated[str, typer.Option("--on-error", help="at a bad line of the text: stop | skip")]
 TOKENIZER_USAGE = (
@@ -33,12 +33,13 @@ def _corpora(files: Optional[List[str]], text_key: str, on_error: str) -> list[A
 
 @app.command()
 def tokenizer(
+    context: typer.Context,
     words: Annotated[
         List[str], typer.Argument(metavar="RECIPE [PATH=VALUE]... | train OUT | extend SOURCE OUT | prune SOURCE OUT | report SOURCE [TARGET]")
     ],
     step: StepName = None,
     input: Annotated[Optional[List[str]], typer.Option("--input", help="corpus files (repeat the option)")] = None,
-    vocab_size: Annotated[Optional[int], typer.Option(help="train: exact number of ids")] = None,
+    vocab_size: Annotated[Optional[int], typer.Option(parser=count, metavar="N", help="train: exact number of ids, such as 32K")] = None,
     kind: Annotated[str, typer.Option("--type", help="train: bpe | sentencepiece-bpe | unigram")] = "bpe",
     digits: Annotated[str, typer.Option(help="train: a token holds digits in runs | three | single")] = "runs",
     whitespace: Annotated[str, typer.Option(help="train: a token holds spaces in runs | single")] = "runs",
@@ -58,7 +59,7 @@ def tokenizer(
     json: Annotated[Optional[Path], typer.Option(help="report: write it here, too")] = None,
 ) -> None:
     """Train a tokenizer; extend a model's own with tokens of a text; prune it to a text; or measure (report)."""
-    if is_recipe(words):
+    if takes_recipe(context, words):
         return run_steps(words, "tokenizer", step)
     if words[0] == "report":
         from megatron_adapt.steps import tokenizer_report
@@ -100,6 +101,7 @@ Steps = Annotated[int, typer.Option("--probe-steps", min=0, help="steps that tra
 
 @app.command()
 def swap(
+    context: typer.Context,
     words: Either,
     step: StepName = None,
     tokenizer: Tokenizer = None,
@@ -115,14 +117,16 @@ def swap(
     pad_to_multiple: Multiple = 1,
     candidates: Candidates = None,
     probe_steps: Steps = 50,
-    extend: Annotated[Optional[int], typer.Option(min=1, help="instead of --tokenizer: so many new tokens for --corpus")] = None,
+    extend: Annotated[
+        Optional[int], typer.Option(parser=count, metavar="N", help="instead of --tokenizer: so many new tokens for --corpus")
+    ] = None,
     prune: Annotated[bool, typer.Option("--prune", help="instead of --tokenizer: only the tokens that --corpus needs")] = False,
     min_count: MinCount = None,
     reuse: Reuse = False,
     keep: Keep = None,
 ) -> None:
     """Exchange, extend or prune a model's vocabulary: a recipe's, or `swap HF_DIR OUT --tokenizer DIR --corpus FILE`."""
-    if is_recipe(words):
+    if takes_recipe(context, words):
         return run_steps(words, "swap", step)
     source, output = paths(words, "HF_DIR OUT")
     from megatron_adapt.config import AUTO

@@ -30,6 +30,7 @@ NAME = "receipt.json"
 BEGUN = "begun.json"  # of a resumable step: it is continued with the same settings only
 _WHOLE = 256 * 2**20  # files up to this size are hashed whole, larger ones by size, head and tail
 _PART = 16 * 2**20
+Difference = tuple[str, frozenset[Path] | None]
 # What is wrong with the place, not with the program.
 _OF_THE_PLACE = (
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR,
@@ -192,13 +193,13 @@ class State:
     """A step's receipt against what the plan asks for.
 
     ``digest`` is what others that take this step's output as input will sign, done or not. ``differences``: in words,
-    with the places whose content changed (none for a setting).
+    with the places whose content changed: empty for an input that is none any more, None for a setting.
     """
 
     done: bool
     word: str
     digest: str
-    differences: tuple[tuple[str, frozenset[Path]], ...]
+    differences: tuple[Difference, ...]
 
 
 def state(step: Step, known: Mapping[Path, str] | None = None) -> State:
@@ -206,7 +207,7 @@ def state(step: Step, known: Mapping[Path, str] | None = None) -> State:
     now = identity(step, known)
     signed = read(step.output)
     begun = read(step.output, BEGUN) if step.resumable else None
-    found: tuple[tuple[str, frozenset[Path]], ...] = ()
+    found: tuple[Difference, ...] = ()
     word = "finished" if signed else "begun"
     if signed or begun:
         found = tuple(_differences(signed or begun, now, step, step.adjustable if not signed else frozenset()))
@@ -305,17 +306,19 @@ def _plain(value: Any) -> Any:
 
 def _differences(
     signed: Mapping[str, Any], now: Mapping[str, Any], step: Step, adjustable: frozenset[str]
-) -> Iterator[tuple[str, frozenset[Path]]]:
+) -> Iterator[Difference]:
     old, new = _flat(signed["settings"]), _flat(now["settings"])
     for key in sorted(old.keys() | new.keys()):
         may_change = key.split(".")[0] in adjustable or (adjustable and key.startswith("corpora.") and not (key in old and key in new))
         if old.get(key) != new.get(key) and not may_change:
-            yield f"{key} was {old.get(key, 'absent')}, is now {new.get(key, 'absent')}", frozenset()
+            yield f"{key} was {old.get(key, 'absent')}, is now {new.get(key, 'absent')}", None
     for label in sorted(signed["inputs"].keys() | now["inputs"].keys()):
-        came_or_went = bool(adjustable) and not (label in signed["inputs"] and label in now["inputs"])
-        if signed["inputs"].get(label) != now["inputs"].get(label) and not came_or_went:
-            where = step.inputs.get(label, ())
-            yield f"the content of its input '{label}' changed", frozenset(where if isinstance(where, tuple) else (where,))
+        was, is_now = label in signed["inputs"], label in now["inputs"]
+        if signed["inputs"].get(label) == now["inputs"].get(label) or (adjustable and not (was and is_now)):
+            continue
+        where = step.inputs.get(label, ())
+        what = f"the content of its input '{label}' changed" if was and is_now else f"its input '{label}' was {'absent' if is_now else 'there'}, is now {'there' if is_now else 'absent'}"
+        yield what, frozenset(where if isinstance(where, tuple) else (where,))
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

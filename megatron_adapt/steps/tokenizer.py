@@ -15,6 +15,7 @@ from megatron_adapt.config import Corpus, TokenizerExtension, TokenizerPruning, 
 from megatron_adapt.config_checks import training_problems
 from megatron_adapt.data.corpus import check_on_error, read_documents
 from megatron_adapt.data.held_out import without_held_out
+from megatron_adapt.data.sources import find_sources
 from megatron_adapt.errors import ConfigError
 from megatron_adapt.steps.reporter import Reporter
 
@@ -90,8 +91,14 @@ def _plain(entry: Mapping[str, Any]) -> str:
 
 
 def files(paths: Sequence[str], text_key: str, on_error: str = "stop") -> list[Corpus]:
-    """Files of a command line as a corpus; ``ConfigError`` for an ``on_error`` that there is not."""
+    """Files of a command line as a corpus.
+
+    Raises:
+        ConfigError: an ``on_error`` that there is not.
+        DataError: files that there are not, whether or not they are going to be read.
+    """
     check_on_error(on_error)
+    find_sources(list(paths))
     return [Corpus.model_construct(path=list(paths), text_key=text_key, on_error=on_error)]
 
 

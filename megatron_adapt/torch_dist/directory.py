@@ -116,6 +116,8 @@ def resolve(path: Path) -> Checkpoint:
     if is_checkpoint(path):
         return open_checkpoint(path)
     newest = latest(path)
+    if newest is None and not path.exists():
+        raise CheckpointError(f"{path} does not exist.")
     if newest is None:
         raise CheckpointError(f"{path}: neither a checkpoint nor a folder with finished checkpoints (step_*/{MARK}).")
     return newest

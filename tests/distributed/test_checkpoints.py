@@ -41,6 +41,8 @@ def test_a_directory_without_its_mark_is_never_loaded(world: World, uninterrupte
             checkpoint.open_checkpoint(unfinished)
     with pytest.raises(CheckpointError, match="neither a checkpoint nor a folder with finished checkpoints"):
         checkpoint.resolve(tmp_path)
+    with pytest.raises(CheckpointError, match="none does not exist.$"):
+        checkpoint.resolve(tmp_path / "none")
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def test_check_knows_epochs_once_the_corpus_is_tokenized(run: Run) -> None:
     assert "steps 20, tokens 2,560" in lines[-5]
     assert "steps 10, tokens 1,280" in lines[-7]
     assert [line.split(";")[0] for line in lines[-4:-2]] == [
-        "adapted: german: 3.13 epochs of 900 tokens", "adapted: english: 1.35 epochs of 380 tokens"
+        "copy: german: 3.13 epochs of 900 tokens", "copy: english: 1.35 epochs of 380 tokens"
     ]  # fmt: skip
 
 
@@ -268,6 +268,14 @@ def test_a_tokenizer_with_more_ids_than_the_model_has_rows(run: Run) -> None:
         ("swap a b --tokenizer t --option x", "--option x: expected key=value."),
         ("swap a b --tokenizer t --option x=1 --option x=2", "--option x=2: x is given twice."),
         ("swap a de.jsonl --tokenizer t", "de.jsonl exists already; choose another output or remove it"),
+        ("swap a b --tokenizer t --method mean --corpus none.jsonl", "the corpus none.jsonl does not exist"),
+        ("export recipe.yaml --dtype float32 --tie untie", "--dtype, --tie: for plain paths only, and without effect on a recipe. Remove"),
+        ("import recipe.yaml --verify off", "--verify: for plain paths only"),
+        ("evaluate recipe.yaml --data de.jsonl", "--data: for plain paths only"),
+        ("tokenizer recipe.yaml --vocab-size 400", "--vocab-size: for plain paths only"),
+        ("swap recipe.yaml --no-calibrate", "--calibrate: for plain paths only"),
+        ("export a b --step export", "--step: for recipes only, and a b names none (.yaml)."),
+        ("train a --nproc 2", "--nproc: for recipes only, and a names none"),
         ("tokenizer train OUT", "expected a recipe (.yaml), or: tokenizer train --input FILE... --vocab-size N OUT"),
         ("tokenizer OUT --input de.jsonl --vocab-size 300", "expected a recipe (.yaml), or: tokenizer train"),
         ("tokenizer train --input en.jsonl de.jsonl --vocab-size 300", "de.jsonl exists already; choose another output"),
@@ -280,13 +288,23 @@ def test_wrong_arguments(run: Run, command: str, words: str) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["plan recipe.yaml --nnodes 0", "evaluate model --data x --sequence-length 0", "evaluate model --data x --max-bytes 0", "launch", ""],
+    [
+        "plan recipe.yaml --nnodes 0", "evaluate model --data x --sequence-length 0", "evaluate model --data x --max-bytes 0", "launch", "",
+        "tokenizer train --input de.jsonl --vocab-size abc out",
+    ],
 )
 def test_wrong_options(run: Run, command: str) -> None:
     """These are told by the parser, with the usage."""
     written()
     result = untouched(run, *command.split())
     assert result.code == 2 and "Traceback" not in result.err + result.out
+
+
+def test_numbers_are_written_as_in_recipes(run: Run) -> None:
+    run(*"tokenizer train --input de.jsonl --vocab-size 0.4K out".split()).succeeded()
+    assert json.loads(Path("out/receipt.json").read_text())["metrics"]["vocab_size"] == 400
+    told = run(*"swap a b --extend many --corpus de.jsonl".split()).err
+    assert "expected a whole number (such as 8, 2K or 500M), got 'many'" in re.sub(r"[│\s]+", " ", told)
 
 
 # -------------------------------------------------------------------------------------------------- ends and signals

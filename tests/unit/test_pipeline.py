@@ -112,6 +112,21 @@ def test_what_is_derived_follows_an_extension() -> None:
         pipeline.remaining(built("c", y=1))
 
 
+def test_what_is_derived_follows_inputs_that_go() -> None:
+    """A method that is compared no more, or one that is new, takes nothing but a new report."""
+
+    def built(*stages: str) -> Plan:
+        plan = three(x=1)
+        plan.steps[3] = replace(step("d"), inputs={stage: Path(stage) for stage in stages}, derived=True)
+        return plan
+
+    run(built("b", "c"))
+    for stages in (["b"], ["b", "a"]):
+        assert names(pipeline.remaining(built(*stages))) == ["d"]
+        run(built(*stages))
+        assert pipeline.remaining(built(*stages)) == []
+
+
 def test_following_the_advice_redoes_all_of_it() -> None:
     """What was made from an old result must never pass for made from the new one."""
     run(three(x=1))

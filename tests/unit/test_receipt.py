@@ -101,7 +101,10 @@ def test_a_difference_is_named(tmp_path: Path) -> None:
     (tmp_path / "in" / "text").write_text("other")
     assert words(step) == ["the content of its input 'start' changed"]
     assert receipt.state(step).differences[0][1] == {tmp_path / "in"}
-    assert words(make(tmp_path, inputs={})) == ["the content of its input 'start' changed"]
+    assert words(make(tmp_path, inputs={"end": tmp_path / "in"})) == [
+        "its input 'end' was absent, is now there",
+        "its input 'start' was there, is now absent",
+    ]
 
 
 def test_what_a_result_does_not_depend_on(tmp_path: Path) -> None:
