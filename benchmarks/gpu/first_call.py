@@ -26,6 +26,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # workload.py
 
 import processes
+from goals import verdicts
 from parts import PARTS, SECTIONS
 from report import compare_speeds, markdown, summary
 
@@ -51,7 +52,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="first_call_") as scratch:
         arguments.scratch = Path(scratch)
         results = run_all(arguments)
-    print("\n".join(compare_speeds(results)))
+    print("\n".join((*compare_speeds(results), *verdicts(results))))
     failed = [name for name, result in results.items() if result["status"] == "failed"]
     print(f"{len(failed)} of {len(results)} sections failed ({', '.join(failed) or 'none'}); see {arguments.output}")
     sys.exit(bool(failed))

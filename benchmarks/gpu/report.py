@@ -7,6 +7,7 @@ import shlex
 import sys
 from typing import Any, Iterator
 
+from goals import verdicts
 from parts import PARTS
 
 PEERS = {  # what is compared with what: whoever has more tokens/s is faster on the same ids
@@ -48,7 +49,7 @@ def markdown(results: dict[str, dict]) -> str:
     lines += [f"`{command}`; {versions}; {short(machine.get('memory_gb', '?'))} GB", "", HEAD, "|---" * (HEAD.count("|") - 1) + "|"]
     speeds = {name: result for name, result in results.items() if "share_of_matmul" in result}
     lines += [f"| `{name}` | {' | '.join(columns(result))} |" for name, result in speeds.items()]
-    lines += ["", *(f"- {line}" for line in compare_speeds(results)), "", "| section | outcome | seconds | numbers |", "|---|---|---|---|"]
+    lines += ["", *(f"- {line}" for line in (*compare_speeds(results), *verdicts(results))), "", "| section | outcome | seconds | numbers |", "|---|---|---|---|"]
     for name, result in results.items():
         if name not in speeds and name != "versions":
             status = result["status"] if result["status"] != "failed" else f"**failed**: {result['error']}"

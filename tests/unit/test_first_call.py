@@ -39,7 +39,7 @@ RESULTS = {
     "versions": {"status": "ok", "device": "GPU 1", "torch": "2.0", "memory_gb": 85.0},
     "llama_8b_te": {
         "status": "ok", "tokens_per_second": 9000.0, "tflops": 470.0, "matmul_tflops": 790.0, "share_of_matmul": 0.595, "memory_gb": 70.0,
-        "estimated_gb": 71.5, "layers": 32, "of_layers": 32, "mode": "bf16-true", "state_bytes_per_parameter": 8.0, "ids": "text",
+        "estimated_gb": 80.5, "estimated_to_measured": 1.15, "layers": 32, "of_layers": 32, "mode": "bf16-true", "state_bytes_per_parameter": 8.0, "ids": "text",
     },
     "llama_8b_fp8": {"status": "failed", "error": "OutOfMemory: | 3 GB", "seconds": 12.0},
     "llama_1b_packed_te": {"status": "ok", "tokens_per_second": 50.0, "tflops": 1.0, "matmul_tflops": 2.0, "share_of_matmul": 0.5, "memory_gb": 1.0},
@@ -50,8 +50,11 @@ RESULTS = {
 def test_what_is_pasted_into_results() -> None:
     text = report.markdown(RESULTS)
     assert ", GPU 1\n" in text and "torch 2.0; 85 GB" in text
-    assert "| `llama_8b_te` | 32/32 | 9,000 | 470 | 59.5% of 790 | 70.0 (71.5) | 8 | bf16-true | ids text |" in text
+    assert "| `llama_8b_te` | 32/32 | 9,000 | 470 | 59.5% of 790 | 70.0 (80.5) | 8 | bf16-true | ids text |" in text
     assert "- llama_1b_packed_te / llama_1b_packed_transformers (compiled): 1.25x" in text
+    assert "bf16: share of the measured matrix rate: 0.595, wanted 0.6: not met\n" in text
+    assert "eager and compiled: 1.25, wanted 1.5: not met\n" in text and "in fp8" not in text
+    assert "- memory of llama_8b_te: 80.5 GB estimated, 70.0 measured (1.15): not met\n" in text
     assert "| `llama_8b_fp8` | **failed**: OutOfMemory: / 3 GB | 12.0 |  |" in text
     assert "Not run: te_layer, " in text and "llama_8b_te" not in text.split("Not run: ")[1]
     assert list(report.compare_speeds(RESULTS))[0] == "llama_1b_packed_te / llama_1b_packed_transformers (eager): 2.50x"
