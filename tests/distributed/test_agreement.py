@@ -16,7 +16,7 @@ from megatron_adapt.torch_dist import directory
 
 def train(world: World, folder: Path, layout: str, there: dict, hidden: tuple[str, ...] = ()) -> None:
     """``STEPS``, where the second rank has the settings ``there`` and does not see the folders ``hidden`` in listings."""
-    start = world.imported("untied")
+    start = world.imported("short")
 
     def work() -> None:
         second = os.environ["RANK"] == "1"

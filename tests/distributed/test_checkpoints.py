@@ -112,7 +112,7 @@ def test_a_diverged_phase_stops_with_the_last_checkpoint_intact(world: World, tm
 
 def train_with(world: World, folder: Path, layout: str, hook: Callable[[], None]) -> None:
     """Train ``STEPS``; after step 3 every rank calls ``hook``."""
-    job = world.job(folder, LAYOUTS[layout][0], phase(**STEPS), world.imported("untied"))
+    job = world.job(folder, LAYOUTS[layout][0], phase(**STEPS), world.imported("short"))
 
     def work() -> None:
         with backend.session(job.layout, job.seed):

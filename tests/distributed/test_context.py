@@ -52,7 +52,7 @@ def assert_same(run: Outcome, reference: Outcome) -> None:
 
 @pytest.mark.parametrize("layout, ranks, micro, packing", RUNS)
 def test_every_layout_equals_one_rank(world: World, one_rank, tmp_path: Path, layout, ranks, micro, packing):
-    model = "tied" if layout.pipeline > 1 else "untied"
+    model = "short" if layout.pipeline == 1 else "tied" if layout.virtual_pipeline > 1 else "short tied"
     run = world.train(tmp_path, layout, ranks, start=model, evaluate_every=5, micro_batch_size=micro, packing=packing)
     assert_same(run, one_rank(model, packing=packing))
 

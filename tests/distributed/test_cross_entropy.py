@@ -86,9 +86,9 @@ def whole(world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[str, O
 
 
 TRAINED: dict[str, dict[str, Any]] = {
-    "tied": {"start": "tied", "optimizer": {"lr": 3e-3, "z_loss": Z}},
+    "tied": {"start": "short tied", "optimizer": {"lr": 3e-3, "z_loss": Z}},
     "packed": {"packing": "documents"},
-    "frozen head": {"train": "layers[0:2]"},
+    "frozen head": {"start": "untied", "train": "layers[0:2]"},
     "head alone": {"train": "output"},
 }
 

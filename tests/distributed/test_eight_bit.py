@@ -55,7 +55,7 @@ def test_resumed_is_uninterrupted(world: World, tmp_path: Path, layout, precisio
 
 @installed
 def test_large_parameters_have_bytes(world: World, tmp_path: Path):
-    job = world.job(tmp_path, Layout(), phase(optimizer=OPTIMIZER, steps=1), world.imported("untied"))
+    job = world.job(tmp_path, Layout(), phase(optimizer=OPTIMIZER, steps=1), world.imported("short"))
 
     def kinds() -> dict[torch.dtype, int]:
         backend.start(Layout(), SEED)

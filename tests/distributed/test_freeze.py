@@ -40,8 +40,10 @@ def test_selector_trains_exactly_what_it_says(world: World, tmp_path: Path, mode
 def test_selection_reaches_across_pipeline_stages_and_shards(world: World, tmp_path: Path):
     selectors = ["norms", "layers[1:3]", "output"]  # layers 0 and 1 are on the first stage
     before = world.initial("untied")
-    one = tensors(train(world, tmp_path / "one", selectors).folder)
-    four = tensors(train(world, tmp_path / "four", selectors, layout=Layout(tensor=2, pipeline=2)).folder)
+    one, four = (
+        tensors(train(world, tmp_path / name, selectors, start="untied", layout=layout).folder)
+        for name, layout in (("one", Layout()), ("four", Layout(tensor=2, pipeline=2)))
+    )
     expected = {name for name in before if re.search(r"norm_weight|layernorm|layers\.[12]\.|output", name)}
     assert changed(before, one) == changed(before, four) == expected
     assert max((one[name] - four[name]).abs().max().item() for name in one) < 1e-5
@@ -61,5 +63,5 @@ def test_weight_decay_is_for_matrices(world: World, tmp_path: Path):
 def test_a_selector_that_matches_nothing_is_refused(world: World, tmp_path: Path, selector):
     wrong = selector if isinstance(selector, str) else selector[-1]
     with pytest.raises(ConfigError, match=re.escape(f"train: {wrong!r} selects nothing of this model of 4 layers")):
-        train(world, tmp_path, selector)
+        train(world, tmp_path, selector, start="untied")
     assert not list(tmp_path.iterdir())

@@ -32,7 +32,7 @@ def attempt(world: World, folder: Path, arrange: Callable[[], None]) -> bool:
 
     def work() -> None:
         arrange()
-        start = world.imported("tied")
+        start = world.imported("short tied")
         for settings in PHASES:
             job = world.job(folder / settings["name"], Layout(), phase(**settings), start, "bf16-mixed")
             with backend.session(job.layout, job.seed):

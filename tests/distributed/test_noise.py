@@ -146,7 +146,7 @@ def test_evaluation_drops_nothing(world: World, tmp_path: Path):
 
 def test_a_frozen_embedding(world: World, tmp_path: Path):
     settings = {"dropout": 0.1, "neftune_alpha": 5, "packing": "documents", "recompute": "full"}
-    run = world.train(tmp_path, train="layers[1:3]", **settings)
+    run = world.train(tmp_path, start="untied", train="layers[1:3]", **settings)
     assert run.norms[-1] > 0 and run.losses[-1] < run.losses[0]
 
 

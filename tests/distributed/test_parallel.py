@@ -27,7 +27,15 @@ LAYOUTS = {  # layout, ranks, micro_batch_size: every rank has at least two micr
     "PP2xVP2": (Layout(pipeline=2, virtual_pipeline=2), 2, 1),
 }
 ALL = pytest.mark.parametrize("layout, ranks, micro", LAYOUTS.values(), ids=LAYOUTS)
-MODELS = pytest.mark.parametrize("model", ["untied", "tied"])
+# Two layers untied, four tied; four of both where a pipeline has as many parts.
+BOTH = pytest.mark.parametrize(
+    "model, layout, ranks, micro",
+    [
+        pytest.param(model, *given, id=f"{model}-{name}")
+        for name, given in LAYOUTS.items()
+        for model in ("untied" if given[0].pipeline * given[0].virtual_pipeline > 2 else "short", "tied")
+    ],
+)
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +62,7 @@ def assert_same(run: Outcome, reference: Outcome) -> None:
     assert run.metrics[-1]["bits_per_byte"] == pytest.approx(reference.metrics[-1]["bits_per_byte"], rel=RELATIVE)
 
 
-@ALL
-@MODELS
+@BOTH
 def test_full_training_equals_one_rank(world: World, one_rank, tmp_path: Path, model, layout, ranks, micro):
     run = world.train(tmp_path, layout, ranks, start=model, evaluate_every=5, micro_batch_size=micro)
     reference = one_rank(model, "all")
@@ -64,8 +71,7 @@ def test_full_training_equals_one_rank(world: World, one_rank, tmp_path: Path, m
     assert max((ours[name] - theirs[name]).abs().max().item() for name in theirs) < 1e-4
 
 
-@ALL
-@MODELS
+@BOTH
 def test_embedding_phase_equals_one_rank(world: World, one_rank, tmp_path: Path, model, layout, ranks, micro):
     settings = {"train": "embedding", "evaluate_every": 5, "micro_batch_size": micro}
     run = world.train(tmp_path, layout, ranks, start=model, **settings)

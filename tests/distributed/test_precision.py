@@ -51,7 +51,7 @@ def test_layouts_agree_roughly(world: World, tmp_path: Path, rounding):
 def test_copies_of_a_weight_stay_equal(world: World, tmp_path: Path, layout, ranks):
     """Replicas of data parallelism, and the two copies of a tied matrix on the ends of a pipeline."""
     trained = phase(optimizer=settings("stochastic")["optimizer"])
-    job = world.job(tmp_path, layout, trained, world.imported("tied"), "bf16-true")
+    job = world.job(tmp_path, layout, trained, world.imported("short tied"), "bf16-true")
 
     def train() -> dict[str, torch.Tensor]:
         backend.start(layout, SEED)
@@ -74,7 +74,7 @@ def test_copies_of_a_weight_stay_equal(world: World, tmp_path: Path, layout, ran
 def test_shared_optimizer_state_is_the_same_bits(world: World, tmp_path: Path, layout, rounding, optimizer):
     """The distributed optimizer updates parts of the bf16 weights as they are updated whole; its checkpoints are the same."""
     plain, ranks = replace(LAYOUTS[f"{layout}+DO"][0], distributed_optimizer=False), LAYOUTS[f"{layout}+DO"][1]
-    options = settings(rounding, **optimizer) | STEPS | {"start": "tied"}
+    options = settings(rounding, **optimizer) | STEPS | {"start": "short tied"}
     copies = world.train(tmp_path / "copies", plain, ranks, **options)
     shared = world.train(tmp_path / "shared", *LAYOUTS[f"{layout}+DO"], **options)
     assert_same_but_norms(shared, copies)

@@ -19,7 +19,7 @@ MLPS = r"regex:layers\.\d+\.mlp"
 @pytest.fixture(scope="module")
 def kept(world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
     """One rank that keeps everything, by what is trained."""
-    return {train: world.train(tmp_path_factory.mktemp("kept"), train=train) for train in ("all", MLPS)}
+    return {train: world.train(tmp_path_factory.mktemp("kept"), start="untied", train=train) for train in ("all", MLPS)}
 
 
 @pytest.mark.parametrize("layout, recompute, train", [
@@ -33,7 +33,7 @@ def kept(world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ou
     ("one", "full", MLPS),
 ])  # fmt: skip
 def test_training_is_the_same(world: World, kept, tmp_path: Path, layout, recompute, train):
-    run = world.train(tmp_path, *LAYOUTS[layout], train=train, recompute=recompute)
+    run = world.train(tmp_path, *LAYOUTS[layout], start="untied", train=train, recompute=recompute)
     assert run.losses == pytest.approx(kept[train].losses, rel=RELATIVE)
     assert run.norms == pytest.approx(kept[train].norms, rel=RELATIVE)
 

@@ -43,12 +43,12 @@ def test_cross_entropy_is_that_of_torch(ranks, rows, z):
 
 
 def test_trained_in_every_layout(world: World, tmp_path: Path):
-    settings = {"optimizer": {"lr": 3e-3, "z_loss": Z, "embedding_gradient": 0.2}, "start": "tied"}
+    settings = {"optimizer": {"lr": 3e-3, "z_loss": Z, "embedding_gradient": 0.2}, "start": "short tied"}
     one = world.train(tmp_path / "one", **settings)
     for name in ("TP2+SP", "PP2", "CP2"):
         run = world.train(tmp_path / name, *LAYOUTS[name], **settings)
         assert run.losses == pytest.approx(one.losses, rel=1e-5) and run.norms == pytest.approx(one.norms, rel=1e-5)
-    plain = world.train(tmp_path / "plain", start="tied")
+    plain = world.train(tmp_path / "plain", start="short tied")
     assert one.losses[0] == pytest.approx(plain.losses[0], rel=1e-6)  # what is shown is the cross-entropy
     assert one.norms[0] != pytest.approx(plain.norms[0], rel=1e-2) and one.losses[4] != plain.losses[4]
 

@@ -21,7 +21,7 @@ ASYNC = STEPS | {"async_save": True}
 
 def train(world: World, folder: Path, layout: str, hook: Callable[[loop._Run], None], **settings: object) -> launch.Outcome:
     """Train; every rank calls ``hook`` after each step, before it is decided whether to save."""
-    job = world.job(folder, LAYOUTS[layout][0], phase(**settings), world.imported("untied"))
+    job = world.job(folder, LAYOUTS[layout][0], phase(**settings), world.imported("short"))
 
     def work() -> None:
         with backend.session(job.layout, job.seed):
@@ -140,7 +140,7 @@ def with_free(world: World, folder: Path, layout: str, share: float, at: int, **
             free = int(share * checkpoint.size(run.bare, run.optimizer))
             checkpoint._free = lambda path: free
 
-    job = world.job(folder, LAYOUTS[layout][0], phase(**settings), world.imported("untied"))
+    job = world.job(folder, LAYOUTS[layout][0], phase(**settings), world.imported("short"))
 
     def work() -> None:
         with backend.session(job.layout, job.seed):

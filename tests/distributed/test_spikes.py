@@ -25,7 +25,7 @@ def train(
 ) -> Outcome:
     """Six steps in which the batches of these numbers (from 1) have this loss; asked to ``stop`` after a step."""
     settings = phase(**(STEPS | {"on_spike": {"action": action, "window": 2}} | changes))
-    job = world.job(folder, LAYOUTS[layout][0], settings, world.imported("untied"), precision)
+    job = world.job(folder, LAYOUTS[layout][0], settings, world.imported("short"), precision)
 
     def work() -> None:
         original = loop._Run._losses
@@ -140,7 +140,7 @@ def test_what_is_passed_over_is_not_kept_nor_gone_back_to(world: World, uninterr
     folders = [interrupted_after(4, reference, tmp_path / name) for name in ("stopped", "back")]
     for folder in folders:
         (folder / "step_00000004" / "hf" / "config.json").unlink()
-    job = world.job(folders[0], LAYOUTS["one"][0], phase(**{**STEPS, "keep_last": 1}), world.imported("untied"))
+    job = world.job(folders[0], LAYOUTS["one"][0], phase(**{**STEPS, "keep_last": 1}), world.imported("short"))
 
     def work() -> None:
         with backend.session(job.layout, job.seed):

@@ -23,7 +23,7 @@ FIRST, SECOND, BOTH = {"first": 1}, {"second": 1}, {"first": 0.5, "second": 0.5}
 
 def stop_after(world: World, folder: Path, after: int, **settings) -> None:
     """Train as a run does that is asked to stop."""
-    job = world.job(folder, Layout(), phase(**{**CONSTANT, **settings}), world.imported("untied"))
+    job = world.job(folder, Layout(), phase(**{**CONSTANT, **settings}), world.imported("short"))
 
     def work() -> None:
         def progress(done: int, total: int) -> None:
@@ -54,7 +54,7 @@ def test_each_corpus_goes_on_where_it_stopped(world: World, tmp_path: Path, capf
     # The same tokens as three phases one after the other that keep the optimizer's state; as one in the first two steps.
     one = world.train(tmp_path / "one", **{**CONSTANT, "steps": 6, "data": FIRST})
     assert run.metrics[:2] == one.metrics[:2] and run.losses[2] != one.losses[2]
-    parts, start = [], "untied"
+    parts, start = [], "short"
     for number, data in enumerate((FIRST, SECOND, FIRST)):
         settings = {**CONSTANT, "name": f"part{number}", "steps": 2, "data": data, "init_state": "keep"}
         parts.append(world.train(tmp_path / f"part{number}", start=start, **settings))
@@ -85,7 +85,7 @@ def test_a_length_in_tokens_stays_what_it_is(world: World, tmp_path: Path):
 
     def job(**settings) -> loop.Job:
         made: Phase = phase(**{**CONSTANT, **length, **settings})
-        found = world.job(folder, Layout(), made, world.imported("untied"))
+        found = world.job(folder, Layout(), made, world.imported("short"))
         found.steps, found.tokens, found.run = made.known_steps, made.tokens, (0, made.known_steps + 8)
         return found
 

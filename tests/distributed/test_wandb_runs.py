@@ -30,7 +30,7 @@ def test_training_sends_the_steps_of_its_metrics(library: Library, world: World,
     """On the first of two ranks alone; what is continued goes to the same run."""
     library.file = tmp_path / "calls"
     for steps in (2, 3):
-        job = world.job(tmp_path / "out", Layout(tensor=2), phase(steps=steps), world.imported("untied"))
+        job = world.job(tmp_path / "out", Layout(tensor=2), phase(steps=steps), world.imported("short"))
         job.wandb = a_run(tmp_path / "out")
         launch.fork(2, lambda: run_job(job), threads=1)
     name = (tmp_path / "out" / "wandb_id").read_text().strip()

@@ -50,7 +50,7 @@ def plain(world: World, name: str) -> list[tuple[float, float]]:
 
 @pytest.fixture(scope="module")
 def first(world: World, tmp_path_factory: pytest.TempPathFactory):
-    return {name: world.train(tmp_path_factory.mktemp(name), start=name, **FIRST) for name in ("untied", "tied")}
+    return {name: world.train(tmp_path_factory.mktemp(name), start=name, **FIRST) for name in ("short", "tied")}
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def second(world: World, first, tmp_path_factory: pytest.TempPathFactory):
     return {name: world.train(tmp_path_factory.mktemp(name), start=first[name].folder, **SECOND) for name in first}
 
 
-@pytest.mark.parametrize("name", ["untied", "tied"])
+@pytest.mark.parametrize("name", ["short", "tied"])
 def test_equals_one_optimizer_over_all(world: World, first, second, name):
     reference = on_ranks(1, lambda: plain(world, name))[0]
     ours = first[name].metrics + second[name].metrics
@@ -82,8 +82,8 @@ def test_a_phase_in_two_parts_is_the_phase(world: World, tmp_path: Path):
 
 
 def test_reset_is_something_else(world: World, first, second, tmp_path: Path):
-    anew = world.train(tmp_path, start=first["untied"].folder, **{**SECOND, "init_state": "reset"})
-    assert anew.losses[0] == second["untied"].losses[0] and abs(anew.losses[-1] / second["untied"].losses[-1] - 1) > 1e-4
+    anew = world.train(tmp_path, start=first["short"].folder, **{**SECOND, "init_state": "reset"})
+    assert anew.losses[0] == second["short"].losses[0] and abs(anew.losses[-1] / second["short"].losses[-1] - 1) > 1e-4
 
 
 @pytest.mark.parametrize("layout", ["DP2", "TP2xPP2", "TP2+SP", "TP2xDP2+DO", "PP2xVP2"])
@@ -97,8 +97,8 @@ def test_every_layout_equals_one_rank(world: World, first, second, tmp_path: Pat
 
 
 def test_resumed(world: World, first, second, tmp_path: Path):
-    run = interrupted_after(2, second["untied"], tmp_path / "run")
-    assert_identical(world.train(run, start=first["untied"].folder, **SECOND), second["untied"])
+    run = interrupted_after(2, second["short"], tmp_path / "run")
+    assert_identical(world.train(run, start=first["short"].folder, **SECOND), second["short"])
 
 
 @pytest.mark.parametrize("precision, kind", [("bf16-mixed", "adamw"), ("bf16-true", "adamw"), ("fp32", "lionw")])

@@ -180,7 +180,7 @@ def test_what_the_kernel_is_for(change, suits):
 
 @pytest.fixture(scope="module")
 def one_rank(world: World, tmp_path_factory: pytest.TempPathFactory):
-    return world.train(tmp_path_factory.mktemp("one"), packing="documents", evaluate_every=5)
+    return world.train(tmp_path_factory.mktemp("one"), start="untied", packing="documents", evaluate_every=5)
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def one_rank(world: World, tmp_path_factory: pytest.TempPathFactory):
 def test_every_layout_equals_one_rank(world: World, one_rank, tmp_path: Path, layout, micro):
     """Micro-batches with other numbers of targets included: the mean is that of the global batch."""
     settings = {"packing": "documents", "micro_batch_size": micro, "evaluate_every": 5}
-    run = world.train(tmp_path, *LAYOUTS[layout], **settings)
+    run = world.train(tmp_path, *LAYOUTS[layout], start="untied", **settings)
     for ours, theirs in zip(run.metrics, one_rank.metrics):
         for key in ("loss", "grad_norm", "bits_per_byte", "loss/first", "loss/second"):
             assert ours[key] == pytest.approx(theirs[key], rel=1e-5), key
@@ -218,7 +218,7 @@ def test_first_loss_is_transformers_on_each_document(world: World, one_rank, tmp
         return total / targets
 
     assert one_rank.losses[0] == pytest.approx(on_ranks(1, reference)[0], rel=1e-6)
-    chunks = world.train(tmp_path, steps=1)
+    chunks = world.train(tmp_path, start="untied", steps=1)
     assert abs(chunks.losses[0] / one_rank.losses[0] - 1) > 1e-5  # which across documents is another number
 
 

@@ -123,13 +123,16 @@ MUON = {"type": "muon", "lr": 3e-3, "weight_decay": 0.3, "momentum": 0.9, "clip_
 
 
 @pytest.mark.parametrize("name, layout, optimizer", [
-    ("untied", Layout(tensor=2), LION | {"weight_decay": 20.0}),
-    ("tied", Layout(pipeline=2), LION | {"weight_decay": 0.01, "decay_by": "schedule"}),
-    ("untied", Layout(), SETTINGS["optimizer"] | {"decay_by": "schedule", "weight_decay": 0.01, "decay_embeddings": False}),
-    ("untied", Layout(tensor=2, pipeline=2), SETTINGS["optimizer"] | {"embedding_lr": 1e-2}),
-    ("tied", Layout(tensor=2), LION | {"embedding_lr": 1e-3, "decay_embeddings": False, "weight_decay": 20.0}),
-    ("untied", Layout(), MUON),
-    ("tied", Layout(tensor=2, pipeline=2), MUON | {"embedding_lr": 1e-2}),
+    ("short", Layout(tensor=2), LION | {"weight_decay": 20.0}),
+    ("short tied", Layout(pipeline=2), LION | {"weight_decay": 0.01, "decay_by": "schedule"}),
+    (
+        "short", Layout(),
+        SETTINGS["optimizer"] | {"decay_by": "schedule", "weight_decay": 0.01, "decay_embeddings": False},
+    ),
+    ("short", Layout(tensor=2, pipeline=2), SETTINGS["optimizer"] | {"embedding_lr": 1e-2}),
+    ("short tied", Layout(tensor=2), LION | {"embedding_lr": 1e-3, "decay_embeddings": False, "weight_decay": 20.0}),
+    ("short", Layout(), MUON),
+    ("short tied", Layout(tensor=2, pipeline=2), MUON | {"embedding_lr": 1e-2}),
 ], ids=["lionw", "lionw-by-schedule", "adamw-by-schedule", "embedding-lr", "lionw-embeddings", "muon", "muon-TP2xPP2"])  # fmt: skip
 def test_other_optimizers_equal_a_plain_loop(world: World, tmp_path: Path, name, layout, optimizer):
     assert_equals_plain(world, tmp_path, name, layout, optimizer=optimizer)

@@ -98,7 +98,7 @@ def recipe_dicts(draw):
     }
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=75, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(recipe_dicts())
 def test_dump_and_load_round_trip(tmp_path_factory, raw):
     recipe = Recipe.model_validate(raw)
