@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--heads", choices=("more", "wider"), default="more")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--init-std", type=float, default=0.05, help="initializer_range of all models")
     given = parser.parse_args()
     coordinate_check.VOCABULARY, coordinate_check.LENGTH = 256, LENGTH
     rows = batches(given.corpus, given.steps * given.seeds)
@@ -50,7 +51,8 @@ def main() -> None:
                 if kind == KINDS[1] and width == given.widths[0]:  # the base is as it is
                     losses[kind, width, rate] = losses[KINDS[0], width, rate]
                     continue
-                found = train(width, given.widths[0], given.heads, kind == KINDS[0], rate, seed, part)
+                shape = width, given.widths[0], given.heads, given.init_std
+                found = train(*shape, kind == KINDS[0], rate, seed, part)
                 losses.setdefault((kind, width, rate), []).append(found)
             failed = report(losses, given.widths, seed + 1)
     sys.exit(failed)
@@ -71,11 +73,13 @@ def batches(corpus: Path, count: int) -> list[Tensor]:
     return list(whole[order].view(count, BATCH, LENGTH + 1))
 
 
-def train(width: int, narrow: int, heads: str, by_mup: bool, rate: float, seed: int, rows: list[Tensor]) -> float:
+def train(
+    width: int, narrow: int, heads: str, init_std: float, by_mup: bool, rate: float, seed: int, rows: list[Tensor]
+) -> float:
     given, _ = config("llama", width, narrow, heads, tied=False)
     _, base = config("llama", narrow, narrow, heads, tied=False)
     settings = Optimizer(lr=rate, weight_decay=0.1)
-    trained = Trained("llama", given, base if by_mup else None, settings, seed)
+    trained = Trained("llama", given | {"initializer_range": init_std}, base if by_mup else None, settings, seed)
     losses = []
     for step, tokens in enumerate(rows):
         warm, rest = min(1.0, (step + 1) / (len(rows) / 10)), step / len(rows)
