@@ -211,7 +211,8 @@ def state(step: Step, known: Mapping[Path, str] | None = None) -> State:
     word = "finished" if signed else "begun"
     if signed or begun:
         found = tuple(_differences(signed or begun, now, step, step.adjustable if not signed else frozenset()))
-    return State(signed is not None, word, _signature(step.verb, now), found)
+    # What agrees may still be written otherwise: a key that is newer than the receipt, and none. Others have signed the receipt.
+    return State(signed is not None, word, _signature(step.verb, signed if signed and not found else now), found)
 
 
 def identity(step: Step, known: Mapping[Path, str] | None = None) -> dict[str, Any]:

@@ -107,6 +107,17 @@ def test_a_difference_is_named(tmp_path: Path) -> None:
     ]
 
 
+def test_a_setting_that_is_newer_than_a_receipt_changes_nothing_behind_it(tmp_path: Path) -> None:
+    """None is what older versions did: neither the step nor one that takes its output is made again."""
+    old = make(tmp_path)
+    receipt.perform(old, Reporter())
+    behind = make(tmp_path, output=tmp_path / "out" / "behind", inputs={"start": old.output})
+    receipt.perform(behind, Reporter())
+    state = receipt.state(make(tmp_path, settings={**old.settings, "sentinels": None}))
+    assert state.done and not state.differences
+    assert words(behind, {old.output: state.digest}) == []
+
+
 def test_what_a_result_does_not_depend_on(tmp_path: Path) -> None:
     receipt.perform(make(tmp_path), Reporter())
     (tmp_path / "in").rename(tmp_path / "elsewhere")
