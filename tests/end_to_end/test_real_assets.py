@@ -24,11 +24,10 @@ def adapted(tmp_path_factory) -> Path:
         f"model.source={source}",
         f"data.german.path={german}",
         "vocabulary.tokenizer.train.vocab_size=2048",
+        "vocabulary.tokenizer.train.max_bytes=3M",
         "vocabulary.compare=[]",
         "phases.full.data={german: 1, english: null}",
-        "phases.embeddings.sequence_length=256",
-        "phases.full.sequence_length=256",
-        "phases.full.optimizer.lr=4e-3",
+        "phases.full.optimizer.lr=6e-3",
         "phases.full.save_every=1000",
         "phases.embeddings.evaluate_every=null",  # the steps that evaluate say what the tests compare
         "phases.full.evaluate_every=null",
