@@ -168,6 +168,9 @@ def _phase_problems(phase: Phase, shape: ModelShape) -> Iterator[str]:
     for key in ("paged", "offload"):
         if getattr(phase.optimizer, key) and not _has_gpu():
             yield f"phase '{phase.name}': optimizer.{key} needs a GPU, and there is none here; remove it"
+    if phase.denoising is not None and phase.denoising.decoder == "prefix" and (shape.windows or shape.position == "alibi"):
+        what = "ALiBi" if shape.position == "alibi" else "windows of attention"
+        yield f"phase '{phase.name}': denoising.decoder: 'prefix' has no meaning for {what}, which this model has; use 'causal'"
     if phase.sequence_length > shape.max_position_embeddings:
         yield (
             f"phase '{phase.name}': sequence_length {phase.sequence_length} exceeds the model's "

@@ -56,7 +56,7 @@ def check(recipe: Recipe, methods: Methods | None = None, filters: Filters | Non
     found += [*_kept_states(recipe), *_shares(recipe), *_evaluations(recipe)]
     if isinstance(recipe.data, dict):
         found += config_chats.check(recipe.data, _named_corpora(recipe), _phases(recipe))
-        found += config_denoising.check(recipe.data, _phases(recipe))
+        found += config_denoising.check(recipe.data, _phases(recipe), getattr(recipe.parallel, "context", INVALID))
         found += config_filters.check({name: each for name, each in recipe.data.items() if isinstance(each, Corpus)}, filters)
     found += config_parallel.check(recipe)
     scratch = recipe.model.from_scratch if isinstance(recipe.model, Model) else None

@@ -63,6 +63,9 @@ class Denoising(Strict):
     corpora: list[Text] | None = Field(None, description="which of the phase's corpora; null: all of text")
     sentinel: Text = Field("<extra_id_{}>", description="special tokens that stand for hidden spans, {} being 0, 1, 2 ...")
     separator: Text | None = Field(None, description="special token between a corrupted text and what was hidden of it; null: none")
+    decoder: Literal["causal", "prefix"] = Field(
+        "causal", description="what stands before the targets of a sample is seen left to right, or (prefix) in both directions"
+    )
     window: Count | None = Field(None, description="at most so many tokens of text in a sample; null: as many as fit in a sequence")
 
     @model_validator(mode="before")
@@ -73,18 +76,21 @@ class Denoising(Strict):
     @property
     def digest(self) -> str:
         """Of what decides which text lies in which sample."""
-        return hashlib.sha256(self.model_dump_json(exclude={"corpora", "sentinel"}).encode()).hexdigest()[:10]
+        return hashlib.sha256(self.model_dump_json(exclude={"corpora", "sentinel", "decoder"}).encode()).hexdigest()[:10]
 
     def applies(self, corpus: str) -> bool:
         """Whether a corpus of the phase is denoised if it is text; chats never are."""
         return self.corpora is None or corpus in self.corpora
 
 
-def check(data: Mapping[str, Any], phases: Iterable[tuple[tuple[str | int, ...], Phase]]) -> Iterator[Found]:
-    """(path of a key, what is wrong with it) of the phases; ``data``: the recipe's corpora by name."""
+def check(data: Mapping[str, Any], phases: Iterable[tuple[tuple[str | int, ...], Phase]], context: Any) -> Iterator[Found]:
+    """(path of a key, what is wrong with it) of the phases; ``data``: the recipe's corpora by name, ``context``: ranks that share a sequence."""
     chats = {name for name, corpus in data.items() if isinstance(getattr(corpus, "messages", None), str)}
     for path, phase in phases:
         if isinstance(phase.denoising, Denoising):
+            if phase.denoising.decoder == "prefix" and context not in (1, INVALID):
+                why = "'prefix' goes with whole sequences, which parallel.context cuts; use 'causal', or parallel.context 1"
+                yield (*path, "denoising", "decoder"), why
             yield from (((*path, *key), text) for key, text in _phase(phase, chats))
 
 

@@ -305,11 +305,17 @@ class _Builder:
         export = self.recipe.export
         dtype, tie = (export.dtype, export.tie) if own else ("keep", "keep")
         chats = learnt_last(self.recipe) if own else None
+        both_ways = [phase.name for phase in self.recipe.phases if phase.denoising and phase.denoising.decoder == "prefix"] if own else []
         template = {"chat_template": Path(chats.chat_template)} if chats and chats.chat_template else {}
 
         def action(directory: Path, reporter: Reporter) -> dict[str, Any]:
             from megatron_adapt.steps import export_hf
 
+            if both_ways:
+                reporter.log(
+                    f"warning: in {', '.join(both_ways)} the model saw what stands before targets in both directions; what is exported attends "
+                    "left to right alone, as transformers does: text is continued as it was evaluated, hidden spans are filled in worse"
+                )
             return export_hf.run(
                 source, directory, reporter, dtype, export.max_shard_size, self._samples(), tie=tie, chats=chats is not None, **template
             )

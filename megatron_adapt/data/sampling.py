@@ -36,11 +36,13 @@ class Row(NamedTuple):
         ids: [sequence_length + 1].
         lengths: of the documents in it, in their order: all its tokens together.
         learnt: as ids, 1 for the tokens that are to be predicted; None: all are.
+        prefixes: of each document how many tokens come before its targets; None: of none any.
     """
 
     ids: np.ndarray
     lengths: list[int]
     learnt: np.ndarray | None = None
+    prefixes: list[int] | None = None
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,8 @@ class DenoisedOrder:
         ids[: sum(lengths)] = np.concatenate([part.ids for part in parts])
         learnt[: sum(lengths)] = np.concatenate([part.learnt for part in parts])
         left = len(ids) - sum(lengths)
-        return Row(ids, [*lengths, left] if left else lengths, learnt)
+        prefixes = [part.prefix for part in parts]
+        return Row(ids, [*lengths, left], learnt, [*prefixes, 0]) if left else Row(ids, lengths, learnt, prefixes)
 
     def sample(self, windows: Windows, number: int, place: str) -> Sample:
         """What a model is shown of one of some windows; ``place``: of these windows, other ones are hidden elsewhere."""

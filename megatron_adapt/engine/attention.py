@@ -77,19 +77,21 @@ class SelfAttention(attention.SelfAttention):
         # Under sequence parallelism all random numbers of a layer are the rank's own.
         with backend.own_random_numbers(dropout(self) > 0 and not self.config.sequence_parallel):
             if packed_seq_params is None:
-                out = self._attend(q, k, v, (q.size(2), k.size(2)))
+                out = self._attend((q.size(2), k.size(2)), q, k, v)
             else:
                 out = self._attend_apart(q, k, v, packed_seq_params)
         return self.linear_proj(out.permute(2, 0, 1, 3).flatten(2))
 
     def _attend_apart(self, q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> Tensor:
         """As ``_attend``, of documents in one row: all at once where a kernel can, else one after the other."""
-        if documents.keys is not None:
+        if documents.both_ways:
+            k, v = (tensor.index_select(2, documents.keys) for tensor in (k, v))
+        elif documents.keys is not None:
             k, v = context.gathered(k, v, documents.keys)
         most = documents.max_seqlen_q, documents.max_seqlen_kv
         varlen = varlen_attention()
-        if varlen is None or not self._suits_varlen(q):
-            return documents.apart(partial(self._attend, most=most), q, k, v)
+        if varlen is None or not self._suits_varlen(q) or documents.both_ways:
+            return documents.apart(partial(self._attend, most), q, k, v)
         # The kernel's window is what is seen before a position, itself not counted.
         window = (-1 if self.window is None else self.window - 1, 0)
         if q.size(1) != k.size(1) and not takes(varlen, "enable_gqa"):
@@ -107,19 +109,20 @@ class SelfAttention(attention.SelfAttention):
         fits = q.dtype in (torch.bfloat16, torch.float16) and q.size(-1) % 8 == 0 and q.size(-1) <= 256
         return q.device.type != "cpu" and plain and dropout(self) == 0 and fits
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, most: tuple[int, int]) -> Tensor:
+    def _attend(self, most: tuple[int, int], q: Tensor, k: Tensor, v: Tensor, both_ways: bool = False) -> Tensor:
         """``q [b, heads, s, d]``, ``k, v [b, groups, t, d]`` -> ``[b, heads, s, d]``; the queries are of the last s of t positions.
 
-        ``most``: no sequence has more queries, or keys.
+        ``most``: no sequence has more queries, or keys. ``both_ways``: every position sees all; not with windows or ALiBi.
         """
+        assert not both_ways or (self.window is None and not self.slopes), "the recipe is checked"
         scale, queries, keys = self.shape.softmax_scale, q.size(2), k.size(2)
         window = self.window if self.window is not None and self.window < keys else None
         if self.shape.attention_softcap is not None:
-            seen = mask(*most, window, (), q.dtype, q.device)[-queries:, -keys:]
+            seen = mask(*most, window, (), q.dtype, q.device)[-queries:, -keys:] | both_ways
             return capped_attention(q, k, v, scale, self.shape.attention_softcap, seen, dropout(self))
         options = {"dropout_p": dropout(self), "enable_gqa": q.size(1) != k.size(1)}
-        if window is None and not self.slopes and queries == keys:
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, **options)
+        if both_ways or (window is None and not self.slopes and queries == keys):
+            return F.scaled_dot_product_attention(q, k, v, is_causal=not both_ways, scale=scale, **options)
         bias = mask(*most, window, self.slopes, q.dtype, q.device)[..., -queries:, -keys:]
         return F.scaled_dot_product_attention(q, k, v, bias, scale=scale, **options)
 

@@ -276,6 +276,12 @@ def torch_parts(shape: ModelShape) -> dict[str, list[str]]:
     return {part: [reason for reason, holds in reasons.items() if holds] for part, reasons in found.items()}
 
 
+def require_own_attention(shape: ModelShape, what: str) -> None:
+    """Raises ``ConfigError`` where attention is Transformer Engine's, which does not know ``what``."""
+    if uses_transformer_engine() and not torch_parts(shape)["attention"]:
+        raise ConfigError(f"{what} is for torch's attention, and this model has Transformer Engine's. Set backend to torch.")
+
+
 def layers(shape: ModelShape) -> str:
     """In words, what a model's decoder is built of and why."""
     if not uses_transformer_engine():

@@ -38,6 +38,8 @@ class Batch:
     # and float32 [micro_batches, micro_batch_size, sequence_length]: 0 where the next token begins another document, or is one
     # of a chat, or of a text of which a part is hidden, that is not learnt
     weights: Tensor | None = None
+    # As lengths, where the first so many tokens of documents see one another in both directions
+    prefixes: list[tuple[int, ...]] | None = None
 
 
 class Batches:
@@ -76,6 +78,7 @@ class Batches:
         self.batch_size = batch_size
         self.micro_batch_size = micro_batch_size
         self.apart = apart
+        self.both_ways = denoising is not None and denoising[0].decoder == "prefix"
         self.consumed, self.drawn = consumed, drawn
         self.rank, self.size = data_rank, data_size
         if batch_size % (micro_batch_size * data_size):
@@ -116,12 +119,14 @@ class Batches:
         corpus = np.empty(chosen.size, dtype=np.int64)
         weights = np.ones((chosen.size, self.length), dtype=np.float32)
         lengths: list[list[int]] = []
+        prefixes: list[list[int]] = []
         for row, index in enumerate(chosen.reshape(-1)):
             name, number = samples[index]
             sample = self.order[name].row(self.begin[name] + number)
             windows[row] = sample.ids
             corpus[row] = self.names.index(name)
             lengths.append(input_lengths(sample.lengths))
+            prefixes.append((sample.prefixes or [0] * len(sample.lengths))[: len(lengths[-1])])
             if sample.learnt is not None:
                 weights[row] = sample.learnt[1:]
             weights[row, np.cumsum(sample.lengths[:-1], dtype=np.int64) - 1] = 0
@@ -129,7 +134,10 @@ class Batches:
         batch = Batch(torch.from_numpy(windows).view(*shape, -1), torch.from_numpy(corpus).view(shape))
         if self.apart:
             micro = range(0, chosen.size, self.micro_batch_size)
-            batch.lengths = [tuple(itertools.chain(*lengths[begin : begin + self.micro_batch_size])) for begin in micro]
+            batch.lengths, joined = (
+                [tuple(itertools.chain(*kind[begin : begin + self.micro_batch_size])) for begin in micro] for kind in (lengths, prefixes)
+            )
+            batch.prefixes = joined if self.both_ways else None
             batch.weights = torch.from_numpy(weights).view(*shape, -1)
         return batch
 

@@ -142,6 +142,8 @@ class _Run:
         if resumed is None:
             # Before the optimizer is built: its fp32 main weights are copies of these.
             checkpoint.load(self.source, self.bare)
+        if self.phase.denoising is not None and self.phase.denoising.decoder == "prefix":
+            backend.require_own_attention(self.shape, f"phase '{self.phase.name}': denoising.decoder: prefix")
         regularize(self.bare, self.phase.optimizer)
         noise.add(self.bare, self.phase)
         self.model = models.wrap(self.bare, job.precision, job.layout.distributed_optimizer)

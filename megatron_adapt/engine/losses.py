@@ -55,7 +55,8 @@ def micro_batches(
         if not in_one_row(batch):
             yield MicroBatch(inputs, labels, places, corpus, share, weights, seed=seeds(number))
             continue
-        documents = Documents.of((length,) * count if batch.lengths is None else batch.lengths[number], length, where)
+        lengths = (length,) * count if batch.lengths is None else batch.lengths[number]
+        documents = Documents.of(lengths, length, where, None if batch.prefixes is None else batch.prefixes[number])
         places = documents.within if restart else places
         inputs, labels, places = (tensor.reshape(1, -1) for tensor in (inputs, labels, places))
         counts = None if shares is None else backend.send(context.mine(shares[number]), where)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from worlds import LAYOUTS, STEPS, Outcome, World, assert_identical, interrupted_after
 
-SETTINGS = {"start": "untied", "packing": "documents", "denoising": {"mixture": "ul2", "causal": 0.2, "corpora": ["first"]}, "schedule": {"type": "constant"}}
+SETTINGS = {"start": "untied", "packing": "documents", "denoising": {"mixture": "ul2", "causal": 0.2, "corpora": ["first"]}, "schedule": {"type": "constant"}, "start": "untied"}
 
 
 @pytest.fixture(scope="module")
@@ -35,3 +35,12 @@ def test_resumed(world: World, one_rank, tmp_path: Path):
 def test_it_learns(world: World, tmp_path: Path):
     run = world.train(tmp_path, packing="documents", denoising="ul2", data={"first": 1}, steps=40, optimizer={"lr": 1e-2})
     assert sum(run.losses[-5:]) < 0.75 * sum(run.losses[:5])
+
+
+def test_prefixes_seen_in_both_directions(world: World, one_rank, tmp_path: Path):
+    settings = {**SETTINGS, "denoising": {**SETTINGS["denoising"], "decoder": "prefix"}, "steps": 2}
+    one = world.train(tmp_path / "one", **settings)
+    run = world.train(tmp_path / "run", *LAYOUTS["TP2xPP2"], **settings)
+    assert run.losses == pytest.approx(one.losses, rel=1e-5) and run.norms == pytest.approx(one.norms, rel=1e-5)
+    assert one.losses[0] != pytest.approx(one_rank.losses[0], rel=1e-5)  # the same samples, seen otherwise
+    assert one.metrics[0]["loss/second"] == pytest.approx(one_rank.metrics[0]["loss/second"], rel=1e-6)  # nothing is hidden there

@@ -31,12 +31,13 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def loaded(place: Path, denoising: object = "ul2", tokenizer: object = MADE, corpus=None, **changes) -> recipe.Recipe:
+def loaded(place: Path, denoising: object = "ul2", tokenizer: object = MADE, corpus=None, ranks=None, config=None, **changes) -> recipe.Recipe:
     """From scratch on German text and chats."""
     settings = {"data": {"german": 1}, "packing": "documents", "sequence_length": 64, "denoising": denoising, **changes}
     data = {"german": {"path": "de.jsonl", **(corpus or {})}, "talk": {"path": "talk.jsonl", "messages": "messages"}}
-    model = {"from_scratch": {"config": tiny.CONFIG, "tokenizer": tokenizer}}
-    return recipe.load(tiny.write(place, tiny.recipe(model=model, data=data, phases=[tiny.phase("ul2", 9) | settings], vocabulary=None)))
+    model = {"from_scratch": {"config": config or tiny.CONFIG, "tokenizer": tokenizer}}
+    phases = [tiny.phase("ul2", 9) | settings]
+    return recipe.load(tiny.write(place, tiny.recipe(model=model, data=data, phases=phases, vocabulary=None, parallel=ranks)))
 
 
 def test_as_a_word_a_list_or_a_mapping(place):
@@ -63,6 +64,7 @@ REFUSED = {
     "no span": ({"denoising": [{"kind": "R", "ratio": 0.2}]}, "denoising.mixture[0].span: missing; R and X: tokens of a hidden span, on average"),
     "name": ({"denoising": "ul3"}, "phases[0].denoising.mixture: expected 'ul2' or a list of denoisers, got 'ul3'"),
     "none": ({"denoising": []}, "phases[0].denoising.mixture: must not be empty"),
+    "context": ({"denoising": {"decoder": "prefix"}, "ranks": {"context": 2}}, "phases[0].denoising.decoder: 'prefix' goes with whole sequences, which"),
     "ratio": ({"denoising": [{"kind": "S", "ratio": 1}]}, "denoising.mixture[0].ratio: must be less than 1, got 1"),
 }  # fmt: skip
 
@@ -99,6 +101,33 @@ def test_tokens_are_asked_for_before_anything_runs(place):
     assert "a sequence of 2 tokens is too short for denoising" in problems_of_length(place, 2)
     ids = {"train": {**MADE["train"], "like": "made"}}
     checks.check(plan.build(loaded(place, tokenizer=ids)))
+
+
+def test_models_whose_attention_has_a_direction(place, monkeypatch):
+    """And the export says what transformers does not do."""
+    given = {"denoising": {"decoder": "prefix"}}
+    windows = {**tiny.CONFIG, "architectures": ["MistralForCausalLM"], "sliding_window": 16}
+    with pytest.raises(ConfigError, match="phase 'ul2': denoising.decoder: 'prefix' has no meaning for windows of attention, which this model has; use 'causal'"):
+        checks.check(plan.build(loaded(place, config=windows, **given)))
+    checks.check(plan.build(loaded(place, config=windows)))
+    told: list[str] = []
+    monkeypatch.setattr("megatron_adapt.steps.export_hf.run", lambda *args, **options: {})
+    reporter = Reporter()
+    monkeypatch.setattr(reporter, "log", told.append)
+    for denoising in ("ul2", given["denoising"]):
+        plan.build(loaded(place, denoising)).step("export").action(place / "model", reporter)
+    assert len(told) == 1 and told[0].startswith("warning: in ul2 the model saw what stands before targets in both directions; what is exported")
+
+
+def test_transformer_engine_does_not_know_prefixes(monkeypatch):
+    from megatron_adapt.engine import backend
+    from megatron_adapt.families import find_family
+
+    shape = find_family(tiny.CONFIG).read_config(find_family(tiny.CONFIG).complete_config(tiny.CONFIG, 400, None, None))
+    backend.require_own_attention(shape, "this")
+    monkeypatch.setattr(backend, "uses_transformer_engine", lambda: True)
+    with pytest.raises(ConfigError, match="this is for torch's attention, and this model has Transformer Engine's. Set backend to torch."):
+        backend.require_own_attention(shape, "this")
 
 
 def problems_of_length(place: Path, length: int) -> str:
