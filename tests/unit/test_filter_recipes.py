@@ -251,7 +251,7 @@ def test_a_step_that_has_begun_may_be_changed_and_a_finished_one_not(folder: Pat
     assert [text for text, _ in receipt.state(loosened).differences] == [
         "against.english was absent, is now max_documents None, on_error stop, text_key text",
         "filters.1.near.threshold was 0.7, is now 0.9",
-        "the content of its input 'against english' changed",
+        "its input 'against english' was absent, is now there",
     ]
 
 
