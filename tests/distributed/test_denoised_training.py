@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from worlds import LAYOUTS, STEPS, Outcome, World, assert_identical, interrupted_after
 
-SETTINGS = {"start": "untied", "packing": "documents", "denoising": {"mixture": "ul2", "causal": 0.2, "corpora": ["first"]}, "schedule": {"type": "constant"}, "start": "untied"}
+SETTINGS = {"start": "untied", "packing": "documents", "denoising": {"mixture": "ul2", "causal": 0.2, "corpora": ["first"]}, "schedule": {"type": "constant"}}
 
 
 @pytest.fixture(scope="module")
