@@ -22,7 +22,7 @@ namespace {
 
 // Raised together with INTERFACE of megatron_adapt/__init__.py whenever a name, an argument or a meaning below or in the
 // other *bindings.cpp changes: an extension that is older than the Python files is recognised by it.
-constexpr int kInterface = 4;
+constexpr int kInterface = 5;
 
 using Lengths = py::array_t<std::int64_t, py::array::c_style>;
 
