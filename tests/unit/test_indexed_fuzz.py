@@ -1,4 +1,4 @@
-"""The reader against Megatron's on random corpora, and against 30,000 damaged indices: an error or correct data."""
+"""The reader against Megatron's on random corpora, and against 100,000 damaged indices: an error or correct data."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from megatron_adapt.data.indexed import IndexedReader
 from megatron_adapt.errors import DataError
 
 TYPES = {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
-MUTANTS = 30_000
+MUTANTS = 100_000
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -106,7 +106,7 @@ def test_damaged_indices_are_errors_or_correct(tmp_path: Path):
             unchanged += mutant == valid
             assert [reader[i].tolist() for i in range(len(reader))] == described(mutant, data)
             assert reader.sizes.tolist() == [len(document) for document in described(mutant, data)]
-    assert refused + opened == MUTANTS and refused > 0.9 * MUTANTS and opened > unchanged + 90
+    assert refused + opened == MUTANTS and refused > 90_000 and opened > unchanged + 300
 
 
 def test_what_is_refused_makes_no_sense(tmp_path: Path):
