@@ -239,12 +239,12 @@ def test_check_tells_what_repeats_are_worth(monkeypatch: pytest.MonkeyPatch) -> 
         return [line for line in checks.summary(build(*overrides)) if " epochs of " in line]
 
     assert told() == [
-        "adapted: german: 3.17 epochs of 500 tokens; the repeated 1.09K are worth 1.01K new ones, one more 0.87 (law fitted to pretraining on C4)"
+        "copy: german: 3.17 epochs of 500 tokens; the repeated 1.09K are worth 1.01K new ones, one more 0.87 (law fitted to pretraining on C4)"
     ]  # English, once in the base and 0.02 times later, is not repeated
     known["adapted"]["german"] = lambda length: 500  # chats
     assert not told()
     del known["adapted"]["german"]
-    assert told("data.german.unique_tokens=400")[0].startswith("adapted: german: 3.97 epochs of 400 tokens")
+    assert told("data.german.unique_tokens=400")[0].startswith("copy: german: 3.97 epochs of 400 tokens")
     assert not told("data.german.unique_tokens=400", "phases.full.steps=null", "phases.full.epochs=2")  # so long is not known yet
     known["base"]["english"] = 128
     assert told()[0].startswith("base: english: 4 epochs of 128 tokens; the repeated 384 are worth 349 new ones")
