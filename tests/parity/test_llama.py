@@ -10,7 +10,7 @@ import torch
 import transformers.models.llama.modeling_llama  # noqa: F401  once, here: the forked ranks need it
 from harness import assets
 from megatron.core.pipeline_parallel import get_forward_backward_func
-from worlds import MODELS, SEED, VOCABULARY, Layout, World, hf_model, on_ranks, sentences
+from worlds import MODELS, SEED, SIZES, VOCABULARY, Layout, World, hf_model, on_ranks, sentences
 
 from megatron_adapt.engine import backend, checkpoint, convert, evaluate, model as models, verify, vocabulary
 from megatron_adapt.engine.losses import positions
@@ -46,7 +46,8 @@ def test_weights_and_logits_equal_transformers(world: World, name):
     result = compare(world.model(name), texts)
     assert result["max_abs_difference"] <= 1e-4 and result["top1_agreement"] == 1
     assert result["positions"] > 400
-    assert result["tensors"] == 9 * 4 + (2 if MODELS[name].get("tie_word_embeddings") else 3)
+    sizes = {**SIZES, **MODELS[name]}
+    assert result["tensors"] == 9 * sizes["num_hidden_layers"] + (2 if sizes.get("tie_word_embeddings") else 3)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from harness import ROOT
 import yaml
 from method_cases import CORPUS, world
 from test_surgery import make_model
@@ -79,7 +80,8 @@ def test_a_command_line_says_all_that_is_wrong_with_it():
         "--option focus.dimm: unknown option. Did you mean 'dim'?",
         "no vocabulary method 'fokus'. Did you mean 'focus'?",
     ]
-    found = compare.contest(["focus.dim=3"], ["focus+calibrate"], 1, 8, files(["x.txt"], "body"), None, 5)
+    text = files([str(ROOT / "examples" / "quickstart" / "corpus" / "de.jsonl")], "body")
+    found = compare.contest(["focus.dim=3"], ["focus+calibrate"], 1, 8, text, None, 5)
     assert found.options == {"focus": {"dim": "3"}} and found.probe == Probe(methods=["focus+calibrate"], steps=5)
     assert found.corpora[0].text_key == "body" and found.pad_to_multiple == 8
 

@@ -117,7 +117,7 @@ def test_commands(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
 
 
-FILES = ["--corpus FILE"]
+FILES = [str(ROOT / "examples" / "quickstart" / "corpus" / "de.jsonl")]
 
 
 @pytest.mark.parametrize(("way", "message"), [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from harness import assets
+from harness import ROOT, assets
 from vocabularies import write_tokenizer
 
 from megatron_adapt.errors import ConfigError, DataError
@@ -67,7 +67,8 @@ def test_only_so_much_text_is_read(pair):
 def test_nothing_to_measure(pair, tmp_path):
     with pytest.raises(DataError, match="tokenizer report: the corpus holds no text"):
         report(pair[0], None, [], 10)
-    for paths, corpora in (([], ["x"]), (["a", "b", "c"], ["x"]), (["a"], [])):
+    text = str(ROOT / "examples" / "quickstart" / "corpus" / "de.jsonl")
+    for paths, corpora in (([], [text]), (["a", "b", "c"], [text]), (["a"], [])):
         with pytest.raises(ConfigError, match=r"expected: tokenizer report SOURCE \[TARGET\] --corpus FILE"):
             tokenizer_report.run(paths, files(corpora, "text") if corpora else [], None)
 
