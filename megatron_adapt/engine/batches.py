@@ -142,6 +142,12 @@ class Batches:
         return batch
 
     @property
+    def read_otherwise(self) -> list[str]:
+        """Corpora that the run has read before in samples of another kind only, so that their text may come again."""
+        before = [key.split("@")[0] for key in self.consumed]
+        return [name for name, key in self.keys.items() if name in before and key not in self.consumed]
+
+    @property
     def left_out(self) -> dict[str, int]:
         """Chats that are too long for a sample, by corpus."""
         return {name: order.left_out for name, order in self.order.items() if isinstance(order, PackedOrder) and order.left_out}

@@ -178,6 +178,8 @@ class _Run:
         )
         for name, count in self.batches.left_out.items():
             self.log(f"{name}: {count:,} chats are longer than sequence_length {self.phase.sequence_length} and left out")
+        for name in self.batches.read_otherwise:
+            self.log(f"{name}: begins anew in other samples than the phases before had; what they have read may come again")
         self.held_out = self._held_out()
         self.metrics = Metrics(job.output, job.tensorboard, job.wandb, self.position.step, log)
         self.forward_step = language_model_loss(len(self.batches.names))

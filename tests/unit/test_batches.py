@@ -119,8 +119,12 @@ def test_another_length_is_another_cut_and_begins_anew(corpora):
     consumed: dict[str, int] = {}
     windows(batches(corpora, consumed), 2)
     longer = batches(corpora, consumed, sequence_length=2 * LENGTH)
+    assert longer.read_otherwise == ["large", "small"]
     assert windows(longer, 1) == windows(batches(corpora, sequence_length=2 * LENGTH), 1)
     assert consumed[f"large@{LENGTH}"] == 18 and consumed[f"large@{2 * LENGTH}"] == 9
+    assert not batches(corpora).read_otherwise  # nothing was read before
+    for length in (LENGTH, 2 * LENGTH):  # or it goes on where it stopped
+        assert not batches(corpora, consumed, sequence_length=length).read_otherwise
 
 
 def test_the_seed_and_nothing_else_changes_the_order(corpora):
