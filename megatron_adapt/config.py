@@ -169,7 +169,9 @@ class Corpus(Strict):
         None, description="key of a chat's messages instead, a list of {role, content} or {from, value}; null: it is text"
     )
     chat_template: Text | None = Field(None, description="chats: file with their template (Jinja); null: the tokenizer's")
-    loss_on: Literal["answers", "all"] = Field("answers", description="chats: the tokens that are learnt")
+    chat_template_kwargs: dict[Name, Any] = Field(default_factory=dict, description="chats: what else their template is given, by name")
+    tools: Text | None = Field("tools", description="chats: key of the assistant's tools, where a line has it; null: none are read")
+    loss_on: Literal["answers", "last", "all"] = Field("answers", description="chats: what is learnt")
     held_out: Annotated[Number, Field(ge=0, le=0.5)] = Field(0.0, description="share of documents kept for evaluation")
     held_out_path: Text | None = Field(None, description="text for evaluation in a file of its own instead")
     bos: Switch | None = Field(None, description="documents begin with BOS; null: where the tokenizer has one besides its EOS")

@@ -317,7 +317,8 @@ class _Builder:
                     "left to right alone, as transformers does: text is continued as it was evaluated, hidden spans are filled in worse"
                 )
             return export_hf.run(
-                source, directory, reporter, dtype, export.max_shard_size, self._samples(), tie=tie, chats=chats is not None, **template
+                source, directory, reporter, dtype, export.max_shard_size, self._samples(), tie=tie,
+                chats=chats and chats.chat_template_kwargs, **template,
             )
 
         return self._add(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,17 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from megatron_adapt.data.parsing import BadLine, json_type, value_of
+from megatron_adapt.data import messages as forms
+from megatron_adapt.data.parsing import BadLine, record_of
 from megatron_adapt.errors import DataError
 
 if TYPE_CHECKING:
     from megatron_adapt.hf.chat_template import ChatTemplate
     from megatron_adapt.hf.tokenizer import Tokenizer
-
-ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
-_SPELLINGS = (("role", "content"), ("from", "value"))
-_SURROGATE = re.compile("[\ud800-\udfff]")
-
 
 @dataclass(frozen=True)
 class Rendered:
@@ -55,50 +50,56 @@ class Chats:
 
     Args:
         key: of the list of messages in a line of JSON.
-        loss_on: "answers", or "all" of the text.
+        loss_on: "answers", the "last" of them, or "all" of the text.
+        tools: key of the tools that the assistant may call, where a line has it; None: no line has any.
     """
 
-    def __init__(self, key: str, template: ChatTemplate, loss_on: str = "answers") -> None:
-        self.key, self.template, self.loss_on = key, template, loss_on
+    def __init__(self, key: str, template: ChatTemplate, loss_on: str = "answers", tools: str | None = "tools") -> None:
+        self.key, self.template, self.loss_on, self.tools = key, template, loss_on, tools
 
     def __repr__(self) -> str:
         """All that the result depends on."""
         template = self.template
-        told = json.dumps([self.key, self.loss_on, template.source, template.tokens, template.closings])
+        told = json.dumps([self.key, self.tools, self.loss_on, template.source, template.variables, template.closings])
         return f"chats {hashlib.sha256(told.encode()).hexdigest()}"
 
     def parse(self, data: bytes) -> tuple[str, int]:
-        """A line of JSON -> a document, empty where there is no answer, and how many lone surrogates became U+FFFD."""
-        return self.document(value_of(data, self.key))
+        """A line of JSON -> a document, empty where nothing is learnt, and how many lone surrogates became U+FFFD."""
+        record = record_of(data, self.key)
+        return self.document(record[self.key], record.get(self.tools) if self.tools is not None else None)
 
-    def document(self, messages: Any) -> tuple[str, int]:
-        """As :meth:`parse`, of a list of messages.
+    def document(self, messages: Any, tools: Any = None) -> tuple[str, int]:
+        """As :meth:`parse`, of a list of messages and the tools of the assistant.
 
         Raises:
             BadLine: they are none, or the template cannot be used with them.
         """
         from megatron_adapt.hf.chat_template import Unrenderable
 
-        chat, replaced = [], 0
-        for number, message in enumerate(_list(messages, self.key), 1):
-            role, content = _role_and_content(message, f"message {number}")
-            content, count = _SURROGATE.subn("\ufffd", content)
-            chat.append({"role": role, "content": content})
-            replaced += count
+        chat = forms.read(messages, tools, self.key, self.tools)
         try:
             found = self._rendered(chat)
         except Unrenderable as error:
             raise BadLine(str(error)) from None
-        return (to_json(found) if found.answers else ""), replaced
+        return (to_json(found) if found.answers else ""), chat.replaced
 
-    def _rendered(self, chat: Sequence[dict[str, str]]) -> Rendered:
+    def _rendered(self, chat: forms.Chat) -> Rendered:
         if self.loss_on == "all":
-            text = self.template.plain(chat)
+            if False in chat.learnt:
+                raise BadLine(f"message {chat.learnt.index(False) + 1} is not to be learnt, and loss_on 'all' learns the whole text")
+            text = self.template.plain(chat.messages, chat.tools)
             return Rendered(text, ((0, len(text)),) if text else (), len(text.encode()))
-        if not any(message["role"] == "assistant" for message in chat):
+        learnt = self._learnt(chat)
+        if not learnt:
             return Rendered("", (), 0)
-        text, answers = self.template.render(chat)
+        text, answers = self.template.render(chat.messages, chat.tools, learnt)
         return Rendered(text, tuple(answers), sum(len(self.template.said(text, answer).encode()) for answer in answers))
+
+    def _learnt(self, chat: forms.Chat) -> list[int]:
+        """Numbers, from 0, of the messages that are learnt."""
+        answers = [number for number, message in enumerate(chat.messages) if message["role"] == "assistant"]
+        chosen = answers[-1:] if self.loss_on == "last" else answers
+        return [number for number in chosen if chat.learnt[number] is not False]
 
 
 def encode(tokenizer: Tokenizer, chats: Sequence[Rendered]) -> Encoded:
@@ -156,27 +157,3 @@ def read_stored(path: Path) -> Iterator[Rendered]:
                 yield from_json(line)
             except (ValueError, KeyError, TypeError) as error:
                 raise DataError(f"{path}:{number} is no chat that was held out ({error}); preprocess its corpus again") from None
-
-
-def _list(value: Any, key: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise BadLine(f"the value of {key!r} is a JSON {json_type(value)} instead of a list of messages")
-    return value
-
-
-def _role_and_content(message: Any, where: str) -> tuple[str, str]:
-    if not isinstance(message, dict):
-        raise BadLine(f"{where} is a JSON {json_type(message)} instead of an object")
-    for role_key, content_key in _SPELLINGS:
-        if role_key in message and content_key in message:
-            role, content = message[role_key], message[content_key]
-            if role is not None or content is not None:  # where files were joined a column of structs has both, one of them empty
-                break
-    else:
-        raise BadLine(f"{where} has neither 'role' and 'content' nor 'from' and 'value'")
-    if not isinstance(role, str) or role not in ROLES:
-        raise BadLine(f"{where} has the role {role!r}, which is none of {', '.join(ROLES)}")
-    if not isinstance(content, str) or message.get("tool_calls"):
-        what = "tool calls" if message.get("tool_calls") else f"a JSON {json_type(content)}"
-        raise BadLine(f"{where} holds {what} instead of text")
-    return ROLES[role], content

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -29,7 +30,7 @@ _NEEDLESS: dict[str, tuple[dict[str, Any], str]] = {
 }
 # Flags that say how text is read or ends; of chats their template says it.
 _OF_TEXT = ("json-keys", "append-eod", "append-bos", "parse-special-tokens", "split-sentences", "keep-newlines")
-_OF_CHATS = ("chat-template", "loss-on")
+_OF_CHATS = ("chat-template", "chat-template-kwargs", "tools", "loss-on")
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
@@ -80,7 +81,10 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     add("--json-keys", nargs="+", metavar="KEY", help="keys of the text (text); a corpus each")
     add("--messages", metavar="KEY", help="chats: key of the list of messages, instead of text; PREFIX.loss_mask says what is learnt")
     add("--chat-template", type=Path, metavar="FILE", help="with --messages: their template (Jinja); without it the tokenizer's")
-    add("--loss-on", choices=["answers", "all"], help="with --messages: the tokens that are learnt (answers)")
+    keywords = "with --messages: what else the template is given, a JSON object"
+    add("--chat-template-kwargs", type=_keywords, metavar="JSON", help=keywords)
+    add("--tools", metavar="KEY", help="with --messages: key of the assistant's tools, where a line has it (tools); '': none are read")
+    add("--loss-on", choices=["answers", "last", "all"], help="with --messages: what is learnt (answers)")
     types = ["HuggingFaceTokenizer", "SentencePieceTokenizer"]
     add("--tokenizer-type", choices=types, help="without it: what --tokenizer-model holds")
     add("--tokenizer-model", required=True, type=Path, metavar="PATH", help="directory, tokenizer.json or .model")
@@ -111,7 +115,7 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
 def _check(arguments: argparse.Namespace) -> None:
     """ConfigError for flags that do not go with one another."""
     is_chats = arguments.messages is not None
-    found = [f"--{flag}" for flag in (_OF_TEXT if is_chats else _OF_CHATS) if getattr(arguments, flag.replace("-", "_"))]
+    found = [f"--{flag}" for flag in (_OF_TEXT if is_chats else _OF_CHATS) if getattr(arguments, flag.replace("-", "_")) not in (None, False)]
     if is_chats:
         found += [] if arguments.text_documents == "blocks" else [f"--text-documents {arguments.text_documents}"]
         found += [] if arguments.tokenizer_backend in (None, "tokenizers") else [f"--tokenizer-backend {arguments.tokenizer_backend}"]
@@ -132,8 +136,9 @@ def _chats(arguments: argparse.Namespace, tokenizer: Tokenizer) -> dict[str, Any
     from megatron_adapt.data.chat import Chats
     from megatron_adapt.hf.chat_template import ChatTemplate
 
-    template = ChatTemplate.load(tokenizer, arguments.chat_template)
-    return {"chats": Chats(arguments.messages, template, arguments.loss_on or "answers")}
+    template = ChatTemplate.load(tokenizer, arguments.chat_template, arguments.chat_template_kwargs)
+    tools = "tools" if arguments.tools is None else arguments.tools or None
+    return {"chats": Chats(arguments.messages, template, arguments.loss_on or "answers", tools)}
 
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -150,6 +155,16 @@ def _shard(text: str) -> tuple[int, int]:
     if not (index.isdecimal() and parts.isdecimal()):
         raise argparse.ArgumentTypeError(f"{text!r} is not I/N, like 0/4")
     return int(index), int(parts)
+
+
+def _keywords(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is no JSON object, like '{{\"enable_thinking\": false}}'")
+    return found
 
 
 class _Progress:
@@ -216,7 +231,7 @@ def _summary(prefix: str, stats: dict[str, Any]) -> str:
     extra = {
         "held out": stats["held_out_documents"],
         "bad lines skipped": stats["skipped"],
-        f"{'chats without an answer' if 'loss_mask' in stats else 'empty documents'} left out": stats["empty"],
+        f"{'chats with nothing to learn' if 'loss_mask' in stats else 'empty documents'} left out": stats["empty"],
         "lone surrogates replaced": stats["replaced_surrogates"],
         "unknown tokens": stats["unknown_tokens"],
     }

@@ -9,13 +9,14 @@ import numpy as np
 
 
 class ChatReader(Protocol):
-    """Makes documents of chats (``chat.py``): of lines of JSON, or of lists of messages."""
+    """Makes documents of chats (``chat.py``): of lines of JSON, or of lists of messages and of the assistant's tools."""
 
     key: str
+    tools: str | None
 
     def parse(self, data: bytes) -> tuple[str, int]: ...
 
-    def document(self, messages: Any) -> tuple[str, int]: ...
+    def document(self, messages: Any, tools: Any = None) -> tuple[str, int]: ...
 
 
 @dataclass(frozen=True)

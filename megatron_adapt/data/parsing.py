@@ -15,15 +15,15 @@ class BadLine(Exception):
 
 def parse_json(data: bytes, text_key: str) -> tuple[str, int]:
     """The string under ``text_key``, and how many lone surrogates in it became U+FFFD."""
-    text = value_of(data, text_key)
+    text = record_of(data, text_key)[text_key]
     if not isinstance(text, str):
         raise BadLine(f"the value of {text_key!r} is a JSON {json_type(text)} instead of a string")
     # Only an escape can bring a surrogate in: it is not valid UTF-8.
     return _SURROGATE.subn("\ufffd", text) if b"\\u" in data else (text, 0)
 
 
-def value_of(data: bytes, key: str) -> Any:
-    """What a line of JSON has under a key."""
+def record_of(data: bytes, key: str) -> dict[str, Any]:
+    """A line of JSON, which has something under a key."""
     try:
         record = json.loads(_decode(data.rstrip(b"\r\n")))
     except (ValueError, RecursionError) as error:
@@ -32,7 +32,7 @@ def value_of(data: bytes, key: str) -> Any:
         raise BadLine(f"a JSON {json_type(record)} instead of an object with the key {key!r}")
     if key not in record:
         raise BadLine(f"no key {key!r}; the keys are {', '.join(map(repr, list(record)[:10])) or 'none'}")
-    return record[key]
+    return record
 
 
 def parse_block(data: bytes, _text_key: str) -> tuple[str, int]:

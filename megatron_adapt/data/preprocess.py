@@ -284,7 +284,7 @@ class _Run:
             parts.close(done=True)  # nothing worth keeping
             names = list(dict.fromkeys(name for task in self.tasks for name in task.files))
             shown = ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
-            empty = "documents are empty" if self.options.chats is None else "chats have no answer"
+            empty = "documents are empty" if self.options.chats is None else "chats have nothing to learn"
             counts = f"{total['skipped']} bad lines were skipped, {total['empty']} {empty}"
             raise DataError(f"the corpus {shown} is empty: no text becomes a token ({counts})")
         assembly.take_held_out(parts, tracker.headers, kept)
@@ -315,7 +315,7 @@ def _check_paths(prefix: Path, files: list[Path], held_out_files: list[Path], wr
 
 def _describe(encoder: Encoder, tracker: Tracker, held_out: HeldOutWriter, prefix: Path, options: Options) -> dict[str, Any]:
     """What PREFIX.json says: bytes are the UTF-8 bytes of the text behind the tokens, skipped the bad lines; shards have
-    documents, tokens and the SHA-256 of their ids, in order. Of chats "empty" are those without an answer, "trained_tokens" the
+    documents, tokens and the SHA-256 of their ids, in order. Of chats "empty" are those with nothing to learn, "trained_tokens" the
     ones in PREFIX.loss_mask and "trained_bytes" those of what the answers say."""
     tokenizer, total = encoder.tokenizer, tracker.total
     item = encoder.dtype.itemsize

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from megatron_adapt.data.documents import Bad, Batch, ChatReader, Task
+from megatron_adapt.data.messages import without_nulls
 from megatron_adapt.data.parsing import BadLine
 from megatron_adapt.data.sources import HUB
 from megatron_adapt.errors import ConfigError, DataError
@@ -43,9 +44,9 @@ def read(task: Task, text_key: str, chats: ChatReader | None = None) -> Iterator
     """Batches of a part of a parquet file or data set; ``lines`` are rows from the begin of the task."""
     (name,) = task.files
     rows, key, is_text = 0, text_key if chats is None else chats.key, chats is None
-    for column in (_hub_columns if task.kind == "hub" else _parquet_columns)(task, key, is_text):
-        batch = _batch(name, column, rows, key) if chats is None else _chats(name, column, rows, chats)
-        rows += len(column)
+    for columns in (_hub_columns if task.kind == "hub" else _parquet_columns)(task, key, is_text, None if chats is None else chats.tools):
+        batch = _batch(name, columns[0], rows, key) if chats is None else _chats(name, columns, rows, chats)
+        rows += len(columns[0])
         batch.passed = rows
         yield batch
 
@@ -68,28 +69,33 @@ def _parquet(name: str) -> Any:
         raise DataError(f"cannot read {name}: {' '.join(str(error).split())}") from error
 
 
-def _parquet_columns(task: Task, text_key: str, is_text: bool) -> Iterator[Any]:
+def _parquet_columns(task: Task, text_key: str, is_text: bool, beside: str | None) -> Iterator[list[Any]]:
+    """The column, and one more where the file has it."""
     import pyarrow
 
     (name,) = task.files
     with _parquet(name) as file:
         _require(name, text_key, file.schema_arrow, is_text)
+        columns = [text_key, *([beside] if beside in file.schema_arrow.names else [])]
         groups = list(range(task.begin, file.metadata.num_row_groups if task.end is None else task.end))
         try:
-            for batch in file.iter_batches(_ROWS, row_groups=groups, columns=[text_key]) if groups else ():
-                yield batch.column(0)
+            for batch in file.iter_batches(_ROWS, row_groups=groups, columns=columns) if groups else ():
+                yield [batch.column(column) for column in columns]
         except (OSError, pyarrow.ArrowException) as error:
             raise DataError(f"cannot read {name}: {' '.join(str(error).split())}") from error
 
 
-def _hub_columns(task: Task, text_key: str, is_text: bool) -> Iterator[Any]:
+def _hub_columns(task: Task, text_key: str, is_text: bool, beside: str | None) -> Iterator[list[Any]]:
+    """As :func:`_parquet_columns`."""
     (name,) = task.files
     data = _hub(name)
     _require(name, text_key, data.features.arrow_schema, is_text)
-    data = data.select_columns([text_key]).with_format("arrow")
+    columns = [text_key, *([beside] if beside in data.features.arrow_schema.names else [])]
+    data = data.select_columns(columns).with_format("arrow")
     end = data.num_rows if task.end is None else task.end
     for begin in range(task.begin, end, _ROWS):
-        yield data[begin : min(begin + _ROWS, end)].column(0).combine_chunks()
+        rows = data[begin : min(begin + _ROWS, end)]
+        yield [rows.column(column).combine_chunks() for column in columns]
 
 
 @lru_cache(maxsize=4)
@@ -141,13 +147,13 @@ def _batch(name: str, column: Any, row: int, text_key: str) -> Batch:
     return Batch(name, text, offsets, rows, bad, size=column.nbytes)
 
 
-def _chats(name: str, column: Any, row: int, chats: ChatReader) -> Batch:
-    """Each row a list of messages."""
+def _chats(name: str, columns: list[Any], row: int, chats: ChatReader) -> Batch:
+    """Each row a list of messages, and if there is a second column, of tools."""
     texts: list[bytes] = []
     rows, bad, replaced = [], [], {}
-    for at, messages in enumerate(column.to_pylist(), row):
+    for at, values in enumerate(zip(*(column.to_pylist() for column in columns)), row):
         try:
-            text, count = chats.document(messages)
+            text, count = chats.document(*map(without_nulls, values))
         except BadLine as error:
             bad.append(Bad(len(texts), name, at, str(error)))
             continue
@@ -157,7 +163,7 @@ def _chats(name: str, column: Any, row: int, chats: ChatReader) -> Batch:
         rows.append(at)
     offsets = np.cumsum([0, *map(len, texts)], dtype=np.int64)
     text = np.frombuffer(b"".join(texts), np.uint8)
-    return Batch(name, text, offsets, np.array(rows, np.int64), bad, replaced, size=column.nbytes)
+    return Batch(name, text, offsets, np.array(rows, np.int64), bad, replaced, size=sum(column.nbytes for column in columns))
 
 
 def _flat(column: Any) -> tuple[np.ndarray, np.ndarray]:

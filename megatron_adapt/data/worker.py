@@ -308,7 +308,7 @@ def _first(batch: Batch, left: int | None) -> int:
 
 
 def _documents(text: np.ndarray, offsets: np.ndarray) -> list[Rendered]:
-    """Chats; of one without an answer nothing is left."""
+    """Chats; of one with nothing to learn nothing is left."""
     pieces = (text[begin:end].tobytes() for begin, end in zip(offsets[:-1], offsets[1:]))
     return [from_json(piece.decode("utf-8")) if piece else Rendered("", (), 0) for piece in pieces]
 

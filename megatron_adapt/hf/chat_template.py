@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from megatron_adapt.errors import ConfigError
+from megatron_adapt.hf import tool_calls
 from megatron_adapt.hf.directory import read_json
 from megatron_adapt.hf.tokenizer import Tokenizer
 
@@ -22,6 +23,11 @@ Span = tuple[int, int]
 _MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _TODAY = re.compile(r"\bstrftime_now\s*\(")
 _MARK = "mark answers in the template: {% generation %} ... {% endgeneration %}"
+_NO_DATE = "no date"  # what cannot be called
+_OF_RENDERING = (
+    "conversations", "messages", "tools", "documents", "chat_template", "add_generation_prompt", "continue_final_message", "strftime_now",
+    "return_assistant_tokens_mask",
+)  # fmt: skip
 _PROBE = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "Here."}]
 
 
@@ -37,16 +43,21 @@ class ChatTemplate:
         source: Jinja.
         tokens: {"bos_token": "<s>", ...}, which templates use by name.
         closings: spellings of the tokenizer's added tokens, one of which has to end an answer.
+        variables: ``tokens``, and what else is handed to the template by name, as ``apply_chat_template`` does with its keywords.
     """
 
-    def __init__(self, name: str, source: str, tokens: Mapping[str, str], closings: Sequence[str]) -> None:
+    def __init__(
+        self, name: str, source: str, tokens: Mapping[str, str], closings: Sequence[str], keywords: Mapping[str, Any] | None = None
+    ) -> None:
         self.name, self.source, self.tokens = name, source, dict(tokens)
         self.closings = tuple(closings)
         self.marks = bool(_MARKS.search(source))
+        self.variables: dict[str, Any] = {**tokens, **(keywords or {})}
+        self._tools = tool_calls.ToolUse(source, self._tried)
 
     @classmethod
-    def load(cls, tokenizer: Tokenizer, file: Path | None = None) -> ChatTemplate:
-        """The template in a file, else the tokenizer's own; tried on a question and its answer.
+    def load(cls, tokenizer: Tokenizer, file: Path | None = None, keywords: Mapping[str, Any] | None = None) -> ChatTemplate:
+        """The template in a file, else the tokenizer's own, with ``keywords``; tried on a question and its answer.
 
         Raises:
             ConfigError: there is none, Jinja or the tokenizer cannot read it, or a model would not learn to end its answers.
@@ -55,16 +66,15 @@ class ChatTemplate:
             raise ConfigError(f"chats need a tokenizer.json, which {tokenizer.path} lacks: special tokens have to be found in text")
         name, source = (str(file), _read(file)) if file is not None else _own(tokenizer)
         added = [token["content"] for token in tokenizer.definition.head.get("added_tokens") or []]
-        template = cls(name, source, _special_tokens(tokenizer), [content for content in added if content.strip()])
+        template = cls(name, source, _special_tokens(tokenizer), [content for content in added if content.strip()], keywords)
+        for keyword in keywords or {}:
+            if keyword in _OF_RENDERING or not re.search(rf"\b{re.escape(keyword)}\b", source):
+                why = "is not for you to give" if keyword in _OF_RENDERING else f"does not occur in {name}"
+                raise ConfigError(f"chat_template_kwargs: {keyword} {why}; remove it")
         template.check(tokenizer)
         return template
 
     def check(self, tokenizer: Tokenizer) -> None:
-        if _TODAY.search(self.source):
-            raise ConfigError(
-                f"{self.name} writes today's date (strftime_now): tomorrow the same chats would be another corpus. Copy it, write a "
-                "date instead, and name the copy (chat_template)"
-            )
         try:
             text, answers = self.render(_PROBE)
             self._check_prompt(text)
@@ -98,17 +108,27 @@ class ChatTemplate:
         if heading.strip():
             raise Unrenderable(f"it has no generation prompt, so that answers would begin with {heading!r}; add one, or {_MARK}")
 
-    def render(self, messages: Sequence[Mapping[str, str]]) -> tuple[str, list[Span]]:
-        """Text of a conversation, and [begin, end) in characters of each of its answers with the token that closes it.
+    def render(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None = None, learnt: Collection[int] | None = None
+    ) -> tuple[str, list[Span]]:
+        """Text of a conversation, and [begin, end) in characters of its answers with the token that closes each.
+
+        Args:
+            learnt: numbers of the assistant's messages whose places are wanted, from 0; None: of all.
 
         Raises:
             Unrenderable: the template refuses the conversation, where an answer stands cannot be known, or no token ends it.
         """
+        messages = self._arranged(messages, tools)
+        turns = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+        wanted = [number for number in turns if learnt is None or number in learnt]
         if self.marks:
-            text, answers = self._rendered(messages, marked=True)
+            text, marked = self._rendered(messages, tools, marked=True)
+            answers = marked if wanted == turns else _of_turns(marked, turns, wanted)
+            answers = [(begin, end) for begin, end in answers if begin < end]
         else:
-            text = self._rendered(messages)[0]
-            answers = [self._answer(text, messages, i) for i, one in enumerate(messages) if one["role"] == "assistant"]
+            text = self._rendered(messages, tools)[0]
+            answers = [self._answer(text, messages, tools, number) for number in wanted]
         for begin, end in answers:
             if not text[begin:end].rstrip().endswith(self.closings):
                 raise Unrenderable(
@@ -117,9 +137,9 @@ class ChatTemplate:
                 )
         return text, answers
 
-    def plain(self, messages: Sequence[Mapping[str, str]]) -> str:
+    def plain(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None = None) -> str:
         """The text alone; Unrenderable where the template refuses the conversation."""
-        return self._rendered(messages)[0]
+        return self._rendered(self._arranged(messages, tools), tools)[0]
 
     def said(self, text: str, answer: Span) -> str:
         """An answer without the token that closes it and spaces around it, which may be the template's."""
@@ -127,12 +147,12 @@ class ChatTemplate:
         return words[: len(words) - len(self._closing(words))].strip()
 
     def ends(self) -> list[str]:
-        """The tokens that answers end with: one that is the last, and those of a longer conversation."""
+        """The tokens that answers end with: one that is the last, those of a longer conversation, and calls of tools."""
         found = []
-        for messages in (_PROBE, _PROBE * 2):
+        for messages in (_PROBE, _PROBE * 2, *([tool_calls.called({"zq": 1})] if self._tools.writes_calls else [])):
             try:
                 text, answers = self.render(messages)
-            except Unrenderable:  # the short one was rendered when the template was loaded, long ones may need marks
+            except Unrenderable:  # the short one was rendered when the template was loaded, others may need marks
                 continue
             found += [self._closing(text[begin:end].rstrip()) for begin, end in answers]
         return list(dict.fromkeys(found))
@@ -140,30 +160,59 @@ class ChatTemplate:
     def _closing(self, words: str) -> str:
         return max((token for token in self.closings if words.endswith(token)), key=len, default="")
 
-    def _answer(self, text: str, messages: Sequence[Mapping[str, str]], number: int) -> Span:
-        before = self._rendered(messages[:number], prompt=True)[0]
-        through = text if number + 1 == len(messages) else self._rendered(messages[: number + 1])[0]
+    def _answer(self, text: str, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None, number: int) -> Span:
+        before = self._rendered(messages[:number], tools, prompt=True)[0]
+        through = text if number + 1 == len(messages) else self._rendered(messages[: number + 1], tools)[0]
         if not (through.startswith(before) and text.startswith(through)):
             raise Unrenderable(
                 f"message {number + 1} reads otherwise where the conversation begins, ends or goes on there, so that where the answer "
-                f"stands is not known; {_MARK}"
+                f"stands is not known; {_MARK}, or learn the last answer alone (loss_on: last)"
             )
         # What follows the token that ends the turn, like the line end of ChatML, no model has to write.
         return len(before), len(before) + len(through[len(before) :].rstrip())
 
+    def _arranged(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None) -> Sequence[Mapping[str, Any]]:
+        if problem := self._tools.problem(messages, tools):
+            raise Unrenderable(problem)
+        try:
+            return self._tools.arranged(messages)
+        except ValueError as error:
+            raise Unrenderable(f"the arguments of a tool call are no JSON object, which the template wants: {error}") from None
+
+    def _tried(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None) -> str | None:
+        try:
+            return self._rendered(messages, tools)[0]
+        except Unrenderable:
+            return None
+
     def _rendered(
-        self, messages: Sequence[Mapping[str, str]], prompt: bool = False, marked: bool = False
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None = None, prompt: bool = False, marked: bool = False
     ) -> tuple[str, list[Span]]:
         from transformers.utils.chat_template_utils import render_jinja_template
 
+        dated = {"strftime_now": _NO_DATE} if _TODAY.search(self.source) else {}
         try:
             (text,), spans = render_jinja_template(
-                [list(messages)], chat_template=self.source, return_assistant_tokens_mask=marked, add_generation_prompt=prompt,
-                **self.tokens,
+                [list(messages)], tools=tools, chat_template=self.source, return_assistant_tokens_mask=marked,
+                add_generation_prompt=prompt, **self.variables, **dated,
             )  # fmt: skip
         except Exception as error:  # Jinja's own, and whatever an expression in a template raises
+            if dated and "not callable" in str(error):
+                raise Unrenderable(
+                    "it writes today's date (strftime_now): tomorrow the same chats would be another corpus. Give a date by the name that "
+                    "the template has for it (chat_template_kwargs, like date_string), or name a copy with a date in it (chat_template)"
+                ) from None
             raise Unrenderable(f"the template refuses it: {' '.join(str(error).split())}") from None
-        return text, [(begin, end) for begin, end in spans[0] if begin < end] if marked else []
+        return text, list(spans[0]) if marked else []
+
+
+def _of_turns(marked: Sequence[Span], turns: Sequence[int], wanted: Sequence[int]) -> list[Span]:
+    if len(marked) != len(turns):
+        raise Unrenderable(
+            f"the template marks {len(marked)} answers where the assistant speaks {len(turns)} times, so that which is whose is not known, and "
+            "not all of them are to be learnt; mark each of its messages once"
+        )
+    return [span for span, turn in zip(marked, turns) if turn in wanted]
 
 
 def _shown(text: str) -> str:

@@ -6,7 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Sequence
+from typing import TYPE_CHECKING, Any, Mapping, Sequence
 
 from megatron_adapt.errors import ConfigError
 from megatron_adapt.families.conversion import AsHF, AsMegatron, Canonical, Untied, tied, untied
@@ -37,7 +37,7 @@ def run(
     family: str | None = None,
     hf_config: Path | None = None,
     chat_template: Path | None = None,
-    chats: bool = False,
+    chats: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write config, tokenizer and weights to ``output``; weight files that are there already and right are kept.
 
@@ -48,7 +48,8 @@ def run(
         tie: "untie" gives a tied model a head of its own, "tie" removes a head that equals the embedding.
         texts, verify: as for an import.
         chat_template: file that becomes the tokenizer's chat template.
-        chats: the model has learnt answers to end: what generates text is told at which tokens to stop.
+        chats: the model has learnt answers to end, with these keywords of the template (``chat_template_kwargs``): what
+            generates text is told at which tokens to stop.
     """
     found = find_source(source, family, hf_config)
     for note in found.notes:
@@ -62,8 +63,8 @@ def run(
     result = verification.apart(lambda: _convert(found, output, dtype, max_shard_bytes, tie, verify != "off", reporter))
     if chat_template is not None:  # transformers prefers this file to what tokenizer_config.json says
         shutil.copyfile(chat_template, output / "chat_template.jinja")
-    if chats:
-        result |= stop_after_answers(output, reporter)
+    if chats is not None:
+        result |= stop_after_answers(output, reporter, chats)
     if verify == "logits":
         from megatron_adapt.engine import convert
 
@@ -127,7 +128,7 @@ def _convert(
     }
 
 
-def stop_after_answers(output: Path, reporter: Reporter) -> dict[str, Any]:
+def stop_after_answers(output: Path, reporter: Reporter, keywords: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """generation_config.json of a model of chats names the tokens that end answers, beside the ends of text that it has.
 
     A base model's end of text seldom is the end of a turn: without this it would be asked for the next question, too.
@@ -136,7 +137,7 @@ def stop_after_answers(output: Path, reporter: Reporter) -> dict[str, Any]:
         {"eos_token_id": [ids]}, or {} where nothing was missing.
     """
     tokenizer, directory = Tokenizer.load(output), HFDirectory.open(output)
-    ends = ChatTemplate.load(tokenizer).ends()
+    ends = ChatTemplate.load(tokenizer, keywords=keywords).ends()
     tokens = tokenizer.tokens()
     generation = directory.generation_config()
     old = (generation or {}).get("eos_token_id")

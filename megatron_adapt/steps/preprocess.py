@@ -55,7 +55,7 @@ def run(corpus: Corpus, tokenizer_dir: Path, output: Path, reporter: Reporter, s
             f"the documents of a .txt file; with text_documents 'lines' each line is one), give a held_out_path, or set held_out to 0."
         )
     if corpus.messages is not None:
-        reporter.log(f"{stats['trained_tokens']:,} tokens are learnt, {stats['empty']:,} chats without an answer left out")
+        reporter.log(f"{stats['trained_tokens']:,} tokens are learnt, {stats['empty']:,} chats with nothing to learn left out")
     passes = Passes(corpus.unique_tokens, corpus.shuffled_epochs)
     if stats["tokens"] > 1 and corpus.messages is None:  # else it can be evaluated at most
         SampleOrder(IndexedReader(output / PREFIX), 1, seed, name, passes).build()
@@ -69,7 +69,7 @@ def chats(corpus: Corpus, tokenizer: Tokenizer) -> Chats:
         ConfigError: there is no template for them, or it cannot be used.
     """
     file = Path(corpus.chat_template) if corpus.chat_template else None
-    return Chats(str(corpus.messages), ChatTemplate.load(tokenizer, file), corpus.loss_on)
+    return Chats(str(corpus.messages), ChatTemplate.load(tokenizer, file, corpus.chat_template_kwargs), corpus.loss_on, corpus.tools)
 
 
 def epoch_tokens(folder: Path, seed: int, name: str, corpus: Corpus, denoised: bool = False) -> int | Callable[[Phase], int]:

@@ -29,7 +29,7 @@ def test_chats_beside_text(shop: Shop) -> None:
     tiny.write(shop.folder, tree, "talk.yaml")
     out = shop.run("run", "talk.yaml").succeeded().out
     metrics = json.loads((shop / "talk/data/base/talk/receipt.json").read_text())["metrics"]
-    assert f"{metrics['trained_tokens']:,} tokens are learnt, 1 chats without an answer left out" in out
+    assert f"{metrics['trained_tokens']:,} tokens are learnt, 1 chats with nothing to learn left out" in out
     text = json.loads((shop / "talk/data/base/german/receipt.json").read_text())["metrics"]["tokens"]
     lines = [json.loads(line) for line in (shop / "talk/adapted/sft/metrics.jsonl").read_text().splitlines()]
     # Chats fill whole samples: an epoch has a little more positions than tokens.

@@ -142,13 +142,10 @@ BAD = {
     "text": ('{"messages": "a"}', "the value of 'messages' is a JSON string instead of a list of messages"),
     "no object": ('{"messages": ["a"]}', "message 1 is a JSON string instead of an object"),
     "no role": ('{"messages": [{"content": "a"}]}', "message 1 has neither 'role' and 'content' nor 'from' and 'value'"),
-    "unknown role": ('{"messages": [{"role": "tool", "content": "a"}]}', "message 1 has the role 'tool', which is none of system, user"),
+    "unknown role": ('{"messages": [{"role": "critic", "content": "a"}]}', "message 1 has the role 'critic', which is none of system, developer, user"),
     "role of no kind": ('{"messages": [{"role": ["user"], "content": "a"}]}', "message 1 has the role ['user'], which is none of"),
-    "parts": ('{"messages": [{"role": "user", "content": [{"type": "text"}]}]}', "message 1 holds a JSON array instead of text"),
+    "an object": ('{"messages": [{"role": "user", "content": {"type": "text"}}]}', "message 1 holds a JSON object instead of text"),
     "nothing": ('{"messages": [{"role": "user", "content": null}]}', "message 1 holds a JSON null instead of text"),
-    "tools": (
-        '{"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]}', "message 1 holds tool calls instead of text",
-    ),
     "refused": (
         json.dumps({"messages": [*chat("a", "b"), {"role": "assistant", "content": "c"}]}), "the template refuses it: roles must alternate",
     ),

@@ -23,6 +23,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_tokenizer(tmp_path / "with", TEMPLATES["chatml"])
     write_tokenizer(tmp_path / "without")
     (tmp_path / "llama3.jinja").write_text(TEMPLATES["llama3"])
+    (tmp_path / "short.jinja").write_text("{{ '' if short else 'long' }}" + TEMPLATES["chatml"])
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -35,6 +36,11 @@ def run(capsys: pytest.CaptureFixture[str], *words: str, tokenizer: str = "with"
 CHOICES = {
     "own template": ("with", [], {}),
     "a file": ("without", ["--chat-template", "llama3.jinja"], {"chat_template": "llama3.jinja"}),
+    "last": ("with", ["--loss-on", "last"], {"loss_on": "last"}),
+    "others": (
+        "without", ["--chat-template", "short.jinja", "--chat-template-kwargs", '{"short": true}', "--tools", ""],
+        {"chat_template": "short.jinja", "chat_template_kwargs": {"short": True}, "tools": None},
+    ),
     "all": ("with", ["--loss-on", "all", "--tokenizer-backend", "tokenizers"], {"loss_on": "all"}),
 }  # fmt: skip
 
@@ -44,7 +50,7 @@ def test_the_flags_are_the_keys_of_a_recipe(place, capsys, name):
     tokenizer, flags, keys = CHOICES[name]
     code, out, err = run(capsys, "--messages", "messages", *flags, tokenizer=tokenizer)
     stats = json.loads(Path("c_messages_document.json").read_text())
-    left_out = "" if "all" in flags else ", 1 chats without an answer left out"
+    left_out = "" if "all" in flags else ", 1 chats with nothing to learn left out"
     assert (code, err) == (0, "") and f", {stats['trained_tokens']} tokens are learnt, " in out and out.endswith(f" s{left_out}\n")
     (place / "recipe").mkdir()
     preprocess.run(Corpus(path="chats.jsonl", messages="messages", held_out=0, **keys), Path(tokenizer), Path("recipe"), Reporter(), 1, "c")
@@ -63,6 +69,7 @@ REFUSED = {
         ["--chat-template", "llama3.jinja", "--loss-on", "answers"],
         "--chat-template, --loss-on are for chats: give --messages KEY, too, or leave out what is for them",
     ),
+    "no tools": (["--tools", "", "--chat-template-kwargs", "{}"], "--chat-template-kwargs, --tools are for chats: give --messages KEY, too"),
     "no template": (["--messages", "messages"], "the tokenizer without has no chat template: name a file with one (chat_template)"),
     "no file": (["--messages", "messages", "--chat-template", "none.jinja"], "cannot read the chat template none.jinja"),
     "another key": (
@@ -131,3 +138,9 @@ def test_a_part_without_chats(place, capsys):
     for part in ("0/2", "1/2"):
         assert run(capsys, "--messages", "messages", "--shard", part)[0] == 0
     assert {inspection.describe(f"c_messages_document_0000{part}-of-00002")["documents"] for part in (0, 1)} == {0, len(HARD)}
+
+
+def test_keywords_that_are_no_object(place, capsys):
+    with pytest.raises(SystemExit):
+        command.main(["--input", "chats.jsonl", "--output-prefix", "c", "--tokenizer-model", "with", "--chat-template-kwargs", "short"])
+    assert """'short' is no JSON object, like '{"enable_thinking": false}'""" in capsys.readouterr().err

@@ -160,7 +160,7 @@ def test_columns_of_a_table(tokenizer, chats, tmp_path):
     parquet.write_table(pyarrow.table({"messages": messages, "n": list(range(30))}), tmp_path / "chats.parquet", row_group_size=10)
     stats = preprocess([tmp_path / "chats.parquet"], tokenizer, tmp_path / "corpus", chats=chats, append_eod=False, chunk_bytes=1)
     assert stored(tmp_path / "corpus") == expected(tokenizer, chats, messages) and stats["documents"] == 30
-    rows = [messages[0], None, messages[1], [{"role": "tool", "content": "x"}]]
+    rows = [messages[0], None, messages[1], [{"role": "critic", "content": "x"}]]
     parquet.write_table(pyarrow.table({"messages": rows}), tmp_path / "bad.parquet")
     with pytest.raises(DataError, match="bad.parquet:2: the value of 'messages' is a JSON null instead of a list of messages"):
         preprocess([tmp_path / "bad.parquet"], tokenizer, tmp_path / "bad", chats=chats, append_eod=False)
@@ -174,7 +174,7 @@ def test_what_cannot_be_preprocessed(tokenizer, chats, tmp_path):
         preprocess([tmp_path / "a.txt"], tokenizer, tmp_path / "corpus", chats=chats, append_eod=False)
     with pytest.raises(ConfigError, match="of chats their template writes all special tokens"):
         preprocess([tmp_path / "a.txt"], tokenizer, tmp_path / "corpus", chats=chats)
-    with pytest.raises(DataError, match="0 bad lines were skipped, 1 chats have no answer"):
+    with pytest.raises(DataError, match="0 bad lines were skipped, 1 chats have nothing to learn"):
         made(tokenizer, chats, tmp_path, [[{"role": "user", "content": "a"}]])
 
 

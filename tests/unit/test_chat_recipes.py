@@ -48,6 +48,8 @@ REFUSED = {
     "packing": ({"phase": {"packing": "chunks"}}, "phases[0].packing: chats (talk) must not see one another, nor be cut; set it to 'documents'"),
     "template": ({"corpus": {"messages": None, "chat_template": "a"}}, "data.talk.chat_template: belongs to chats, which 'messages' names the key of"),
     "loss": ({"corpus": {"messages": None, "loss_on": "all"}}, "data.talk.loss_on: belongs to chats, which 'messages' names the key of"),
+    "keywords": ({"corpus": {"messages": None, "chat_template_kwargs": {"a": 1}}}, "data.talk.chat_template_kwargs: belongs to chats, which"),
+    "tools": ({"corpus": {"messages": None, "tools": None}}, "data.talk.tools: belongs to chats, which 'messages' names the key of"),
     "loss of no kind": ({"corpus": {"loss_on": "some"}}, "data.talk.loss_on: "),
     "tokenizer": (
         {"tokenizer": {"train": {"corpora": ["german", "talk"], "vocab_size": 400}}},
@@ -107,3 +109,21 @@ def test_an_epoch_is_what_the_samples_hold(place):
     by_step = {step.name: step.settings for step in built.steps}
     assert by_step["data/base/talk"]["messages"] == "messages" and "messages" not in by_step["data/base/german"]
     assert config.Corpus.model_fields["loss_on"].default == "answers"
+
+
+def test_receipts_name_what_is_not_the_default(place):
+    """So that those of finished steps stay what they are."""
+
+    def settings(**corpus) -> dict:
+        steps = plan.build(loaded(place, corpus=corpus)).steps
+        return next(step.settings for step in steps if step.name == "data/base/talk")
+
+    before = settings()
+    assert settings(tools="tools", chat_template_kwargs={}) == before and "tools" not in before
+    assert settings(tools=None) == before | {"tools": None} and settings(loss_on="last") == before | {"loss_on": "last"}
+    assert settings(chat_template_kwargs={"a": "1"}) == before | {"chat_template_kwargs": {"a": "1"}}
+
+
+def test_keywords_are_tried_before_anything_runs(place):
+    with pytest.raises(ConfigError, match="data.talk: chat_template_kwargs: bold does not occur in the chat template in .*with"):
+        checks.check(plan.build(loaded(place, corpus={"chat_template_kwargs": {"bold": True}})))
