@@ -28,12 +28,12 @@ class MicroBatch:
     scale: float  # times the sum of the losses: what the schedule averages to the mean over the global batch
     weights: Tensor | None = None  # of each sample's positions: 1 for what is to be predicted, 0 at the last token of a document
     documents: Documents | None = None
-    seed: int | None = None  # of its random numbers, where a phase has noise
+    seeds: noise.Seeds | None = None  # of its random numbers, where a phase has noise
     shares: Tensor | None = None  # as weights: what each counts in that mean, where it is not one over targets
 
 
 def micro_batches(
-    batch: Batch, scale: float | None = None, restart: bool = True, seeds: Callable[[int], int | None] = lambda number: None,
+    batch: Batch, scale: float | None = None, restart: bool = True, seeds: Callable[[int], noise.Seeds | None] = lambda number: None,
     shares: Tensor | None = None,
 ) -> Iterator[MicroBatch]:
     """The micro-batches of a batch.
@@ -42,7 +42,7 @@ def micro_batches(
         scale: micro-batches x data-parallel ranks / targets of the global batch; None: every position is one. With ``shares``
             of the batch the sum of these takes the targets' place.
         restart: positions count from 0 in each document, not in each sample.
-        seeds: ``MicroBatch.seed`` by number.
+        seeds: ``MicroBatch.seeds`` by number.
     """
     where = backend.device()
     for number, (rows, kinds) in enumerate(zip(batch.tokens, batch.corpus)):
@@ -53,7 +53,7 @@ def micro_batches(
         weights = None if batch.weights is None else backend.send(context.mine(batch.weights[number]), where)
         share = 1 / (count * length) if scale is None else scale
         if not in_one_row(batch):
-            yield MicroBatch(inputs, labels, places, corpus, share, weights, seed=seeds(number))
+            yield MicroBatch(inputs, labels, places, corpus, share, weights, seeds=seeds(number))
             continue
         lengths = (length,) * count if batch.lengths is None else batch.lengths[number]
         documents = Documents.of(lengths, length, where, None if batch.prefixes is None else batch.prefixes[number])
@@ -105,8 +105,8 @@ def language_model_loss(num_corpora: int) -> Callable:
 
     def forward_step(batches: Iterator[MicroBatch], model: nn.Module) -> tuple[Tensor, Callable]:
         micro = next(batches)
-        if micro.seed is not None:
-            noise.begin(model, micro.seed)
+        if micro.seeds is not None:
+            noise.begin(model, micro.seeds)
         return forward(model, micro), partial(_mean, micro, num_corpora)
 
     return forward_step

@@ -20,15 +20,14 @@ from megatron_adapt.engine.losses import positions
 from megatron_adapt.engine.packing import Documents
 
 RATES = {"hidden": 0.2, "attention": 0.1, "embedding": 0.3}
-NAMES = (*RATES, "noise")
 RELATIVE = 1e-5
 LAYERS, STEPS_DRAWN, MICRO_BATCHES = 4, 2, 4
 Draws = dict[str, list[str]]  # by what is drawn: the state of the random numbers each time
 
 
 def watch() -> Draws:
-    """From now on, where random numbers stand whenever some are drawn; the same state is the same mask, or noise."""
-    found: Draws = {name: [] for name in NAMES}
+    """From now on, where random numbers stand whenever some are drawn; the same state is the same mask."""
+    found: Draws = {name: [] for name in RATES}
     names = {rate: name for name, rate in RATES.items()}
 
     def draw(name: str) -> None:
@@ -46,14 +45,12 @@ def watch() -> Draws:
 
     F.dropout = watched(F.dropout, "p")
     F.scaled_dot_product_attention = watched(F.scaled_dot_product_attention, "dropout_p")
-    uniform = torch.Tensor.uniform_
-    torch.Tensor.uniform_ = lambda tensor, *bounds: (draw("noise"), uniform(tensor, *bounds))[1]
     return found
 
 
 @pytest.fixture(scope="module")
 def drawn(world: World, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Outcome, list[Draws]]]:
-    """Two steps with both: what they came to, and the draws of each rank."""
+    """Two steps with dropout, and noise that must not disturb it: what they came to, and the draws of each rank."""
 
     @lru_cache
     def train(layout: str, recompute: str = "none") -> tuple[Outcome, list[Draws]]:
@@ -83,7 +80,7 @@ def test_every_mask_is_another(drawn):
     outcome, (draws,) = drawn("one")
     times = STEPS_DRAWN * MICRO_BATCHES
     assert {name: len(states) for name, states in draws.items()} == {
-        "hidden": times * LAYERS * 2, "attention": times * LAYERS, "embedding": times, "noise": times
+        "hidden": times * LAYERS * 2, "attention": times * LAYERS, "embedding": times
     }  # fmt: skip
     states = [state for found in draws.values() for state in found]
     assert len(set(states)) == len(states)
@@ -91,14 +88,14 @@ def test_every_mask_is_another(drawn):
 
 def test_data_parallel_ranks_share_the_masks_of_one(drawn):
     (one, before), (two, after) = drawn("one"), drawn("DP2")
-    for name in NAMES:
+    for name in RATES:
         assert whole(after, name) == whole(before, name)
     assert two.losses == pytest.approx(one.losses, rel=RELATIVE) and two.norms == pytest.approx(one.norms, rel=RELATIVE)
 
 
 def test_tensor_parallel_ranks_drop_their_own_heads_and_the_same_activations(drawn):
     first, second = drawn("TP2")[1]
-    assert all(first[name] == second[name] for name in ("hidden", "embedding", "noise"))
+    assert all(first[name] == second[name] for name in ("hidden", "embedding"))
     assert len(whole([first, second], "attention")) == 2 * STEPS_DRAWN * MICRO_BATCHES * LAYERS
 
 
@@ -108,9 +105,9 @@ def test_tensor_parallel_ranks_drop_their_own_heads_and_the_same_activations(dra
 def test_ranks_with_other_positions_or_layers_draw_their_own(drawn, layout, embeddings, layers, parts):
     """``parts``: of a micro-batch that attention takes one by one."""
     times, draws = STEPS_DRAWN * MICRO_BATCHES, drawn(layout)[1]
-    counts = {name: len(whole(draws, name)) for name in NAMES}
+    counts = {name: len(whole(draws, name)) for name in RATES}
     assert counts == {
-        "hidden": times * layers * 2, "attention": times * layers * parts, "embedding": times * embeddings, "noise": times * embeddings
+        "hidden": times * layers * 2, "attention": times * layers * parts, "embedding": times * embeddings
     }  # fmt: skip
 
 
@@ -118,7 +115,7 @@ def test_ranks_with_other_positions_or_layers_draw_their_own(drawn, layout, embe
 def test_what_is_computed_again_is_dropped_again(drawn, layout):
     (kept, once), (recomputed, twice) = drawn(layout), drawn(layout, "full")
     for before, after in zip(once, twice):
-        assert after["embedding"] == before["embedding"] and after["noise"] == before["noise"]
+        assert after["embedding"] == before["embedding"]
         for name in ("hidden", "attention"):
             assert Counter(after[name]) == {state: 2 for state in before[name]}
     assert recomputed.losses == pytest.approx(kept.losses, rel=RELATIVE)
@@ -142,6 +139,38 @@ def test_evaluation_drops_nothing(world: World, tmp_path: Path):
     assert measured.losses != without.losses
     numbers = [[line["held_out/text"] for line in run.metrics] for run in (measured, without)]
     assert numbers[0] == pytest.approx(numbers[1], rel=1e-12)
+
+
+@pytest.mark.parametrize("layout, micro, packed", [
+    ("TP2+SP", 4, True), ("CP2", 2, True), ("DP2", 2, True), ("TP2+SP", 2, False),
+])  # fmt: skip
+def test_the_noise_on_embeddings_is_the_same_in_every_layout(one_with_noise, world: World, tmp_path: Path, monkeypatch, layout, micro, packed):
+    """Of samples, and of micro-batches of any size; and so are the losses."""
+    monkeypatch.setattr(noise, "BLOCK", 5)  # which no rank's part begins or ends with
+    run = world.train(tmp_path / "run", *LAYOUTS[layout], **one_with_noise.settings(packed), micro_batch_size=micro)
+    one = one_with_noise(packed)
+    assert run.losses == pytest.approx(one.losses, rel=RELATIVE) and run.norms == pytest.approx(one.norms, rel=RELATIVE)
+
+
+@pytest.fixture(scope="module")
+def one_with_noise(world: World, tmp_path_factory: pytest.TempPathFactory):
+    """Runs of one rank and micro-batches of one sample, by whether documents are packed; ``settings``: of the phase."""
+
+    def settings(packed: bool) -> dict:
+        documents = {"packing": "documents"} if packed else {"neftune_per": "sequence"}
+        return {"steps": 2, "neftune_alpha": 20, **documents}
+
+    @lru_cache
+    def train(packed: bool) -> Outcome:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(noise, "BLOCK", 5)
+            run = world.train(tmp_path_factory.mktemp("one"), **settings(packed), micro_batch_size=1)
+            quiet = world.train(tmp_path_factory.mktemp("quiet"), **settings(packed) | {"neftune_alpha": 0}, micro_batch_size=1)
+        assert run.losses != pytest.approx(quiet.losses, rel=1e-3)
+        return run
+
+    train.settings = settings
+    return train
 
 
 def test_a_frozen_embedding(world: World, tmp_path: Path):
@@ -203,7 +232,7 @@ def test_noise_is_uniform_within_the_bound_of_its_document(world: World, layout,
         for number in range(rows):
             tokens = torch.randint(300, (1, 32), generator=torch.Generator().manual_seed(number))
             documents = Documents.of(LENGTHS, 32, backend.device())
-            noise.begin(model, number)
+            noise.begin(model, noise.Seeds(number, (number,)))
             for mode in (model.train, model.eval):
                 inputs = context.mine(tokens)
                 mode()(inputs, documents.within[None], None, labels=inputs, packed_seq_params=documents)

@@ -55,7 +55,7 @@ def both(family: str, keys: dict, rates: Dropout, path: Path, alpha: float = 0.0
         if alpha and found:
             model.get_input_embeddings().neftune_noise_alpha = alpha
             model.get_input_embeddings().register_forward_hook(neftune_post_forward_hook)
-        torch.manual_seed(SEED)
+        torch.manual_seed(noise.block_seed(SEED, 0))
         found.append(measured(model, F.cross_entropy(model(inputs).logits[0], labels[0])))
     CudaRNGStatesTracker.fork = lambda self, name="": contextlib.nullcontext()  # transformers has one stream of random numbers
     backend.start(Layout(), SEED)
@@ -64,7 +64,10 @@ def both(family: str, keys: dict, rates: Dropout, path: Path, alpha: float = 0.0
     model = models.build(shape, Layout(), "fp32", dropout=rates).train()
     convert.load_hf(model, directory, shape)
     noise.add(model, phase(dropout=rates, neftune_alpha=alpha, neftune_per="sequence", sequence_length=LENGTH))
-    torch.manual_seed(SEED)
+    noise.begin(model, noise.Seeds(SEED, (SEED,)))
+    torch.manual_seed(noise.block_seed(SEED, 0))
+    if alpha:  # transformers draws it first from its one stream, and goes on there
+        torch.empty(1, LENGTH, model.config.hidden_size).uniform_()
     return [*found, measured(model, model(inputs, positions(inputs), None, labels=labels).mean())]
 
 
