@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Iterator, Sequence
 
 from megatron_adapt import plan_denoising, recipe as recipes, schedule
-from megatron_adapt.analysis import allocation, cluster as clusters, estimate, wandb_run
+from megatron_adapt.analysis import allocation, cluster as clusters, estimate, recomputation, wandb_run
 from megatron_adapt.config import Dropout, Parallel, Phase, Recipe, TokenizerChoice
 from megatron_adapt.config_types import selected_layers
 from megatron_adapt.data import filters
@@ -76,6 +76,8 @@ def check(plan: Plan) -> list[tuple[str, Phase, ModelShape]]:
         problems += shape.layout_problems(parallel.tensor, parallel.pipeline, parallel.virtual_pipeline)
     for _, phase, shape in phases:
         problems += _phase_problems(phase, shape)
+        if why := recomputation.problem(phase.recompute, shape, parallel.pipeline, parallel.virtual_pipeline):
+            problems.append(f"phase '{phase.name}': {why}")
         narrow = shape.fp8_problems(phase.precision or recipe.precision, parallel.tensor)
         problems += [f"phase '{phase.name}': {text}" for text in narrow]
     if recipe.evaluation.harness is not None:

@@ -42,6 +42,9 @@ def check_phase(phase: Phase, parallel: Any, precision: Any) -> Iterator[tuple[s
         if positions % multiple:
             why = f"{phase.micro_batch_size} x sequence_length {phase.sequence_length} positions are no multiple of {multiple}"
             yield "micro_batch_size", f"{why}, which precision {precision!r} needs"
+    if precision in ("fp8-delayed", "fp8-delayed-true") and phase.recompute == "auto":
+        why = "what is computed again counts in fp8-delayed's history, so that losses would hang on the GPU's memory"
+        yield "recompute", f"{why}; use none, full or a number of layers"
 
 
 def _uneven(length: Any, parallel: Parallel) -> str | None:

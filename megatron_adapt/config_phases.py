@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from megatron_adapt.config_denoising import Denoising
 from megatron_adapt.config_strict import Strict
-from megatron_adapt.config_types import Count, Name, NotNegative, Number, Parts, Positive, Share, Switch, Text
+from megatron_adapt.config_types import Count, Name, NotNegative, Number, Parts, Positive, Recompute, Share, Switch, Text
 
 # bf16-mixed: float32 main weights and moments; bf16-true: weights, gradients and moments in bf16; fp8-...: bf16-mixed, or with
 # -true bf16-true, whose matrix products are in fp8, scaled by tensor (current, or delayed: by what tensors were in the steps
@@ -163,9 +163,10 @@ class Phase(Strict):
     loss_per: Literal["token", "sequence", "document"] = Field(
         "token", description="of what the loss of a step is the mean: tokens, or means of sequences' or documents' tokens"
     )
-    recompute: Literal["none", "selective", "full"] = Field(
-        "none", description="activations computed again in the backward pass instead of kept: none, those inside MLPs, all"
-    )
+    recompute: Recompute = Field(
+        "none", description="activations computed again in the backward pass instead of kept: none, those inside MLPs (selective), "
+        "those of so many layers of each rank, all (full); auto: of as few layers as the GPU's memory allows"
+    )  # fmt: skip
     logits: Literal["auto", "whole", "sliced"] = Field(
         "auto", description="logits of a micro-batch held whole, or in slices of the vocabulary, which are computed again in the "
         "backward pass; auto: slices where a rank had more than 2^28 of them"

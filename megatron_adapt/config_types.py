@@ -26,6 +26,7 @@ DTYPES = ("keep", "float32", "bfloat16", "float16")
 TIES = ("keep", "untie", "tie")
 VERIFY = ("off", "weights", "logits")
 PARTS = ("all", "embedding", "output", "norms")
+RECOMPUTE = ("none", "selective", "full", "auto")
 INVALID: Any = type("Invalid", (), {"__repr__": lambda self: "INVALID"})()  # reported already: checks pass over it
 
 
@@ -163,6 +164,20 @@ def _selectors(value: Any) -> str | list[str]:
     return value
 
 
+def _recompute(value: Any) -> str | int:
+    if value in RECOMPUTE and isinstance(value, str):
+        return value
+    try:
+        count = integer(value)
+    except ValueError:
+        hint = did_you_mean(value, RECOMPUTE, "") if isinstance(value, str) else ""
+        hint = f".{hint}" if "Did you mean" in hint else ""
+        raise ValueError(f"expected {', '.join(RECOMPUTE)} or a number of layers, got {got(value)}{hint}") from None
+    if count < 1:
+        raise ValueError(f"a number of layers is at least 1, got {got(value)}; to keep everything say 'none'")
+    return count
+
+
 def selected_layers(selector: str, num_layers: int) -> range | None:
     """The global layer indices of 'layers[a:b]', a Python slice: ends optional, negative ones count from the end.
 
@@ -176,6 +191,7 @@ Text = Annotated[str, PlainValidator(_text)]
 Texts = Annotated[str | list[str], PlainValidator(_texts)]
 Name = Annotated[str, PlainValidator(_name)]
 Parts = Annotated[str | list[str], PlainValidator(_selectors)]
+Recompute = Annotated[str | int, PlainValidator(_recompute)]
 Switch = Annotated[bool, PlainValidator(_boolean)]
 Integer = Annotated[int, BeforeValidator(integer)]
 Count = Annotated[int, Field(ge=1), BeforeValidator(integer)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Mapping, Sequence
 
@@ -12,12 +13,18 @@ from megatron_adapt.config import BF16_ALONE, FP8, Optimizer, Parallel, Phase
 from megatron_adapt.config_phases import LOGITS_OF_A_SLICE, slices_logits
 from megatron_adapt.families.family import ModelShape
 from megatron_adapt.families.rules import EMBEDDING, OUTPUT
-from megatron_adapt.families.selection import trained_parameters
+from megatron_adapt.families.selection import is_selected, trained_parameters
 
 
-def parameters_per_rank(shape: ModelShape, parallel: Parallel) -> int:
-    """Parameters of the largest rank: most are split by tensor parallelism, layers by pipeline stages."""
+@lru_cache(maxsize=512)
+def parameters_per_rank(shape: ModelShape, parallel: Parallel, train: str | tuple[str, ...] = "all") -> int:
+    """Parameters of the largest rank: most are split by tensor parallelism, layers by pipeline stages. ``train``: those of a phase
+    that it trains."""
     largest, sizes = 0, shape.parameter_shapes()
+    patterns = (train,) if isinstance(train, str) else train
+    sizes = {
+        name: size for name, size in sizes.items() if any(is_selected(name, each, shape.num_layers, shape.tied) for each in patterns)
+    }
     for stage in range(parallel.pipeline):
         count = 0
         for name, size in sizes.items():
@@ -46,9 +53,17 @@ def is_cut(name: str, shape: ModelShape) -> bool:
 
 def state_bytes(optimizer: Optimizer, precision: str, sharers: int = 1) -> float:
     """Bytes per trained parameter of weights, gradients and optimizer; ``sharers``: ranks that share the latter's state."""
-    weights_and_gradients = 8 if precision == "fp32" else 4 if precision in BF16_ALONE else 6
     moments = 0 if optimizer.offload else _moments(optimizer)
-    return weights_and_gradients + _kept_bytes(optimizer, precision, moments) / sharers
+    return weight_bytes(precision) + gradient_bytes(precision) + _kept_bytes(optimizer, precision, moments) / sharers
+
+
+def weight_bytes(precision: str) -> int:
+    return 4 if precision == "fp32" else 2
+
+
+def gradient_bytes(precision: str) -> int:
+    """Of what the micro-batches' gradients are summed up in, and the ranks' (``engine.model.wrap``)."""
+    return 2 if precision in BF16_ALONE else 4
 
 
 def _moments(optimizer: Optimizer) -> float:
@@ -64,41 +79,88 @@ def _kept_bytes(optimizer: Optimizer, precision: str, moments: float) -> float:
 
 
 def memory_per_rank(shape: ModelShape, parallel: Parallel, phase: Phase, precision: str) -> float:
-    """Bytes, roughly, with every parameter training.
+    """Bytes, roughly.
 
-    Weights, gradients and AdamW's state: 16 bytes a parameter in fp32, 18 in bf16-mixed (2 + 4 + main weight 4 + moments
-    8), 8 in bf16-true (2 each; Kahan's compensation 2 more); LionW and, inside layers, Muon have one moment less, those of
-    adamw8bit take a byte, offloaded ones none, the distributed optimizer shares moments and main weights. Layers' matrices in
-    fp8, as they are and transposed, 2 bytes more; under ``full`` recomputation those of one layer at a time. The logits twice in fp32; in slices those of one, three times, and the gradient of the hidden states.
-
-    Activations: 34 bytes per position, layer and hidden unit in bf16 without the score matrix (Korthikanti et al. 2022,
-    eq. 2 and 4), divided by the tensor ranks only under sequence parallelism save for the 24 inside the layers.
-    Recomputed are the 16 inside MLPs (``selective``) or all but a layer's input of 2 (``full``), of one layer at a time.
-    Context parallelism leaves each rank its part of the positions, and gathers the layers' keys and values: kept of each are those
-    that a rank's two chunks see, at most 1 + 1 / 2c of all positions.
+    Weights: 4 bytes each in fp32, else 2; of those that train also gradients and AdamW's state: 12 bytes in fp32, 16 in bf16-mixed
+    (4 + main weight 4 + moments 8), 6 in bf16-true (2 each; Kahan's compensation 2 more); LionW and, inside layers, Muon have one moment
+    less, those of adamw8bit take a byte, offloaded ones none, the distributed optimizer shares moments and main weights. Layers'
+    matrices in fp8, as they are and transposed, 2 bytes more; of one layer at a time where layers are computed again. The logits
+    twice in fp32; in slices those of one, three times, and the gradient of the hidden states. Activations: ``activation_bytes``.
     """
     sharers = parallel.data * parallel.context if parallel.distributed_optimizer else 1
-    state = parameters_per_rank(shape, parallel) * state_bytes(phase.optimizer, precision, sharers)
+    train = phase.train if isinstance(phase.train, str) else tuple(phase.train)
+    trained = parameters_per_rank(shape, parallel, train)
+    state = weight_bytes(precision) * (parameters_per_rank(shape, parallel) - trained)
+    state += trained * state_bytes(phase.optimizer, precision, sharers)
     if phase.optimizer.type == "muon":  # rows of the vocabulary are AdamW's
         matrices = 1 if shape.tied or parallel.pipeline > 1 else 2
         state += matrices * shape.vocab_size * shape.hidden_size / parallel.tensor * (2 if precision in BF16_ALONE else 4)
-    if precision in FP8 and phase.recompute != "full":
-        sizes = (size for name, size in shape.parameter_shapes().items() if name.startswith("decoder.layers."))
-        state += 2 * sum(math.prod(size) for size in sizes if len(size) == 2) / (parallel.tensor * parallel.pipeline)
+    if precision in FP8 and phase.recompute in ("none", "selective"):
+        state += 2 * layer_matrices(shape) / (parallel.tensor * parallel.pipeline)
+    return state + activation_bytes(shape, parallel, phase, precision) + _logits_bytes(shape, parallel, phase)
+
+
+@lru_cache(maxsize=64)
+def layer_matrices(shape: ModelShape) -> int:
+    """Weights of the matrices of all layers."""
+    sizes = (size for name, size in shape.parameter_shapes().items() if name.startswith("decoder.layers."))
+    return sum(math.prod(size) for size in sizes if len(size) == 2)
+
+
+def layers_recomputed(recompute: str | int, shape: ModelShape, parallel: Parallel) -> int:
+    """Of each rank, those that keep their input alone."""
+    assert recompute != "auto", "chosen by what fits: recomputation.fewest"
+    if isinstance(recompute, int):
+        return recompute
+    return shape.num_layers // parallel.pipeline if recompute == "full" else 0
+
+
+def activation_bytes(shape: ModelShape, parallel: Parallel, phase: Phase, precision: str) -> float:
+    """Activations of all micro-batches that a rank has under way, in bytes.
+
+    The others of a rank's L layers keep all that ``layer_bytes`` counts, or without the inside of MLPs (``selective``; that of
+    one layer is there while it is computed again), layers that are computed again their input of 2 bytes a unit. The first of a
+    stage are: when their turn comes in the backward pass the later ones have freed theirs, so that nothing comes on top, unless
+    all are computed again. The first stage of p has p micro-batches under way, 1 + (p - 1) / (p v) times as many with v stages a
+    rank (Narayanan et al. 2021, section 2.2).
+
+    Context parallelism leaves each rank its part of the positions, and gathers the layers' keys and values: kept of each are those
+    that a rank's two chunks see, at most 1 + 1 / 2c of all positions.
+    """
     positions = phase.sequence_length * phase.micro_batch_size / parallel.context
-    around = parallel.tensor if parallel.sequence else 1
-    whole, mlp = 10 / around + 24 / parallel.tensor, 16 / parallel.tensor
-    kept, again = {"none": (whole, 0.0), "selective": (whole - mlp, mlp), "full": (2 / around, whole)}[phase.recompute]
-    layers = shape.num_layers / parallel.pipeline
-    in_flight: float = min(parallel.pipeline, recipes.accumulation(phase, parallel))
-    if parallel.virtual_pipeline > 1:  # 1 + (p - 1) / (p v) times as much (Narayanan et al. 2021, section 2.2)
-        in_flight *= 1 + (parallel.pipeline - 1) / (parallel.pipeline * parallel.virtual_pipeline)
     wide = 2 if precision == "fp32" else 1
-    activations = positions * shape.hidden_size * (kept * layers * in_flight + again) * wide
+    whole, mlp, entry = (wide * positions * size for size in layer_bytes(shape, parallel, phase))
+    layers = shape.num_layers / parallel.pipeline
+    again = layers_recomputed(phase.recompute, shape, parallel)
+    in_flight: float = min(parallel.pipeline, recipes.accumulation(phase, parallel))
+    if parallel.virtual_pipeline > 1:
+        in_flight *= 1 + (parallel.pipeline - 1) / (parallel.pipeline * parallel.virtual_pipeline)
+    if phase.recompute == "selective":
+        total = layers * in_flight * (whole - mlp) + mlp
+    else:
+        total = in_flight * ((layers - again) * whole + again * entry) + (whole if again >= layers else 0)
     if parallel.context > 1:
-        at_once = 1 if phase.recompute == "full" else layers * in_flight
-        activations += at_once * gathered_bytes(shape, parallel, phase, 2 * wide) * (1 + 1 / (2 * parallel.context))
-    return state + activations + _logits_bytes(shape, parallel, phase)
+        at_once = max(1, (layers - again) * in_flight)
+        total += at_once * gathered_bytes(shape, parallel, phase, 2 * wide) * (1 + 1 / (2 * parallel.context))
+    return total
+
+
+def layer_bytes(shape: ModelShape, parallel: Parallel, phase: Phase) -> tuple[float, float, float]:
+    """Bytes of bf16 a position that a layer's backward pass needs on a tensor rank: (all, those inside the MLP, its input).
+
+    By the count of Korthikanti et al. 2022, section 4.1, of this model's widths: 2 bytes for each unit of the inputs of both norms and
+    of what reads them, and of norms behind sub-layers; queries, keys, values and attention's output, without the scores that its
+    kernels compute again (eq. 4), which a model with capped scores has no kernels for (8 bytes each); gate, up and their product. What
+    is h wide is divided by the tensor ranks only under sequence parallelism. A byte of each unit that dropout may drop. For a GPT of
+    4 h feed-forward units that is their 34 h with dropout. In fp8 less is kept: that is not counted.
+    """
+    hidden, around = shape.hidden_size, parallel.tensor if parallel.sequence else 1
+    outside = hidden * (12 if shape.norm_place == "around" else 8) + hidden * (2 if phase.dropout.hidden else 0)
+    mlp = 2 * shape.ffn_hidden_size * (3 if shape.gated else 2)
+    attention = 2 * (shape.qkv_size + shape.query_size)
+    if shape.attention_softcap is not None:
+        attention += 8 * shape.num_attention_heads * phase.sequence_length
+    return outside / around + (attention + mlp) / parallel.tensor, mlp / parallel.tensor, 2 * hidden / around
 
 
 def gathered_bytes(shape: ModelShape, parallel: Parallel, phase: Phase, width: int) -> float:
@@ -128,7 +190,7 @@ def _logits_bytes(shape: ModelShape, parallel: Parallel, phase: Phase) -> float:
 
 def checkpoint_bytes(shape: ModelShape, phase: Phase, precision: str) -> float:
     """Bytes of one checkpoint: all weights, and the optimizer's state of those that train."""
-    weights = (4 if precision == "fp32" else 2) * shape.num_parameters()
+    weights = weight_bytes(precision) * shape.num_parameters()
     return weights + _kept_bytes(phase.optimizer, precision, _moments(phase.optimizer)) * trained_parameters(shape, phase.train)
 
 
@@ -159,6 +221,12 @@ def _ramp_up(phase: Phase) -> str:
     return "" if ramp is None else f", from {ramp.start} in the first {ramp.over:,} steps"
 
 
+def _memory(shape: ModelShape, parallel: Parallel, phase: Phase, precision: str) -> str:
+    chosen = ("full", "none") if phase.recompute == "auto" else (phase.recompute,)
+    found = [memory_per_rank(shape, parallel, phase.model_copy(update={"recompute": one}), precision) / 1e9 for one in chosen]
+    return " to ".join(f"~{size:.2f}" for size in found) + " GB" + (", as the GPU has (recompute: auto)" if len(found) > 1 else "")
+
+
 def rows(
     phases: list[tuple[str, Phase, ModelShape]], parallel: Parallel, precision: str, tokens: Mapping[str, Mapping[str, int]]
 ) -> list[dict[str, str]]:
@@ -183,7 +251,7 @@ def rows(
                 "split": f"{parallel.data} data ranks x {recipes.accumulation(phase, parallel)} micro-batches of "
                 f"{phase.micro_batch_size}"
                 + (f", sequences among {parallel.context} ranks" if parallel.context > 1 else ""),
-                "memory per rank": f"~{memory_per_rank(shape, parallel, phase, phase.precision or precision) / 1e9:.2f} GB",
+                "memory per rank": _memory(shape, parallel, phase, phase.precision or precision),
             }
         )
     return table

@@ -22,7 +22,7 @@ from megatron_adapt.config import Phase
 from megatron_adapt.data.denoising import Ids
 from megatron_adapt.data.sampling import Passes
 from megatron_adapt.engine import (
-    agreement, backend, carry, checkpoint, evaluate, fp8, guard, model as models, noise, optimizer as optimizers, stretches,
+    agreement, backend, carry, checkpoint, evaluate, fp8, guard, memory, model as models, noise, optimizer as optimizers, stretches,
 )  # fmt: skip
 from megatron_adapt.engine.backend import Layout
 from megatron_adapt.engine.batches import Batch, Batches
@@ -134,8 +134,8 @@ class _Run:
         self.hf = self.source.hf
         self.tokenizer = Tokenizer.load(self.hf)
         self.saving: checkpoint.Save | None = None  # what is still being written
-        settings = self.phase.recompute, self.phase.logits, self.phase.dropout
-        self.bare = models.build(self.shape, job.layout, job.precision, *settings)
+        recompute = memory.recompute(self.phase, self.shape, job.layout, job.precision, self.log)
+        self.bare = models.build(self.shape, job.layout, job.precision, recompute, self.phase.logits, self.phase.dropout)
         fp8.set_history(self.bare.config, self.phase.amax_history, self.phase.amax_choice)
         patterns = [self.phase.train] if isinstance(self.phase.train, str) else list(self.phase.train)
         self.trainable = models.freeze(self.bare, patterns)

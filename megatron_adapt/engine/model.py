@@ -22,6 +22,7 @@ from megatron.core.tensor_parallel.layers import (
 )
 from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron_adapt.analysis import recomputation
 from megatron_adapt.config import BF16_ALONE, FP8, Dropout
 from megatron_adapt.engine import backend, decoder, fp8, vocabulary
 from megatron_adapt.engine.backend import Layout
@@ -46,20 +47,22 @@ ACTIVATIONS = {"silu": F.silu, "gelu": F.gelu, "gelu_tanh": partial(F.gelu, appr
 POSITIONS = {"rope": "rope", "learned": "learned_absolute", "alibi": "none"}  # what Megatron calls them
 
 
-# What is computed again in the backward pass instead of being kept: nothing, the MLPs' insides, everything but layers' inputs.
-RECOMPUTE: dict[str, dict[str, Any]] = {
-    "none": {},
-    "selective": {"recompute_granularity": "selective", "recompute_modules": ["mlp"]},
+def _recomputation(recompute: str | int, layout: Layout) -> dict[str, Any]:
+    """Fields of Megatron's TransformerConfig, by a phase's ``recompute``: what is computed again in the backward pass instead of being
+    kept."""
+    if recompute == "none":
+        return {}
+    if recompute == "selective":
+        return {"recompute_granularity": "selective", "recompute_modules": ["mlp"]}
+    method = {"recompute_method": "uniform", "recompute_num_layers": 1}
+    if isinstance(recompute, int):  # of each of a rank's stages the first, where a backward pass has the most memory left
+        method = {"recompute_method": "block", "recompute_num_layers": recompute // layout.virtual_pipeline}
     # Nor are weights in fp8, 2 bytes each, kept from one micro-batch to the next: memory is what is short.
-    "full": {
-        "recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1,
-        "disable_parameter_transpose_cache": True,
-    },  # fmt: skip
-}
+    return {"recompute_granularity": "full", **method, "disable_parameter_transpose_cache": True}
 
 
 def transformer_config(
-    shape: ModelShape, layout: Layout, precision: str, recompute: str = "none", dropout: Dropout = Dropout()
+    shape: ModelShape, layout: Layout, precision: str, recompute: str | int = "none", dropout: Dropout = Dropout()
 ) -> TransformerConfig:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about its own default of a CUDA-graph setting
@@ -67,7 +70,7 @@ def transformer_config(
 
 
 def _transformer_config(
-    shape: ModelShape, layout: Layout, dtype: torch.dtype, recompute: str, dropout: Dropout, more: dict
+    shape: ModelShape, layout: Layout, dtype: torch.dtype, recompute: str | int, dropout: Dropout, more: dict
 ) -> TransformerConfig:
     return TransformerConfig(
         num_layers=shape.num_layers,
@@ -101,7 +104,7 @@ def _transformer_config(
         pipeline_dtype=dtype,
         # Weights always come from a checkpoint or a Hugging Face directory (a model from scratch is one, too).
         perform_initialization=False,
-        **RECOMPUTE[recompute],
+        **_recomputation(recompute, layout),
         **more,
         apply_rope_fusion=decoder.fuses_rotation(shape),
         **backend.config_fields(shape, dropout.hidden),
@@ -109,16 +112,18 @@ def _transformer_config(
 
 
 def build(
-    shape: ModelShape, layout: Layout, precision: str, recompute: str = "none", logits: str = "auto",
+    shape: ModelShape, layout: Layout, precision: str, recompute: str | int = "none", logits: str = "auto",
     dropout: Dropout = Dropout(),
 ) -> LanguageModel | Chunks:
     """This rank's part of the model, weights undefined; on the device, in the precision's dtype.
 
-    ``recompute``: of the activations, in training, one of ``RECOMPUTE``. ``logits``: as in a phase, on the way to losses; ``dropout``:
+    ``recompute``: of the activations, in training: as in a phase, but for ``auto``. ``logits``: as in a phase, on the way to losses; ``dropout``:
     inside layers, where ``noise`` has its random numbers from.
     """
     if problems := shape.layout_problems(layout.tensor, layout.pipeline, layout.virtual_pipeline):
         raise ConfigError("; ".join(problems) + ".")
+    if why := recomputation.problem(recompute, shape, layout.pipeline, layout.virtual_pipeline):
+        raise ConfigError(f"{why}.")
     config = transformer_config(shape, layout, precision, recompute, dropout)
     if problems := shape.fp8_problems(precision, layout.tensor):
         raise ConfigError("; ".join(problems) + ".")
@@ -127,7 +132,7 @@ def build(
     return Chunks(_build(shape, config, recompute, logits, stage) for stage in range(layout.virtual_pipeline))
 
 
-def _build(shape: ModelShape, config: TransformerConfig, recompute: str, logits: str, stage: int | None) -> LanguageModel:
+def _build(shape: ModelShape, config: TransformerConfig, recompute: str | int, logits: str, stage: int | None) -> LanguageModel:
     """``stage``: which of the rank's, where it has several."""
     model = LanguageModel(
         config,

@@ -57,8 +57,8 @@ def test_fp8_copies_are_not_kept_where_layers_are_recomputed(world: World, monke
     config = HFDirectory.open(world.model("untied")).config
     shape = find_family(config).read_config(config)
     monkeypatch.setattr(backend, "has_gpu", lambda: False)
-    kept = {name: models.transformer_config(shape, backend.Layout(), "bf16-true", name) for name in models.RECOMPUTE}
-    assert [config.disable_parameter_transpose_cache for config in kept.values()] == [False, False, True]
+    kept = {name: models.transformer_config(shape, backend.Layout(), "bf16-true", name) for name in ("none", "selective", 1, "full")}
+    assert [config.disable_parameter_transpose_cache for config in kept.values()] == [False, False, True, True]
 
 
 def test_with_true_everything_but_products_is_as_in_bf16_true(world: World, tmp_path: Path, monkeypatch):

@@ -182,6 +182,7 @@ def test_all_problems_of_a_recipe_at_once(run: Run, verb: str) -> None:
             "phase 'full': precision fp8-current-true takes widths that are multiples of 16, not 24 feed-forward units, which are a "
             "rank's under parallel.tensor=2; choose parallel.tensor=1 or precision bf16-true",
         ),
+        ("phases.full.recompute=3", "phase 'full': recompute: 3 is more than a rank has, the model's 2 layers; for all of them use 'full'"),
         ("phases.full.sequence_length=65", "phase 'full': sequence_length 65 exceeds the model's max_position_embeddings 64"),
         ("evaluation.sequence_length=65", "evaluation.sequence_length 65 exceeds the model's max_position_embeddings 64"),
         ("phases.full={packing: documents, restart_positions: false}", "this model's are relative (rope), so it changes nothing"),

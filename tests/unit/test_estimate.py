@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
-from megatron_adapt.analysis import estimate
+from megatron_adapt.analysis import estimate, recomputation
 from megatron_adapt.config import Optimizer, Parallel, Phase
 from megatron_adapt.families import family_named
 from megatron_adapt.families.family import ModelShape
@@ -19,6 +20,8 @@ EMBEDDING = VOCABULARY * H
 SPLIT = (Q + 2 * K) * H + H * Q + 3 * F * H  # matrices of a layer
 NORMS = 2 * H  # of a layer
 LAYER = SPLIT + NORMS
+OUTSIDE, MLP = 8 * H, 2 * 3 * F  # bytes of a layer's activations a position: h wide, and inside the MLP
+KEPT = OUTSIDE + MLP + 2 * (2 * Q + 2 * K)  # all of them: queries, keys, values and attention's output besides
 
 
 def shape(**changes: Any) -> ModelShape:
@@ -51,17 +54,17 @@ def test_memory() -> None:
     positions = 32 * 2
     logits = positions * VOCABULARY * 8
     parameters = whole.num_parameters()
-    assert estimate.memory_per_rank(whole, Parallel(), settings, "bf16-mixed") == 18 * parameters + positions * H * 34 * 2 + logits
-    assert estimate.memory_per_rank(whole, Parallel(), settings, "fp32") == 16 * parameters + positions * H * 68 * 2 + logits
+    assert estimate.memory_per_rank(whole, Parallel(), settings, "bf16-mixed") == 18 * parameters + positions * KEPT * 2 + logits
+    assert estimate.memory_per_rank(whole, Parallel(), settings, "fp32") == 16 * parameters + positions * 2 * KEPT * 2 + logits
 
 
 def test_context_ranks_have_a_part_of_the_positions_and_all_keys() -> None:
     whole, positions, logits = shape(), 2 * 32, 8 * VOCABULARY
-    for recompute, kept, layers in (("none", 34 * 2, 2), ("full", 2 * 2 + 34, 1)):
+    for recompute, kept, layers in (("none", 2 * KEPT, 2), ("full", 2 * 2 * H + KEPT, 1), (1, 2 * H + KEPT, 1)):
         settings = phase(micro_batch_size=2, recompute=recompute)
         found = estimate.memory_per_rank(whole, Parallel(context=2), settings, "bf16-mixed")
         keys = layers * 2 * 2 * K * positions * 1.25
-        assert found == 18 * whole.num_parameters() + positions / 2 * (H * kept + logits) + keys
+        assert found == 18 * whole.num_parameters() + positions / 2 * (kept + logits) + keys
     shared = Parallel(context=4, distributed_optimizer=True)
     less = [estimate.memory_per_rank(whole, one, settings, "bf16-mixed") for one in (Parallel(context=4), shared)]
     assert less[0] - less[1] == (12 - 12 / 4) * whole.num_parameters()
@@ -76,7 +79,7 @@ def test_an_interleaved_pipeline_keeps_more_activations() -> None:
         estimate.memory_per_rank(shape(num_hidden_layers=4), Parallel(pipeline=2, virtual_pipeline=stages), settings, "bf16-mixed")
         for stages in (1, 2)
     )
-    assert interleaved - plain == positions * H * 34 * 2 * 2 * 0.25  # of 2 layers, 2 micro-batches
+    assert interleaved - plain == positions * KEPT * 2 * 2 * 0.25  # of 2 layers, 2 micro-batches
 
 
 def test_logits_in_slices() -> None:
@@ -89,6 +92,60 @@ def test_logits_in_slices() -> None:
         kept = {name: estimate.memory_per_rank(large, Parallel(tensor=tensor), long.model_copy(update={"logits": name}), "fp32") for name in ("auto", "whole", "sliced")}
         assert kept["auto"] == kept["sliced"]
         assert kept["whole"] - kept["sliced"] == 2 * 8192 * (8 * 128_256 / tensor - 4 * H) - 12 * (1 << 26)
+
+
+def test_so_many_layers_recomputed() -> None:
+    """The first of each rank's: nothing on top when their turn comes, as the later ones have freed theirs."""
+    positions, layers = 2 * 32, shape(num_hidden_layers=4)
+    sizes = [recomputation.needs(one, layers, Parallel(), phase(), "bf16-mixed") for one in ("none", 1, 2, 3, 4, "full")]
+    saved = positions * (KEPT - 2 * H)
+    assert [sizes[0] - size for size in sizes] == [0, saved, 2 * saved, 3 * saved, 4 * saved - positions * KEPT, 4 * saved - positions * KEPT]
+    # Of 2 stages with as many micro-batches under way; of twice the width.
+    deep = [recomputation.needs(one, layers, Parallel(pipeline=2), phase(batch_size=8), "fp32") for one in ("none", 1)]
+    assert deep[0] - deep[1] == 2 * 2 * saved
+    # fp8 copies of weights are not kept from one micro-batch to the next as soon as memory is short.
+    low = [recomputation.needs(one, layers, Parallel(), phase(), "fp8-current-true") for one in ("none", 1)]
+    assert low[0] - low[1] == saved + 2 * 4 * SPLIT
+
+
+def test_the_fewest_layers_that_fit() -> None:
+    layers, stages = shape(num_hidden_layers=8), Parallel(pipeline=2, virtual_pipeline=2)
+    assert recomputation.choices(layers, Parallel()) == ["none", 1, 2, 3, 4, 5, 6, 7, "full"]
+    assert recomputation.choices(layers, stages) == ["none", 2, "full"]
+    for parallel in (Parallel(), stages):
+        for choice in recomputation.choices(layers, parallel)[:-1]:
+            limit = recomputation.needs(choice, layers, parallel, phase(batch_size=8), "bf16-mixed")
+            assert recomputation.fewest(layers, parallel, phase(batch_size=8), "bf16-mixed", limit) == choice
+    assert recomputation.fewest(layers, Parallel(), phase(), "bf16-mixed", 1) == "full"
+    assert recomputation.words("none", layers, 1) == "nothing is computed again"
+    assert recomputation.words(3, layers, 2) == "3 of 4 layers of each rank are computed again"
+
+
+def test_activations_by_the_model() -> None:
+    def bytes_of(changes: dict[str, Any] = {}, parallel: Parallel = Parallel(), **settings: Any) -> tuple[float, ...]:
+        return estimate.layer_bytes(replace(shape(), **changes), parallel, phase(**settings))
+
+    assert bytes_of() == (KEPT, MLP, 2 * H)
+    assert bytes_of({"gated": False}) == (KEPT - 2 * F, 4 * F, 2 * H)
+    assert bytes_of({"norm_place": "around"}) == (KEPT + 4 * H, MLP, 2 * H)
+    assert bytes_of({"norm_place": "after"}) == bytes_of({"parallel_residual": True}) == (KEPT, MLP, 2 * H)
+    # Capped scores have no kernel that computes them again.
+    assert bytes_of({"attention_softcap": 50.0})[0] - KEPT == 8 * 4 * 32
+    assert bytes_of(dropout=0.1)[0] - KEPT == 2 * H
+    inside = (KEPT - OUTSIDE) / 2
+    assert bytes_of(parallel=Parallel(tensor=2)) == (OUTSIDE + inside, MLP / 2, 2 * H)
+    assert bytes_of(parallel=Parallel(tensor=2, sequence=True)) == (OUTSIDE / 2 + inside, MLP / 2, H)
+    # Korthikanti et al. 2022, equation 2 without scores: 34 h of a GPT with 4 h feed-forward units and dropout, here 2 h of it in masks
+    # of attention's and the MLP's outputs.
+    gpt = {"gated": False, "ffn_hidden_size": 4 * H, "num_attention_heads": 4, "num_query_groups": 4}
+    assert bytes_of(gpt, dropout=0.1)[0] == 34 * H
+
+
+def test_frozen_weights_have_no_gradients_and_moments() -> None:
+    whole, embeddings = shape(), phase(train=["embedding", "output"])
+    less = estimate.memory_per_rank(whole, Parallel(), phase(), "bf16-mixed") - estimate.memory_per_rank(whole, Parallel(), embeddings, "bf16-mixed")
+    assert less == 16 * (whole.num_parameters() - 2 * EMBEDDING)
+    assert estimate.parameters_per_rank(whole, Parallel(tensor=2), ("embedding", "norms")) == EMBEDDING / 2 + 2 * NORMS + H
 
 
 def test_checkpoints() -> None:
@@ -118,8 +175,8 @@ def test_recomputation_and_a_shared_state() -> None:
     whole, positions = shape(), 2 * 32
     names = ("none", "selective", "full")
     kept = {name: estimate.memory_per_rank(whole, Parallel(), phase(recompute=name, batch_size=8), "bf16-mixed") for name in names}
-    assert kept["none"] - kept["selective"] == positions * H * 16  # two layers' worth, less that of the one at work
-    assert kept["none"] - kept["full"] == positions * H * (34 * 2 - 2 * 2 - 34)
+    assert kept["none"] - kept["selective"] == positions * MLP  # two layers' worth, less that of the one at work
+    assert kept["none"] - kept["full"] == positions * (2 * KEPT - 2 * 2 * H - KEPT)
     shared = estimate.memory_per_rank(whole, Parallel(data=4, distributed_optimizer=True), phase(batch_size=8), "bf16-mixed")
     assert kept["none"] - shared == (18 - (6 + 12 / 4)) * whole.num_parameters()
     shared = estimate.memory_per_rank(whole, Parallel(data=4, distributed_optimizer=True), phase(batch_size=8), "fp32")
@@ -154,7 +211,7 @@ def test_what_saves_memory() -> None:
     # A pipeline keeps the activations of as many micro-batches as it has stages, if there are as many.
     deep = Parallel(pipeline=2)
     one, many = (estimate.memory_per_rank(shape(), deep, phase(batch_size=size), "bf16-mixed") for size in (2, 8))
-    assert many - one == 32 * 2 * H * 34
+    assert many - one == 32 * 2 * KEPT
 
 
 def test_rows() -> None:
@@ -168,4 +225,7 @@ def test_rows() -> None:
     assert [row["tokens"] for row in table] == ["768", "1,024", "1,024", "known after preprocessing"]
     assert table[1]["batch"] == "4 x 32 = 128 tokens"
     assert table[1]["split"] == "2 data ranks x 1 micro-batches of 2"
+    assert re.fullmatch(r"~0\.0\d GB", table[1]["memory per rank"])
+    (auto,) = estimate.rows([("copy", phase(recompute="auto"), shape())], Parallel(), "bf16-mixed", {"adapted": {}})
+    assert re.fullmatch(r"~0\.0\d to ~0\.0\d GB, as the GPU has \(recompute: auto\)", auto["memory per rank"])
     assert table[1]["parameters"] == f"{shape().num_parameters():,}"
