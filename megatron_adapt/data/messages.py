@@ -78,8 +78,8 @@ def _message(message: Any, where: str) -> tuple[dict[str, Any], bool | None]:
         return {"role": role, "content": "", **rest, "tool_calls": calls}, learnt
     if calls:
         _calls(calls, where)
-    said = {"content": None if content is None else _text(content, where)} if content_key in message else {}
-    if not calls and said["content"] is None:
+    said = {} if content is None else {"content": _text(content, where)}
+    if not calls and not said:
         raise BadLine(f"{where} holds a JSON null instead of text")
     return {"role": role, **said, **rest}, learnt
 

@@ -34,7 +34,8 @@ class PackedOrder:
 
     Attributes:
         samples: of an epoch.
-        left_out: chats that are longer than a sample.
+        chats, left_out: of the corpus, and those of them that are longer than a sample.
+        free: share of the samples that no chat fills.
 
     Raises:
         DataError: no chat is short enough, or PREFIX.loss_mask is missing or damaged.
@@ -49,11 +50,11 @@ class PackedOrder:
         self._mask = open_mask(reader)
         self._seed = f"chats {FORMAT} {seed} {name} {sequence_length}"
         fits = int((reader.sizes <= self._size).sum())
-        self.left_out = reader.num_documents - fits
+        self.chats, self.left_out = reader.num_documents, reader.num_documents - fits
         if not fits:
             raise DataError(
                 f"every chat of the corpus {name or reader.prefix} is longer than sequence_length {sequence_length} (the shortest has "
-                f"{int(reader.sizes.min(initial=0))} tokens); lengthen it"
+                f"{int(min(reader.sizes, default=0))} tokens); lengthen it"
             )
         lengths = hashlib.sha256(np.ascontiguousarray(reader.sizes)).hexdigest()
         key = hashlib.sha256(f"{self._seed} {reader.sizes.dtype} {lengths}".encode()).hexdigest()[:20]
@@ -63,6 +64,7 @@ class PackedOrder:
             lambda array: len(array) > 1 and 0 < array[0] <= fits and len(array) == 1 + array[0] + 1 + fits,
         )
         self.samples = int(found[0])
+        self.free = 1 - int(reader.sizes[reader.sizes <= self._size].sum(dtype=np.int64)) / (self.samples * self._size)
         # The chats of all samples back to back, and where each sample's begin.
         self._starts, self._chats = found[1 : self.samples + 2], found[self.samples + 2 :]
 

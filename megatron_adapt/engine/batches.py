@@ -9,7 +9,7 @@ windows of text of which a part is hidden.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -147,10 +147,20 @@ class Batches:
         before = [key.split("@")[0] for key in self.consumed]
         return [name for name, key in self.keys.items() if name in before and key not in self.consumed]
 
+    def notes(self) -> Iterator[str]:
+        """What of the corpora is worth knowing before the first step."""
+        for name, order in self.order.items():
+            if isinstance(order, PackedOrder):
+                yield f"{name}: an epoch has {order.samples:,} sequences of whole chats, which leave {order.free:.1%} of them empty"
+                if order.left_out:
+                    yield f"{name}: {order.left_out:,} of {order.chats:,} chats are longer than sequence_length {self.length} and left out"
+        for name in self.read_otherwise:
+            yield f"{name}: begins anew in other samples than the phases before had; what they have read may come again"
+
     @property
-    def left_out(self) -> dict[str, int]:
-        """Chats that are too long for a sample, by corpus."""
-        return {name: order.left_out for name, order in self.order.items() if isinstance(order, PackedOrder) and order.left_out}
+    def learns_all(self) -> bool:
+        """Whether all is learnt but the first tokens of documents: neither chats nor hidden text."""
+        return all(isinstance(order, SampleOrder) for order in self.order.values())
 
     def size_of(self, positions: Mapping[str, float], targets: Mapping[str, float]) -> float:
         """Bytes of text behind so many positions of each corpus, of chats and hidden text behind so many targets."""

@@ -176,10 +176,8 @@ class _Run:
             data_rank=parallel_state.get_data_parallel_rank(),
             data_size=parallel_state.get_data_parallel_world_size(),
         )
-        for name, count in self.batches.left_out.items():
-            self.log(f"{name}: {count:,} chats are longer than sequence_length {self.phase.sequence_length} and left out")
-        for name in self.batches.read_otherwise:
-            self.log(f"{name}: begins anew in other samples than the phases before had; what they have read may come again")
+        for note in self.batches.notes():
+            self.log(note)
         self.held_out = self._held_out()
         self.metrics = Metrics(job.output, job.tensorboard, job.wandb, self.position.step, log)
         self.forward_step = language_model_loss(len(self.batches.names))
@@ -392,6 +390,8 @@ class _Run:
         bits = sum(s / math.log(2) for s in sums)
         size = self.batches.size_of(dict(zip(names, positions)), dict(zip(names, counts)))
         result = {"loss": sum(sums) / max(sum(counts), 1.0), "bits_per_byte": bits / max(size, 1.0)}
+        if not self.batches.learns_all:
+            result["learnt"] = sum(counts) / max(sum(positions), 1.0)
         if len(names) > 1:
             for name, total, count in zip(names, sums, counts):
                 if count:

@@ -65,9 +65,10 @@ class Metrics:
 
 
 def line(step: int, values: dict[str, Any]) -> str:
+    learnt = f" ({values['learnt']:.0%} learnt)" if "learnt" in values else ""
     text = (
         f"step {step:>6} | loss {values['loss']:.4f} | {values['bits_per_byte']:.3f} bits/byte | lr {values['lr']:.2e} | "
-        f"grad norm {values['grad_norm']:.2f} | {values['tokens_per_second']:,.0f} tokens/s | "
+        f"grad norm {values['grad_norm']:.2f} | {values['tokens_per_second']:,.0f} tokens/s{learnt} | "
         f"{values['tflops_per_rank']:.3g} TFLOP/s | {values['memory_gb']:.1f} GB"
     )
     held_out = [f"{name.removeprefix('held_out/')} {value:.3f}" for name, value in values.items() if name.startswith("held_out/")]

@@ -164,9 +164,10 @@ class ChatTemplate:
         before = self._rendered(messages[:number], tools, prompt=True)[0]
         through = text if number + 1 == len(messages) else self._rendered(messages[: number + 1], tools)[0]
         if not (through.startswith(before) and text.startswith(through)):
+            other = ", or learn the last answer alone (loss_on: last)" if number + 1 < len(messages) else ""
             raise Unrenderable(
                 f"message {number + 1} reads otherwise where the conversation begins, ends or goes on there, so that where the answer "
-                f"stands is not known; {_MARK}, or learn the last answer alone (loss_on: last)"
+                f"stands is not known; {_MARK}{other}"
             )
         # What follows the token that ends the turn, like the line end of ChatML, no model has to write.
         return len(before), len(before) + len(through[len(before) :].rstrip())

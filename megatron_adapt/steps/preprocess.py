@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from megatron_adapt.config import Corpus, Phase
 from megatron_adapt.data.chat import Chats
 from megatron_adapt.data.indexed import IndexedReader
@@ -56,6 +58,8 @@ def run(corpus: Corpus, tokenizer_dir: Path, output: Path, reporter: Reporter, s
         )
     if corpus.messages is not None:
         reporter.log(f"{stats['trained_tokens']:,} tokens are learnt, {stats['empty']:,} chats with nothing to learn left out")
+        shortest, most, longest = np.percentile(IndexedReader(output / PREFIX).sizes, [0, 99, 100], method="higher")
+        reporter.log(f"chats have {shortest:,} to {longest:,} tokens, 99% of them at most {most:,}")
     passes = Passes(corpus.unique_tokens, corpus.shuffled_epochs)
     if stats["tokens"] > 1 and corpus.messages is None:  # else it can be evaluated at most
         SampleOrder(IndexedReader(output / PREFIX), 1, seed, name, passes).build()

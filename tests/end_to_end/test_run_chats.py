@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import tiny
@@ -30,10 +31,12 @@ def test_chats_beside_text(shop: Shop) -> None:
     out = shop.run("run", "talk.yaml").succeeded().out
     metrics = json.loads((shop / "talk/data/base/talk/receipt.json").read_text())["metrics"]
     assert f"{metrics['trained_tokens']:,} tokens are learnt, 1 chats with nothing to learn left out" in out
+    assert re.search(r"chats have \d+ to \d+ tokens, 99% of them at most \d+\n", out)
     text = json.loads((shop / "talk/data/base/german/receipt.json").read_text())["metrics"]["tokens"]
     lines = [json.loads(line) for line in (shop / "talk/adapted/sft/metrics.jsonl").read_text().splitlines()]
     # Chats fill whole samples: an epoch has a little more positions than tokens.
     assert (metrics["tokens"] + text) / 10 / 256 <= len(lines) <= ((metrics["tokens"] * 1.2 + text) / 10 / 256) + 1
+    assert 0.05 < lines[-1]["learnt"] < 0.6 and f" tokens/s ({lines[-1]['learnt']:.0%} learnt) | " in out
     assert lines[-1]["loss/talk"] > 0 and lines[-1]["loss/german"] > 0
     found = {
         stage: json.loads((shop / "talk/evaluation" / stage / "receipt.json").read_text())["metrics"]["talk"]

@@ -187,7 +187,8 @@ def test_every_chat_once_in_every_epoch_and_whole(tokenizer, chats, tmp_path):
     length = 55
     order = PackedOrder(reader, length, 3, "talk")
     fits = [number for number, size in enumerate(reader.sizes) if size <= length + 1]
-    assert order.left_out == reader.num_documents - len(fits) > 0
+    assert order.left_out == reader.num_documents - len(fits) > 0 and order.chats == 200
+    assert order.free == pytest.approx(1 - sum(int(reader.sizes[number]) for number in fits) / (order.samples * (length + 1)))
     epochs = []
     for epoch in range(3):
         samples = [order.pieces(epoch * order.samples + number) for number in range(order.samples)]
@@ -253,7 +254,12 @@ def mixed(tokenizer, chats, tmp_path_factory) -> dict[str, Path]:
 
 
 def test_chats_beside_text(tokenizer, mixed):
-    batch = batches(tokenizer, mixed).next()
+    source = batches(tokenizer, mixed)
+    batch, order = source.next(), source.order["talk"]
+    first = f"talk: an epoch has {order.samples} sequences of whole chats, which leave {order.free:.1%} of them empty"
+    assert list(source.notes()) == [first] and not source.learns_all and batches(tokenizer, {"text": mixed["text"]}).learns_all
+    short = batches(tokenizer, mixed, sequence_length=40)
+    assert f"talk: {short.order['talk'].left_out} of 80 chats are longer than sequence_length 40 and left out" in short.notes()
     is_text = batch.corpus.flatten() == 1
     weights = batch.weights.flatten(0, 1)
     assert is_text.sum() == 4 and weights[is_text].mean() > 0.8 and 0 < weights[~is_text].mean() < 0.6
@@ -280,7 +286,8 @@ def test_chats_are_not_cut(tokenizer, mixed):
 
 def test_too_long_or_damaged(tokenizer, chats, tmp_path):
     prefix, _ = made(tokenizer, chats, tmp_path, many(5))
-    with pytest.raises(DataError, match="every chat of the corpus talk is longer than sequence_length 4 .the shortest has [0-9]+ tokens.; lengthen it"):
+    shortest = min(IndexedReader(prefix).sizes)
+    with pytest.raises(DataError, match=f"every chat of the corpus talk is longer than sequence_length 4 .the shortest has {shortest} tokens.; lengthen it"):
         PackedOrder(IndexedReader(prefix), 4, 0, "talk")
     mask = Path(f"{prefix}.loss_mask")
     content = mask.read_bytes()
