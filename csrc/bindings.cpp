@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <optional>
 
+#include "crc32.h"
 #include "filter_bindings.h"
 #include "indexed_dataset.h"
 #include "merge.h"
@@ -22,7 +23,7 @@ namespace {
 
 // Raised together with INTERFACE of megatron_adapt/__init__.py whenever a name, an argument or a meaning below or in the
 // other *bindings.cpp changes: an extension that is older than the Python files is recognised by it.
-constexpr int kInterface = 5;
+constexpr int kInterface = 6;
 
 using Lengths = py::array_t<std::int64_t, py::array::c_style>;
 
@@ -127,6 +128,14 @@ Positions permute(const Positions& places, std::uint64_t size, std::uint64_t key
   return to_array(found);
 }
 
+std::uint32_t crc32(const py::buffer& data, std::uint32_t value) {
+  const py::buffer_info info = data.request();
+  if (PyBuffer_IsContiguous(info.view(), 'C') == 0) throw py::value_error("data must be contiguous");
+  const auto size = static_cast<std::size_t>(info.size) * static_cast<std::size_t>(info.itemsize);
+  const py::gil_scoped_release released;
+  return megatron_adapt::crc32(info.ptr, size, value);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, module) {
@@ -160,6 +169,10 @@ PYBIND11_MODULE(_C, module) {
       .def_property_readonly("num_documents", &IndexedWriter::num_documents)
       .def_property_readonly("num_tokens", &IndexedWriter::num_tokens)
       .def_property_readonly("is_uint16", &IndexedWriter::is_uint16);
+
+  module.def("crc32", &crc32, py::arg("data"), py::arg("value") = 0,
+             "zlib.crc32; see csrc/crc32.h.");
+  module.def("crc32_is_fast", &megatron_adapt::crc32_is_fast, "Whether it is faster than zlib.crc32.");
 
   module.def("merge_indexed", &merge_indexed, py::arg("prefixes"), py::arg("output_prefix"), py::arg("masked"),
              "Merge datasets in constant memory; returns (documents, tokens). See csrc/merge.h.");

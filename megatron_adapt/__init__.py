@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 __version__ = "0.1.0"
-INTERFACE = 5  # what these files expect of the compiled part: kInterface of csrc/bindings.cpp
+INTERFACE = 6  # what these files expect of the compiled part: kInterface of csrc/bindings.cpp
 
 
 def __getattr__(name: str) -> object:

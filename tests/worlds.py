@@ -287,6 +287,26 @@ def interrupted_after(step: int, run: Outcome, folder: Path) -> Path:
     return folder
 
 
+def without_checksums(folder: Path, **changes: Any) -> None:
+    """Make a checkpoint one that is older than checksums, with changes of its mark (None: without that key)."""
+    (folder / "checksums.json").unlink()
+    file = folder / checkpoint.MARK
+    mark = json.loads(file.read_text())
+    for part in ("files", "digests"):
+        mark[part].pop("checksums.json")
+    mark |= {"digest": None} | changes
+    file.write_text(json.dumps({key: value for key, value in mark.items() if value is not None}))
+
+
+def flip(file: Path, at: int, bits: int = 1) -> None:
+    """Change bits of one byte; doing it again changes them back."""
+    with open(file, "r+b") as opened:
+        opened.seek(at)
+        (byte,) = opened.read(1)
+        opened.seek(at)
+        opened.write(bytes([byte ^ bits]))
+
+
 def assert_identical(run: Outcome, reference: Outcome) -> None:
     assert run.metrics == reference.metrics
     assert changed(stored(reference.folder), stored(run.folder)) == set()  # Adam's moments included

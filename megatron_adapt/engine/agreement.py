@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import Any
 
 import torch.distributed as dist
 
-from megatron_adapt.engine import backend
+from megatron_adapt.engine import backend, integrity
 from megatron_adapt.errors import CheckpointError, ConfigError
-from megatron_adapt.torch_dist.directory import Checkpoint, is_checkpoint, latest_intact, open_checkpoint
+from megatron_adapt.torch_dist import directory
+from megatron_adapt.torch_dist.directory import Checkpoint, is_checkpoint, latest_intact, none_intact, open_checkpoint, step_of
 
 LAG = 60.0  # seconds until all nodes see what one has written (NFS remembers directories so long)
 
@@ -44,20 +46,38 @@ def require_same(settings: Mapping[str, Any]) -> None:
 def latest_checkpoint(
     folder: Path, counts: Callable[[int], bool] = lambda step: True
 ) -> tuple[Checkpoint | None, list[str]]:
-    """What ``latest_intact`` finds on rank 0, on every rank: another node may still see an older one; collective."""
-    word: dict[str, Any] = {}
-    if backend.rank() == 0:
-        try:
-            found, damaged = latest_intact(folder, counts)
-            word = {"name": found.path.name if found else None, "damaged": damaged}
-        except CheckpointError as error:
-            word = {"problem": str(error)}
-    word = _from_rank_0(word)
-    if "problem" in word:
-        raise CheckpointError(word["problem"])
-    if backend.rank() != 0:
-        found = _seen(Path(folder) / word["name"]) if word["name"] else None
-    return found, word["damaged"]
+    """The newest undamaged checkpoint of a folder, of steps that count, and what is wrong with newer ones; collective.
+
+    Rank 0 chooses, as another node may still see an older one; whether it is what was written all ranks find out together.
+
+    Raises:
+        CheckpointError: all are damaged.
+    """
+    damaged: list[str] = []
+    before = math.inf
+    while True:
+        word: dict[str, Any] = {}
+        if backend.rank() == 0:
+            try:
+                found, more = latest_intact(folder, lambda step: counts(step) and step < before)
+                word = {"name": found.path.name if found else None, "damaged": more}
+            except CheckpointError as error:
+                word = {"problem": str(error)}
+        word = _from_rank_0(word)
+        if "problem" in word:
+            raise CheckpointError(" ".join([*damaged, word["problem"]]))
+        damaged += word["damaged"]
+        if word["name"] is None:
+            if damaged:
+                raise none_intact(folder, damaged)
+            return None, []
+        if backend.rank() != 0:
+            found = _seen(Path(folder) / word["name"])
+        if not (wrong := integrity.damage(found.path)):
+            found.is_checked = True
+            return found, damaged
+        damaged.append(str(directory.damaged(found.path, wrong)))
+        before = step_of(found.path)
 
 
 def _seen(path: Path) -> Checkpoint:

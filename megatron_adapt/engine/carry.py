@@ -17,7 +17,7 @@ from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer.optimizer import MegatronOptimizer
-from megatron_adapt.engine import optimizer as optimizers, optimizer_state, vocabulary
+from megatron_adapt.engine import integrity, optimizer as optimizers, optimizer_state, vocabulary
 from megatron_adapt.engine.chunks import Chunks
 from megatron_adapt.torch_dist.directory import Checkpoint
 
@@ -37,6 +37,7 @@ def ages(source: Checkpoint) -> dict[str, int]:
 
 def load(source: Checkpoint, model: GPTModel | Chunks, optimizer: MegatronOptimizer) -> None:
     """Fill the state of every trained parameter that has some in ``source``; all ranks call this."""
+    integrity.require(source, lambda name: name.startswith(_STATE))
     stored, single = _stored(source), optimizers.base(optimizer)
     wanted = optimizer_state.sharded_state(single, vocabulary.sharded_state(model), loading=True)
     empty = {key: _empty(entry, stored[entry.key]) for key, entry in wanted.items() if entry.key in stored}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+import io
 import math
 import os
-import queue
 import re
 import shutil
 import textwrap
@@ -25,14 +25,15 @@ from torch.distributed.checkpoint.api import CheckpointException  # no Exception
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import is_main_replica
-from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.utils import extract_sharded_tensors_and_factories
 from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer.optimizer import MegatronOptimizer
-from megatron_adapt.engine import backend, fp8, optimizer as optimizers, optimizer_state, vocabulary
+from megatron_adapt.engine import backend, files, fp8, integrity, optimizer as optimizers, optimizer_state, vocabulary
 from megatron_adapt.engine.chunks import Chunks
 from megatron_adapt.errors import CheckpointError
 from megatron_adapt.hf.directory import HFDirectory
+from megatron_adapt.streams import checksums
+from megatron_adapt.torch_dist.checksums import write as write_checksums
 from megatron_adapt.torch_dist.directory import (
     MARK,
     PARTIAL,
@@ -120,6 +121,7 @@ class Save:
         (token,) = backend.agree([time.time_ns() // 1000 if backend.rank() == 0 else 0])
         self.partial = self.final.with_name(f"{self.final.name}.{int(token)}{PARTIAL}")
         self.thread: threading.Thread | None = None
+        self.checksums: dict[str, list[int]] = {}  # of what this rank writes
         with self._reported():
             state = _sharded_state(model, optimizer, loading=False)
             self.scales = optimizer_state.scales(optimizers.base(optimizer)) if optimizer is not None else {}
@@ -136,16 +138,18 @@ class Save:
             self._begin(_copied(state) if background else state, background)
 
     def _begin(self, state: dict[str, Any], background: bool) -> None:
-        _write_without_processes()
+        files.write_here(self.checksums)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self.request = dist_checkpointing.save(
                 state, str(self.partial), content_metadata=CONTENT, async_sharded_save=True, **_STRATEGY
             )
-        rng = self.partial / "rng"
-        rng.mkdir(exist_ok=True)
-        with open(rng / f"rank_{backend.rank():05d}.pt", "wb") as file:
-            torch.save(backend.rng_state() | {"scales": self.scales}, file)
+        rng, content = _rng_file(self.partial), io.BytesIO()
+        torch.save(backend.rng_state() | {"scales": self.scales}, content)
+        self.checksums[str(rng.relative_to(self.partial))] = checksums.of(content.getbuffer())
+        rng.parent.mkdir(exist_ok=True)
+        with open(rng, "wb") as file:
+            file.write(content.getbuffer())
             file.flush()
             os.fsync(file.fileno())
         arguments = list(self.request.async_fn_args)
@@ -177,7 +181,10 @@ class Save:
             for function in self.request.finalize_fns:
                 function()
             dist.barrier()
-            if backend.rank() == 0:
+            found: list[dict[str, list[int]]] | None = [{}] * dist.get_world_size() if backend.rank() == 0 else None
+            dist.gather_object(self.checksums, found)
+            if found is not None:
+                write_checksums(self.partial, {name: blocks for part in found for name, blocks in part.items()})
                 HFDirectory.open(self.hf, weights=False).copy_metadata(self.partial / "hf")
                 seal(self.partial, self.final, self.position, _world())
         if backend.rank() == 0:
@@ -199,33 +206,6 @@ class Save:
                 f"could not save {self.final} ({free:.3g} GB are free there): {reason}. Earlier checkpoints are intact; free "
                 f"some space and run again."
             ) from error
-
-
-def _write_without_processes() -> None:
-    """Let Megatron's writer write in the process, and the thread, that it is called in.
-
-    0.16 forks for each file; what it forked outlives a trainer that is killed, waits for it for ever and keeps its pipes open.
-    And it would start a whole interpreter (a multiprocessing manager) to get results from a process that there is none of.
-    """
-    if getattr(filesystem_async, "_results_queue", "absent") is None:
-        filesystem_async._results_queue = queue.SimpleQueue()
-    if hasattr(filesystem_async.FileSystemWriterAsync, "write_preloaded_data_multiproc"):
-        filesystem_async.FileSystemWriterAsync.write_preloaded_data_multiproc = staticmethod(_write_files)
-
-
-def _write_files(transforms: list, _use_msc: bool, _rank: int, files: list, results: queue.SimpleQueue) -> None:
-    """What ``write_preloaded_data_multiproc`` does: puts {number of file: what was written} or an error into ``results``."""
-    written: dict[int, list] = {}
-    for number, file in enumerate(files):
-        told, turns = queue.SimpleQueue(), queue.Queue()
-        turns.put(number)
-        filesystem_async.FileSystemWriterAsync.write_preloaded_data(transforms, number, file, told, turns, True)
-        _, found = told.get()
-        if isinstance(found, Exception):
-            results.put(found)
-            return
-        written[number] = found
-    results.put(written)
 
 
 def require_space(folder: Path, size: int, count: int) -> None:
@@ -306,6 +286,10 @@ def _remove_unfinished(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
+def _rng_file(folder: Path) -> Path:
+    return folder / "rng" / f"rank_{backend.rank():05d}.pt"
+
+
 def _world() -> dict[str, int]:
     return {
         "size": dist.get_world_size(),
@@ -319,7 +303,14 @@ _INSTEAD = "Where there is an earlier checkpoint beside it, move this one away t
 
 
 def load(checkpoint: Checkpoint, model: GPTModel | Chunks, optimizer: MegatronOptimizer | None = None) -> None:
-    """Fill model and, when given, optimizer and random states from a checkpoint written in any layout."""
+    """Fill model and, when given, optimizer and random states from a checkpoint written in any layout.
+
+    What is going to be read is compared with its checksums first; all ranks share that work.
+    """
+    if optimizer is None:
+        integrity.require(checkpoint, lambda name: not name.startswith("optimizer."))
+    else:
+        integrity.require(checkpoint)
     state = _sharded_state(model, optimizer, loading=True, source=checkpoint.path)
     try:
         with warnings.catch_warnings():
@@ -331,7 +322,7 @@ def load(checkpoint: Checkpoint, model: GPTModel | Chunks, optimizer: MegatronOp
     assert not unexpected and all(name.endswith("_extra_state") for name in missing), (missing, unexpected)
     if optimizer is None:
         return
-    rng = checkpoint.path / "rng" / f"rank_{backend.rank():05d}.pt"
+    rng = _rng_file(checkpoint.path)
     try:
         own = torch.load(rng, weights_only=True) if checkpoint.world == _world() and rng.is_file() else {}
     except Exception as error:  # whatever a file without its content makes of it

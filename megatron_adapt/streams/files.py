@@ -14,6 +14,7 @@ from typing import BinaryIO, Callable, Iterator, Mapping, Sequence, Union
 import numpy as np
 
 from megatron_adapt.streams.bits import Source, bands, is_finite, size
+from megatron_adapt.streams.checksums import CheckedFile, Running
 
 FLUSHED = 64 * 2**20  # bytes after which the disk is told to begin
 WRITTEN = 2**18  # bytes at a time: for more than a megabyte ext4 looks for larger pages, which takes ten times as long
@@ -22,12 +23,16 @@ Piece = Union[bytes, str]  # literal bytes, or the name of a tensor
 
 
 def write(
-    source: Source, files: Mapping[Path, Sequence[Piece]], progress: Callable[[int, int], None] = lambda done, total: None
+    source: Source,
+    files: Mapping[Path, Sequence[Piece]],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    checksums: dict[Path, list[int]] | None = None,
 ) -> tuple[int, list[str]]:
     """Write files of one folder; those that are there already and hold every bit of what they should are kept.
 
     Args:
         progress: called with (tensors done, tensors in all).
+        checksums: gets those of all files, taken of what is to be in them.
     Returns:
         how many were kept, and the names of tensors that hold a NaN or infinite value.
     Raises:
@@ -36,9 +41,15 @@ def write(
     total = sum(isinstance(piece, str) for pieces in files.values() for piece in pieces)
     done, kept, broken = 0, 0, []
     for path, pieces in files.items():
-        found = held(path, pieces, source) if path.is_file() else None
+        passing = None if checksums is None else Running()
+        found = held(path, pieces, source, passing) if path.is_file() else None
         kept += found is not None
-        broken += _write(path, pieces, source, lambda count: progress(done + count, total)) if found is None else found
+        if found is None:
+            passing = passing and Running()
+            found = _write(path, pieces, source, lambda count: progress(done + count, total), passing)
+        broken += found
+        if checksums is not None and passing is not None:
+            checksums[path] = passing.blocks()
         done += sum(isinstance(piece, str) for piece in pieces)
         progress(done, total)
     return kept, broken
@@ -54,10 +65,10 @@ def write_small(path: Path, content: bytes) -> None:
     os.replace(partial, path)
 
 
-def held(path: Path, pieces: Sequence[Piece], source: Source) -> list[str] | None:
+def held(path: Path, pieces: Sequence[Piece], source: Source, passing: Running | None = None) -> list[str] | None:
     """Of a file that consists of these bytes and tensors, bit for bit, those with a NaN or infinite value; None: it does not.
 
-    Reads a band of each at a time.
+    Reads a band of each at a time; ``passing`` gets all that should be in the file.
     """
     if path.stat().st_size != length(pieces, source):
         return None
@@ -68,6 +79,8 @@ def held(path: Path, pieces: Sequence[Piece], source: Source) -> list[str] | Non
             fill(file, found)
             if not np.array_equal(part, found):
                 return None
+            if passing is not None:
+                passing.add(part)
             if _is_broken(name, part, source) and name not in broken:
                 broken.append(name)
     return broken
@@ -82,7 +95,7 @@ def length(pieces: Sequence[Piece], source: Source) -> int:
     return sum(len(piece) if isinstance(piece, bytes) else size(source.info(piece)) for piece in pieces)
 
 
-def fill(file: BinaryIO, out: np.ndarray) -> None:
+def fill(file: BinaryIO | CheckedFile, out: np.ndarray) -> None:
     """Read as many bytes as the contiguous array has.
 
     Raises:
@@ -96,7 +109,9 @@ def fill(file: BinaryIO, out: np.ndarray) -> None:
         rest = rest[count:]
 
 
-def _write(path: Path, pieces: Sequence[Piece], source: Source, progress: Callable[[int], None]) -> list[str]:
+def _write(
+    path: Path, pieces: Sequence[Piece], source: Source, progress: Callable[[int], None], passing: Running | None
+) -> list[str]:
     partial = _partial(path)
     broken: list[str] = []
     seen: list[str] = []
@@ -107,6 +122,8 @@ def _write(path: Path, pieces: Sequence[Piece], source: Source, progress: Callab
             waiting = 0
             for name, part in _content(pieces, source):
                 waiting += _put(file, part)
+                if passing is not None:
+                    passing.add(part)
                 if name not in broken and _is_broken(name, part, source):
                     broken.append(name)
                 if name and name not in seen[-1:]:

@@ -20,6 +20,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO, Iterator
 
+from megatron_adapt.streams.checksums import CheckedFile
 from megatron_adapt.torch_dist.encoding import Call, Name, Persistent, dumps
 
 ALIGNMENT = 64  # bytes, of the values: torch's own
@@ -106,7 +107,7 @@ def _archive(small: list[tuple[str, bytes]], values: int | None) -> tuple[bytes,
     return before, after
 
 
-def locate(file: BinaryIO, offset: int, length: int) -> Values:
+def locate(file: BinaryIO | CheckedFile, offset: int, length: int) -> Values:
     """Where the values of the tensor lie whose archive has ``length`` bytes from ``offset`` on; offsets in the file.
 
     Raises:
@@ -127,7 +128,7 @@ def locate(file: BinaryIO, offset: int, length: int) -> Values:
 class _Archive:
     """The records of a zip archive that is a part of a file."""
 
-    def __init__(self, file: BinaryIO, offset: int, length: int) -> None:
+    def __init__(self, file: BinaryIO | CheckedFile, offset: int, length: int) -> None:
         self.file, self.offset, self.length = file, offset, length
 
     def read(self, start: int, size: int) -> bytes:

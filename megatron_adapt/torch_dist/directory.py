@@ -3,8 +3,10 @@
     PHASE/step_00000100/            one checkpoint; a name that ends in .tmp was never finished and is never loaded
         __0_0.distcp ... .metadata  Megatron's own files: model, optimizer, any layout may read them
         rng/rank_00000.pt           random states, used again when the layout is the same
+        checksums.json              of the files above but .metadata, for each megabyte
         hf/                         config.json and tokenizer of the model
-        checkpoint.json             written last: what and where in training, the size of every other file, and digests of small ones
+        checkpoint.json             written last: what and where in training, the size of every other file, digests of small ones,
+                                    and of itself
 """
 
 from __future__ import annotations
@@ -16,9 +18,10 @@ import re
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Iterable
 
 from megatron_adapt.errors import CheckpointError
+from megatron_adapt.torch_dist import checksums
 
 MARK = "checkpoint.json"
 FORMAT = 1
@@ -66,6 +69,7 @@ class Checkpoint:
     position: Position
     world: dict[str, int]
     config: dict[str, Any]
+    is_checked: bool = False  # whether everything in it has been compared with its checksums
 
     @property
     def hf(self) -> Path:
@@ -77,18 +81,14 @@ def is_checkpoint(path: Path) -> bool:
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Validate a checkpoint directory (mark, every file's size); ``CheckpointError`` tells what is wrong with it."""
+    """Validate a checkpoint directory (mark, every file's size, small ones' content); ``CheckpointError`` tells what is wrong.
+
+    What tensors hold is compared by those who read them: it takes long.
+    """
     path = Path(path)
     if not is_checkpoint(path):
         raise CheckpointError(f"{path}: no finished checkpoint here ({MARK} is missing).")
-    try:
-        mark = json.loads((path / MARK).read_text())
-    except ValueError as error:
-        raise CheckpointError(f"{path / MARK}: not JSON ({error}); use an earlier checkpoint.") from error
-    if not isinstance(mark, dict) or mark.get("format") != FORMAT:
-        raise CheckpointError(
-            f'{path / MARK} does not say "format": {FORMAT}; another version of this program wrote it.'
-        )
+    mark = _read_mark(path / MARK)
     problems = []
     for name, size in mark["files"].items():
         file = path / name
@@ -97,18 +97,40 @@ def open_checkpoint(path: Path) -> Checkpoint:
         elif file.stat().st_size != size:
             problems.append(f"{name} has {file.stat().st_size} bytes instead of {size}")
     if problems:
-        raise CheckpointError(f"{path}: damaged checkpoint: {'; '.join(problems)}. Use an earlier one or repeat the phase.")
+        raise damaged(path, problems)
     changed = [name for name, digest in mark.get("digests", {}).items() if _digest(path / name) != digest]
     if changed:
-        raise CheckpointError(
-            f"{path}: damaged checkpoint: {', '.join(changed)} changed since it was written. Use an earlier one or repeat the phase."
-        )
+        raise damaged(path, [f"{', '.join(changed)} changed since it was written"])
     try:
         config = json.loads((path / "hf" / "config.json").read_text())
     except ValueError as error:  # of older checkpoints, without digests
-        raise CheckpointError(f"{path}: damaged checkpoint: hf/config.json is not JSON ({error}). Use an earlier one.") from error
-    position = Position(**mark["position"] | {"history": History(**mark["position"].get("history", {}))})
+        raise damaged(path, [f"hf/config.json is not JSON ({error})"]) from error
+    try:
+        position = Position(**mark["position"] | {"history": History(**mark["position"].get("history", {}))})
+    except TypeError as error:
+        raise CheckpointError(f"{path / MARK} says more than this version of the program understands ({error}).") from error
     return Checkpoint(path, position, {"context": 1} | mark["world"], config)  # of which older checkpoints say nothing
+
+
+def damaged(path: Path, problems: Iterable[object]) -> CheckpointError:
+    """What to raise where some files of a checkpoint are not as they were written."""
+    return CheckpointError(f"{path}: damaged checkpoint: {'; '.join(map(str, problems))}. Use an earlier one or repeat the phase.")
+
+
+def _read_mark(file: Path) -> dict[str, Any]:
+    try:
+        mark = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise CheckpointError(f"{file}: not JSON ({error}); use an earlier checkpoint.") from error
+    if not isinstance(mark, dict) or mark.get("format") != FORMAT:
+        raise CheckpointError(f'{file} does not say "format": {FORMAT}; another version of this program wrote it.')
+    # Older checkpoints have neither the digest nor checksums: where it was damaged away, these are still there.
+    digest = mark.pop("digest", None)
+    if digest != _mark_digest(mark) and (digest is not None or (file.parent / checksums.NAME).is_file()):
+        raise damaged(file.parent, [f"{MARK} changed since it was written"])
+    if missing := {"files", "position", "world"} - mark.keys():
+        raise damaged(file.parent, [f"{MARK} does not say {', '.join(sorted(missing))}"])
+    return mark
 
 
 def resolve(path: Path) -> Checkpoint:
@@ -143,15 +165,19 @@ def latest_intact(folder: Path, counts: Callable[[int], bool] = lambda step: Tru
 
     Raises ``CheckpointError`` when all are damaged: beginning anew is not for a program to decide.
     """
-    damaged: list[str] = []
+    problems: list[str] = []
     for path in reversed([path for path in finished(folder) if counts(step_of(path))]):
         try:
-            return open_checkpoint(path), damaged
+            return open_checkpoint(path), problems
         except CheckpointError as error:
-            damaged.append(str(error))
-    if damaged:
-        raise CheckpointError(" ".join([*damaged, f"No checkpoint in {folder} is intact; remove it to train the phase anew."]))
+            problems.append(str(error))
+    if problems:
+        raise none_intact(folder, problems)
     return None, []
+
+
+def none_intact(folder: Path, problems: Iterable[str]) -> CheckpointError:
+    return CheckpointError(" ".join([*problems, f"No checkpoint in {folder} is intact; remove it to train the phase anew."]))
 
 
 def step_folder(folder: Path, step: int) -> Path:
@@ -169,7 +195,8 @@ def seal(partial: Path, final: Path, position: Position, world: dict[str, int]) 
     for name in compared:  # others are flushed by the ranks that write them
         _flush(partial / name)
     digests = {name: _digest(partial / name) for name in compared}
-    mark = {"format": FORMAT, "position": asdict(position), "world": world, "files": files, "digests": digests}
+    mark: dict[str, Any] = {"format": FORMAT, "position": asdict(position), "world": world, "files": files, "digests": digests}
+    mark["digest"] = _mark_digest(mark)
     with open(partial / MARK, "w") as file:
         json.dump(mark, file, indent=1)
         file.flush()
@@ -181,13 +208,16 @@ def seal(partial: Path, final: Path, position: Position, world: dict[str, int]) 
 
 
 def _is_compared(name: str) -> bool:
-    """Whether a file's content is compared whenever a checkpoint is opened: not that of tensors, which take long to read, nor what
-    each rank reads for itself. After a power cut a file can have its size and nothing in it."""
+    """Whether a file's content is compared whenever a checkpoint is opened: not what has checksums instead."""
     return not name.endswith(".distcp") and not name.startswith("rng/")
 
 
 def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:32]
+
+
+def _mark_digest(mark: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(mark, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _flush(path: Path) -> None:

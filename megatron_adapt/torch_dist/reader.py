@@ -1,4 +1,7 @@
-"""Any tensor of a distributed checkpoint, read alone: whatever the number of ranks that wrote it."""
+"""Any tensor of a distributed checkpoint, read alone: whatever the number of ranks that wrote it.
+
+Where the checkpoint has checksums, no bit is given out that was not compared with them.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,9 @@ import numpy as np
 
 from megatron_adapt.errors import CheckpointError
 from megatron_adapt.streams.bits import WIDTHS, Info
+from megatron_adapt.streams.checksums import Changed, CheckedFile, Room
 from megatron_adapt.streams.files import fill
+from megatron_adapt.torch_dist import checksums
 from megatron_adapt.torch_dist.container import Unreadable, Values, locate
 from megatron_adapt.torch_dist.pickles import Chunk, Place, Tensor, read_table
 
@@ -31,7 +36,8 @@ class TensorReader:
         self._entries: dict[str, object] = table.state_dict_metadata
         self._tensors = {name: entry for name, entry in self._entries.items() if isinstance(entry, Tensor)}
         self._places: dict[tuple, Place] = {index.key: place for index, place in table.storage_data.items()}
-        self._files: dict[str, BinaryIO] = {}
+        self._checksums, self._room = checksums.read(self.path), Room()
+        self._files: dict[str, BinaryIO | CheckedFile] = {}
         self._found: dict[tuple, Values] = {}
         if problems := [*self._damaged_files(), *self._incomplete_tensors()]:
             shown = "; ".join(problems[:6]) + (f" and {len(problems) - 6} more" if len(problems) > 6 else "")
@@ -63,17 +69,18 @@ class TensorReader:
                 wanted = tuple(slice(first - at, last - at) for first, last, at in zip(low, high, begin))
                 try:
                     self._read(name, chunk, inside, out[wanted])
-                except (Unreadable, EOFError, OSError) as error:
-                    file = self.path / self._places[name, chunk.offsets].relative_path
-                    reason = "it has become shorter" if isinstance(error, EOFError) else str(error)
-                    raise CheckpointError(f"{file}: {name} cannot be read: {reason}.") from None
+                except (Unreadable, Changed, EOFError, OSError) as error:
+                    raise self._unreadable(name, self._places[name, chunk.offsets], error) from None
 
     def get_object(self, name: str) -> io.BytesIO:
         """The bytes of an entry that is no tensor."""
         place = self._places[name, None]
-        with open(self.path / place.relative_path, "rb") as file:
+        try:
+            file = self._open(place.relative_path)
             file.seek(place.offset)
             return io.BytesIO(file.read(place.length))
+        except (Changed, OSError) as error:
+            raise self._unreadable(name, place, error) from None
 
     def close(self) -> None:
         for file in self._files.values():
@@ -88,9 +95,7 @@ class TensorReader:
 
     def _read(self, name: str, chunk: Chunk, inside: tuple[slice, ...], out: np.ndarray) -> None:
         place = self._places[name, chunk.offsets]
-        if place.relative_path not in self._files:
-            self._files[place.relative_path] = open(self.path / place.relative_path, "rb", buffering=0)
-        file = self._files[place.relative_path]
+        file = self._open(place.relative_path)
         values = self._values(name, chunk, place, file)
         width = WIDTHS[values.dtype]
         if not values.is_contiguous:  # saved transposed, say
@@ -112,7 +117,18 @@ class TensorReader:
             fill(file, part)
             out[...] = part
 
-    def _values(self, name: str, chunk: Chunk, place: Place, file: BinaryIO) -> Values:
+    def _open(self, name: str) -> BinaryIO | CheckedFile:
+        if name not in self._files:
+            found = self._checksums.get(name)
+            file = self.path / name
+            self._files[name] = open(file, "rb", buffering=0) if found is None else CheckedFile(file, found, self._room)
+        return self._files[name]
+
+    def _unreadable(self, name: str, place: Place, error: Exception) -> CheckpointError:
+        reason = "it has become shorter" if isinstance(error, EOFError) else str(error)
+        return CheckpointError(f"{self.path / place.relative_path}: {name} cannot be read: {reason}.")
+
+    def _values(self, name: str, chunk: Chunk, place: Place, file: BinaryIO | CheckedFile) -> Values:
         key = (name, chunk.offsets)
         if key not in self._found:
             if transforms := getattr(place, "transform_descriptors", None):

@@ -10,7 +10,7 @@ from typing import Any, Callable
 from megatron_adapt.errors import CheckpointError
 from megatron_adapt.streams import files
 from megatron_adapt.streams.bits import WIDTHS, Info, Source, size
-from megatron_adapt.torch_dist import container
+from megatron_adapt.torch_dist import checksums, container
 from megatron_adapt.torch_dist.encoding import Call, Made, Name, Pairs, dumps
 
 # What Megatron Core calls this format; 0.16 writes it, 0.16 to 0.19 read it.
@@ -66,11 +66,13 @@ def write(
     try:
         path.mkdir(parents=True, exist_ok=True)
         (path / ".metadata").unlink(missing_ok=True)
-        kept, broken = files.write(source, plan, progress)
+        found: dict[Path, list[int]] = {}
+        kept, broken = files.write(source, plan, progress, found)
         for stray in {*path.glob("*.distcp"), *path.glob(".*.partial")} - set(plan):
             stray.unlink()  # of an earlier call, for another model
         files.write_small(path / "common.pt", container.plain({"content_metadata": CONTENT}))
         files.write_small(path / "metadata.json", json.dumps(FORMAT).encode())
+        checksums.write(path, {file.name: found[file] for file in plan})
         infos = {name: source.info(name) for name in source.names()}
         files.write_small(path / ".metadata", dumps(_table(infos, places)))
     except OSError as error:

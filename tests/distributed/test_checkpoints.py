@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Callable
 
 import pytest
-from worlds import LAYOUTS, STEPS, World, assert_identical, interrupted_after, phase, tensors
+from worlds import LAYOUTS, STEPS, World, assert_identical, interrupted_after, phase, tensors, without_checksums
 
 from megatron_adapt import launch
 from megatron_adapt.engine import backend, checkpoint, loop
@@ -53,8 +53,10 @@ def test_a_directory_without_its_mark_is_never_loaded(world: World, uninterrupte
         (lambda path: (path.parent / "hf" / "config.json").unlink(), "hf/config.json is missing"),
         (lambda path: (path.parent / checkpoint.MARK).write_text("{"), "not JSON"),
         (lambda path: (path.parent / checkpoint.MARK).write_text('{"format": 2}'), '"format": 1; another version'),
+        (lambda path: without_checksums(path.parent, world=None), "damaged checkpoint: checkpoint.json does not say world"),
+        (lambda path: without_checksums(path.parent, position={"age": 3}), "checkpoint.json says more than this version .* 'age'"),
     ],
-    ids=["truncated", "missing", "no config", "torn mark", "another format"],
+    ids=["truncated", "missing", "no config", "torn mark", "another format", "no world", "newer"],
 )
 def test_a_damaged_checkpoint_is_refused(world: World, uninterrupted, tmp_path: Path, damage, message):
     folder = interrupted_after(2, uninterrupted(), tmp_path / "run")
@@ -64,18 +66,26 @@ def test_a_damaged_checkpoint_is_refused(world: World, uninterrupted, tmp_path: 
     assert "step_00000002" in str(caught.value) and "\n" not in str(caught.value)
 
 
+BESIDE = "Where there is an earlier checkpoint beside it, move this one away"
+
+
 @pytest.mark.parametrize(
-    "file, message",
+    "file, message, is_old",
     [
-        (".metadata", r"step_00000002: damaged checkpoint: .metadata changed since it was written"),
-        ("hf/config.json", r"step_00000002: damaged checkpoint: hf/config.json changed since it was written"),
-        ("__0_0.distcp", r"step_00000002: cannot be read \(.*\). Where there is an earlier checkpoint beside it, move this one away"),
-        ("rng/rank_00000.pt", r"rank_00000.pt: cannot be read \(.*\). Where there is an earlier checkpoint beside it, move this one away"),
+        (".metadata", r"step_00000002: damaged checkpoint: .metadata changed since it was written", False),
+        ("hf/config.json", r"step_00000002: damaged checkpoint: hf/config.json changed since it was written", False),
+        ("checksums.json", r"step_00000002: damaged checkpoint: checksums.json changed since it was written", False),
+        ("__0_0.distcp", r"damaged checkpoint: __0_0.distcp: bytes 0 to [\d,]+ of the file changed since it was written. Use", False),
+        ("rng/rank_00000.pt", r"damaged checkpoint: rng/rank_00000.pt: bytes 0 to [\d,]+ of the file changed since it was wr", False),
+        ("__0_0.distcp", rf"step_00000002: cannot be read \(.*\). {BESIDE}", True),
+        ("rng/rank_00000.pt", rf"rank_00000.pt: cannot be read \(.*\). {BESIDE}", True),
     ],
 )
-def test_damage_that_keeps_the_size_is_refused(world: World, uninterrupted, tmp_path: Path, file, message):
-    """As after a power cut; what is small is known before anything is read."""
+def test_damage_that_keeps_the_size_is_refused(world: World, uninterrupted, tmp_path: Path, file, message, is_old):
+    """As after a power cut; all is known before anything is loaded, but for checkpoints that are older than checksums."""
     folder = interrupted_after(2, uninterrupted(), tmp_path / "run")
+    if is_old:
+        without_checksums(folder / "step_00000002")
     damaged = folder / "step_00000002" / file
     damaged.write_bytes(bytes(damaged.stat().st_size))
     with pytest.raises(CheckpointError, match=message):
@@ -84,13 +94,19 @@ def test_damage_that_keeps_the_size_is_refused(world: World, uninterrupted, tmp_
 
 def test_a_checkpoint_from_before_digests(world: World, uninterrupted, tmp_path: Path):
     folder = interrupted_after(2, uninterrupted(), tmp_path / "run") / "step_00000002"
-    mark = json.loads((folder / checkpoint.MARK).read_text())
-    assert {"hf/config.json", ".metadata", "common.pt"} <= mark.pop("digests").keys()
-    (folder / checkpoint.MARK).write_text(json.dumps(mark))
+    digests = json.loads((folder / checkpoint.MARK).read_text())["digests"]
+    assert {"hf/config.json", ".metadata", "common.pt", "checksums.json"} <= digests.keys()
+    without_checksums(folder, digests=None)
     assert checkpoint.open_checkpoint(folder).position.step == 2
     (folder / "hf" / "config.json").write_bytes(bytes((folder / "hf" / "config.json").stat().st_size))
     with pytest.raises(CheckpointError, match="damaged checkpoint: hf/config.json is not JSON .*Use an earlier one"):
         checkpoint.open_checkpoint(folder)
+
+
+def test_a_checkpoint_from_before_checksums(world: World, uninterrupted, tmp_path: Path):
+    folder = interrupted_after(2, uninterrupted(), tmp_path / "run")
+    without_checksums(folder / "step_00000002")
+    assert_identical(world.train(folder, **STEPS), uninterrupted())
 
 
 def test_a_checkpoint_of_another_phase_is_refused(world: World, uninterrupted, tmp_path: Path):

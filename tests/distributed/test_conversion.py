@@ -17,7 +17,7 @@ import psutil
 import pytest
 import torch
 import transformers.models.llama.modeling_llama  # noqa: F401  once, here: the forked ranks need it
-from worlds import LAYOUTS, MODELS, Layout, World, hf_model, on_ranks, same_bits, stored, tensors
+from worlds import LAYOUTS, MODELS, Layout, World, hf_model, on_ranks, same_bits, stored, tensors, without_checksums
 
 from megatron_adapt import launch
 from megatron_adapt.engine import backend, checkpoint, model as models
@@ -281,8 +281,8 @@ def test_pickles_with_code_are_not_run(world: World, tmp_path: Path, monkeypatch
 def test_a_checkpoint_of_another_shape_is_refused(world: World, tmp_path: Path):
     folder = shutil.copytree(world.imported("untied"), tmp_path / "in")
     file = folder / "step_00000000" / "hf" / "config.json"
-    size, mark = file.stat().st_size, file.parents[1] / checkpoint.MARK
-    mark.write_text(json.dumps({**json.loads(mark.read_text()), "digests": {}}))  # or the change itself would be refused
+    size = file.stat().st_size
+    without_checksums(file.parents[1], digests={})  # or the change itself would be refused
     for change, message in (
         ('"tie_word_embeddings": true ', "no place in a llama model: output_layer.weight"),
         ('"num_hidden_layers": 5', "tensors are missing: decoder.layers.4.self_attention.linear_qkv.layer_norm_weight"),

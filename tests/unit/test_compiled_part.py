@@ -16,7 +16,7 @@ from megatron_adapt.errors import ConfigError
 from megatron_adapt.steps import doctor
 
 # One for each interface, the first is number 1: another interface is another line, none is ever replaced.
-INTERFACES = ["bd7664a66495", "d847433059d8", "5e24b336a5b0", "16b3371eedcf", "7788b5f22cac"]
+INTERFACES = ["bd7664a66495", "d847433059d8", "5e24b336a5b0", "16b3371eedcf", "7788b5f22cac", "ced99c0dc7c7"]
 
 
 @pytest.fixture

@@ -25,8 +25,8 @@ from torch.distributed.checkpoint.storage import WriteResult
 
 from megatron_adapt.errors import CheckpointError
 from megatron_adapt.families.rules import FLOATS
-from megatron_adapt.streams import bits, files
-from megatron_adapt.torch_dist import container, pickles, writer
+from megatron_adapt.streams import bits, checksums as streamed, files
+from megatron_adapt.torch_dist import checksums, container, pickles, writer
 from megatron_adapt.torch_dist.encoding import Call, Made, Name, Pairs, dumps
 from megatron_adapt.torch_dist.reader import TensorReader
 
@@ -266,8 +266,47 @@ def test_damaged_values_are_named(tmp_path: Path):
     at = data.index(b"PK\1\2")
     data[at + 10] = 8  # the directory says: deflated
     (tmp_path / "__0_0.distcp").write_bytes(data)
+    (tmp_path / "checksums.json").unlink()
     with TensorReader(tmp_path) as reader, pytest.raises(CheckpointError, match=r"__0_0\.distcp: matrix cannot be read: it is compressed"):
         reader.read("matrix", (0, 0), bits.empty((37, 5), "float32"))
+
+
+def test_no_changed_value_is_given_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Also not of a file that an earlier call had finished."""
+    for module in (streamed, checksums):
+        monkeypatch.setattr(module, "BLOCK", 256)
+    monkeypatch.setitem(checksums._HEADER, "block_bytes", 256)
+    source = Tensors(tensors())
+    writer.write(source, tmp_path, file_bytes=500)
+    first = checksums.read(tmp_path)
+    assert first.keys() == {path.name for path in tmp_path.glob("*.distcp")} and len(first) > 1
+    (tmp_path / "__0_1.distcp").unlink()
+    assert writer.write(source, tmp_path, file_bytes=500)[0]["kept"] == len(first) - 1
+    for name, blocks in checksums.read(tmp_path).items():
+        assert list(blocks) == list(first[name]) == streamed.of((tmp_path / name).read_bytes())
+    tried = refused = 0
+    for file in sorted(tmp_path.glob("*.distcp")):
+        content = file.read_bytes()
+        for at in range(0, len(content), 97):
+            file.write_bytes(content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :])
+            tried, refused = tried + 1, refused + is_refused(tmp_path, source, file.name)
+        file.write_bytes(content)
+    assert tried > 50 and refused == tried and not is_refused(tmp_path, source, "")
+
+
+def is_refused(folder: Path, source: Tensors, file: str) -> bool:
+    """Whether a tensor cannot be read, as ``file`` is damaged; all others are right."""
+    refused = False
+    with TensorReader(folder) as reader:
+        for name in source.names():
+            out = bits.empty(*source.info(name))
+            try:
+                reader.read(name, (0,) * out.ndim, out)
+                assert np.array_equal(out, bits.whole(source, name))
+            except CheckpointError as error:
+                refused = True
+                assert re.search(rf"{file}: {name} cannot be read: bytes [\d,]+ to [\d,]+ of the file changed since it", str(error))
+    return refused
 
 
 def test_encoding_is_what_pickle_reads():
