@@ -2,7 +2,7 @@
 
 A step is what the engine's loop does in one: forward and backward passes of its micro-batches, clipping, the update; without
 reading data or writing metrics. Token ids are those of text (``token_ids``). What a GPU's memory cannot hold has fewer layers,
-and says so.
+or computes some of them again, and says so.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any, Callable, Iterator
 
+import fitting
 import token_ids
 import torch
 import workload
@@ -142,35 +143,35 @@ def median_seconds(step: Callable[[], float], tiny: bool) -> tuple[float, list[f
     return statistics.median(seconds[1 if tiny else WARM_UP :]), found
 
 
-def fitted(sizes: dict[str, Any], phase: Phase, precision: str) -> dict[str, Any]:
-    """The shape with as many layers as the GPU's memory can hold."""
-    layers = sizes["num_hidden_layers"]
-    while backend.has_gpu() and layers > 1:
-        shape = FAMILY.read_config(family_config({**sizes, "num_hidden_layers": layers}, phase.sequence_length))
-        if estimate.memory_per_rank(shape, Parallel(), phase, precision) < 0.92 * torch.cuda.mem_get_info()[1]:
-            break
-        layers -= 1
-    return {**sizes, "num_hidden_layers": layers}
+def fitted(sizes: dict[str, Any], phase: Phase, precision: str) -> fitting.Fit:
+    """How much of the shape this GPU's memory holds."""
+
+    def shape_of(layers: int) -> ModelShape:
+        return FAMILY.read_config(family_config({**sizes, "num_hidden_layers": layers}, phase.sequence_length))
+
+    memory = torch.cuda.mem_get_info()[1] if backend.has_gpu() else math.inf
+    return fitting.first(shape_of, sizes["num_hidden_layers"], phase, precision, memory)
 
 
 def measure(name: str, tiny: bool, text: Path, phase: Phase, precision: str, spec: str, batch: Batch | None = None) -> dict[str, Any]:
     """One contestant: its speed, memory, and what ``check`` would have said of it."""
     from throughput import matmul_peak
 
-    whole = SHAPES["tiny" if tiny else name]
-    sizes, too_many = fitted(whole, phase, precision), []
+    whole, asked, too_much = SHAPES["tiny" if tiny else name], phase.recompute, []
+    fit = fitted(whole, phase, precision)
     batch = batch or chunked(phase, text)
     while True:
+        sizes, phase = {**whole, "num_hidden_layers": fit.layers}, phase.model_copy(update={"recompute": fit.recompute})
         try:
             engine = Engine(sizes, phase, precision, spec)
             seconds, found = median_seconds(lambda: engine.step(batch), tiny)
             break
         except torch.OutOfMemoryError:
-            too_many.append(sizes["num_hidden_layers"])
+            too_much.append(list(fit))
         # Out of the handler: the error holds on to what was being computed with.
-        engine = None
-        assert too_many[-1] > 1, f"not one layer fits into the memory of {backend.name()}"
-        sizes = {**sizes, "num_hidden_layers": int(0.9 * too_many[-1])}
+        engine, less = None, fitting.after_out_of_memory(fit, asked)
+        assert less is not None, f"not one layer fits into the memory of {backend.name()}"
+        fit = less
     shape, length = engine.shape, phase.sequence_length
     tokens = batch.tokens[..., 1:].numel()
     tflops = tokens / seconds * estimate.flops_per_token(shape, length) / 1e12
@@ -185,7 +186,7 @@ def measure(name: str, tiny: bool, text: Path, phase: Phase, precision: str, spe
         "tokens_per_second": tokens / seconds, "tflops": tflops, "matmul_tflops": peak, "share_of_matmul": tflops / peak,
         "step_seconds": seconds, "memory_gb": memory / 1e9, "estimated_gb": guess / 1e9, "estimated_to_measured": guess / memory,
         "state_bytes_per_parameter": state / parameters, "parameters": parameters, "recompute": phase.recompute,
-        "layers": sizes["num_hidden_layers"], "of_layers": whole["num_hidden_layers"], "too_many_layers": too_many,
+        "layers": sizes["num_hidden_layers"], "of_layers": whole["num_hidden_layers"], "too_much": too_much,
         "tokens_per_second_at_full_depth": tflops * 1e12 / estimate.flops_per_token(full, length),
         "first_loss": found[0], "last_loss": found[-1], "ids": token_ids.described(text),
         # What it was, for predictions of the same: ``plan --cluster``.
@@ -197,16 +198,12 @@ def phase_of(tiny: bool, length: int, batch: int, micro: int, **changes: Any) ->
     return workload.phase(1000, 64 if tiny else length, 4 if tiny else batch, 2 if tiny else micro, **changes)
 
 
-def roomy() -> bool:
-    return backend.has_gpu() and torch.cuda.mem_get_info()[1] > 100e9
-
-
 # ---------------------------------------------------------------------------------------------------------------- rows
 
 
 def llama_8b(tiny: bool, scratch: Path, spec: str, precision: str) -> dict:
     """Full parameters at 8,192 tokens; with bf16 alone they are to take at most 10 bytes each."""
-    phase = phase_of(tiny, 8192, 4, 1, recompute="none" if roomy() and precision in BF16_ALONE else "full")
+    phase = phase_of(tiny, 8192, 4, 1, recompute="auto")
     found = measure("llama-8b", tiny, text(tiny, scratch, "llama-8b"), phase, precision, spec)
     if precision in BF16_ALONE:
         assert found["state_bytes_per_parameter"] <= 10, found
@@ -259,7 +256,7 @@ def mistral_7b(tiny: bool, scratch: Path, spec: str) -> dict:
     """bf16-true against bf16-mixed, with as many layers as the latter allows."""
     phase = phase_of(tiny, 4096, 4, 2, recompute="full")
     sizes = SHAPES["tiny" if tiny else "mistral-7b"]
-    SHAPES["fitted"] = fitted(sizes, phase, "bf16-mixed")
+    SHAPES["fitted"] = {**sizes, "num_hidden_layers": fitted(sizes, phase, "bf16-mixed").layers}
     ids = text(tiny, scratch, "mistral-7b")
     found = {"bf16-mixed": measure("fitted", tiny, ids, phase, "bf16-mixed", spec)}
     SHAPES["fitted"]["num_hidden_layers"] = found["bf16-mixed"]["layers"]

@@ -11,7 +11,7 @@ import torch
 from family_models import CONFIGS
 from worlds import LAYOUTS, SEED, STEPS, Layout, Outcome, World, assert_identical, hf_model, interrupted_after, on_ranks, phase
 
-from megatron_adapt.analysis import recomputation
+from megatron_adapt.analysis import estimate, recomputation
 from megatron_adapt.config import Dropout, Parallel, Phase
 from megatron_adapt.engine import backend, loop, memory, model as models
 from megatron_adapt.engine.losses import positions
@@ -112,6 +112,40 @@ def test_layers_of_every_family(world: World) -> None:
     assert set(found) == set(families())
     for name, (kept, one, full) in found.items():
         assert kept == one == full and kept > 0, name
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt_neox"])
+def test_what_layers_keep_is_what_the_estimate_counts(name: str) -> None:
+    """Of models whose kernels on a CPU keep what those of a GPU do; the inputs alone of layers that are computed again."""
+    family, (sizes, *_) = family_named(name), CONFIGS[name].values()
+    given = {key: value for key, value in sizes.items() if key not in ("vocab_size", "bos_token_id", "eos_token_id")}
+    given |= {key: 128 for key in ("n_embd", "hidden_size") if key in given}
+    shape = replace(family.read_config(family.complete_config({**given, "architectures": family.architectures[:1]}, 51, None, None)), num_layers=4)
+
+    def kept() -> list[int]:
+        """Bytes for the backward pass, by how many layers are computed again."""
+        sums = []
+        for recompute in ("none", 1, 3):
+            backend.start(Layout(), SEED)
+            model, found = drawn(shape, recompute), {}
+            weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+
+            def keep(tensor: torch.Tensor) -> torch.Tensor:
+                found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+                return tensor
+
+            tokens = torch.arange(64).view(2, 32) % 51
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                loss = model(tokens, positions(tokens), None, labels=tokens).mean()
+            sums.append(sum(storage.nbytes() for place, storage in found.items() if place not in weights))
+            del loss
+            backend.stop()
+        return sums
+
+    ((none, one, three),) = on_ranks(1, kept)
+    whole, _, entry = (2 * 64 * size for size in estimate.layer_bytes(shape, Parallel(), phase()))
+    assert (one - three) / 2 == pytest.approx(whole - entry, rel=0.1)
+    assert none - one == pytest.approx(whole - entry, rel=0.1)
 
 
 def test_more_layers_than_a_rank_has_are_refused(world: World) -> None:

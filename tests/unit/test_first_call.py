@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -16,8 +17,13 @@ from harness import ROOT
 GPU = ROOT / "benchmarks" / "gpu"
 sys.path.insert(0, str(GPU))
 
+import fitting
 import parts
 import report
+from test_cluster import phases
+
+from megatron_adapt.analysis import recomputation
+from megatron_adapt.config import Parallel
 
 
 def test_every_section_is_a_function_that_takes_its_options() -> None:
@@ -58,6 +64,36 @@ def test_what_is_pasted_into_results() -> None:
     assert "| `llama_8b_fp8` | **failed**: OutOfMemory: / 3 GB | 12.0 |  |" in text
     assert "Not run: te_layer, " in text and "llama_8b_te" not in text.split("Not run: ")[1]
     assert list(report.compare_speeds(RESULTS))[0] == "llama_1b_packed_te / llama_1b_packed_transformers (eager): 2.50x"
+
+
+def test_what_of_a_shape_fits() -> None:
+    """All layers of an 8B model in bf16 alone on 80 GB and 141 GB, fewer with main weights in float32; no more is recomputed than
+    has to be."""
+    ((_, phase, shape),) = phases("8b", sequence_length=8192, batch_size=4, recompute="auto")
+
+    def fit(gibibytes: int, precision: str, recompute: str = "auto") -> fitting.Fit:
+        asked = phase.model_copy(update={"recompute": recompute})
+        return fitting.first(lambda layers: replace(shape, num_layers=layers), 32, asked, precision, gibibytes * 2**30)
+
+    assert fit(141, "bf16-true") == (32, "none")
+    for precision in ("bf16-true", "fp8-current-true"):
+        layers, recompute = fit(80, precision)
+        assert layers == 32 and isinstance(recompute, int) and 16 < recompute < 28
+        needed = [recomputation.needs(count, shape, Parallel(), phase, precision) / (80 * 2**30) for count in (recompute, recompute - 1)]
+        assert needed[0] <= recomputation.USABLE < needed[1]
+    layers, recompute = fit(80, "bf16-mixed")
+    assert fit(80, "bf16-mixed", "full") == (layers, "full") and layers < 18 and isinstance(recompute, int) and recompute < layers
+    assert fit(4, "bf16-true", "none").layers == 1
+
+
+def test_what_is_tried_after_an_out_of_memory() -> None:
+    tried: list[fitting.Fit | None] = [fitting.Fit(32, "none")]
+    while (last := tried[-1]) is not None and len(tried) < 12:
+        tried.append(fitting.after_out_of_memory(last, "auto"))
+    counts = [("none"), 4, 8, 12, 16, 20, 24, 28, "full"]
+    assert tried == [*((32, count) for count in counts), (28, "full"), (25, "full"), (22, "full")]
+    assert fitting.after_out_of_memory(fitting.Fit(32, "none"), "none") == (28, "none")
+    assert fitting.after_out_of_memory(fitting.Fit(1, "full"), "auto") is None
 
 
 def test_a_call_goes_on_where_the_last_one_ended(tmp_path: Path) -> None:
