@@ -13,18 +13,14 @@ from megatron_adapt.config import BF16_ALONE, FP8, Optimizer, Parallel, Phase
 from megatron_adapt.config_phases import LOGITS_OF_A_SLICE, slices_logits
 from megatron_adapt.families.family import ModelShape
 from megatron_adapt.families.rules import EMBEDDING, OUTPUT
-from megatron_adapt.families.selection import is_selected, trained_parameters
+from megatron_adapt.families.selection import trained_parameters, trained_shapes
 
 
 @lru_cache(maxsize=512)
 def parameters_per_rank(shape: ModelShape, parallel: Parallel, train: str | tuple[str, ...] = "all") -> int:
     """Parameters of the largest rank: most are split by tensor parallelism, layers by pipeline stages. ``train``: those of a phase
     that it trains."""
-    largest, sizes = 0, shape.parameter_shapes()
-    patterns = (train,) if isinstance(train, str) else train
-    sizes = {
-        name: size for name, size in sizes.items() if any(is_selected(name, each, shape.num_layers, shape.tied) for each in patterns)
-    }
+    largest, sizes = 0, trained_shapes(shape, train)
     for stage in range(parallel.pipeline):
         count = 0
         for name, size in sizes.items():
@@ -42,6 +38,11 @@ def parameters_per_rank(shape: ModelShape, parallel: Parallel, train: str | tupl
                 count += elements // (parallel.tensor if is_cut(name, shape) else 1)
         largest = max(largest, count)
     return largest
+
+
+def patterns(phase: Phase) -> str | tuple[str, ...]:
+    """What a phase trains, as a key of what has been computed."""
+    return phase.train if isinstance(phase.train, str) else tuple(phase.train)
 
 
 def is_cut(name: str, shape: ModelShape) -> bool:
@@ -88,8 +89,7 @@ def memory_per_rank(shape: ModelShape, parallel: Parallel, phase: Phase, precisi
     twice in fp32; in slices those of one, three times, and the gradient of the hidden states. Activations: ``activation_bytes``.
     """
     sharers = parallel.data * parallel.context if parallel.distributed_optimizer else 1
-    train = phase.train if isinstance(phase.train, str) else tuple(phase.train)
-    trained = parameters_per_rank(shape, parallel, train)
+    trained = parameters_per_rank(shape, parallel, patterns(phase))
     state = weight_bytes(precision) * (parameters_per_rank(shape, parallel) - trained)
     state += trained * state_bytes(phase.optimizer, precision, sharers)
     if phase.optimizer.type == "muon":  # rows of the vocabulary are AdamW's
@@ -101,9 +101,9 @@ def memory_per_rank(shape: ModelShape, parallel: Parallel, phase: Phase, precisi
 
 
 @lru_cache(maxsize=64)
-def layer_matrices(shape: ModelShape) -> int:
-    """Weights of the matrices of all layers."""
-    sizes = (size for name, size in shape.parameter_shapes().items() if name.startswith("decoder.layers."))
+def layer_matrices(shape: ModelShape, train: str | tuple[str, ...] = "all") -> int:
+    """Weights of the matrices of all layers, or of those among them that train."""
+    sizes = (size for name, size in trained_shapes(shape, train).items() if name.startswith("decoder.layers."))
     return sum(math.prod(size) for size in sizes if len(size) == 2)
 
 

@@ -6,7 +6,7 @@ and p pipeline stages of a model with L layers of width h:
     compute      F b s / (t R) of the slowest stage, the last, which has the head besides L / p layers. F: FLOPs a token, 6 for
                  each weight that multiplies and 6 s q for the scores of each layer with q query units: half of the 12 s q of Chowdhery
                  et al. 2022, appendix B, as positions behind the own are not computed (Dao 2023, section 4.1). Of the 6 of a weight 4 in
-                 layers that are frozen. What is computed again (a third of their FLOPs in layers that are, MLPs, logits in
+                 matrices that are frozen. What is computed again (a third of their FLOPs in layers that are, MLPs, logits in
                  slices) comes on top. R: FLOP/s that a GPU reaches, its peak times the efficiency.
     tensor       4 all-reduces of 2 s b h bytes for each of the stage's layers, 2 of them forward (Shoeybi et al. 2019, section 3);
                  6 in layers that are computed again, 5 where their MLPs are; one for the embedding and one for the head. Sequence
@@ -19,7 +19,7 @@ and p pipeline stages of a model with L layers of width h:
     idle         p - 1 micro-batches' time at both ends of the step (Narayanan et al. 2021, section 2.2)
     data         once a step a sum of the gradients: 2 (d - 1) / d of their bytes; with the distributed optimizer half of that,
                  and the weights gathered; of c d ranks instead of d under context parallelism. Tied matrices' at both ends of a pipeline
-    fp8          only the layers' products with weights are in fp8, N FLOPs a token: 6 for each weight, 4 in frozen layers, and those
+    fp8          only the layers' products with weights are in fp8, N FLOPs a token: 6 for each weight, 4 for frozen ones, and those
                  computed again. Of the time in bf16 N / (g P) becomes N / (g Q): P and Q the peaks in bf16 and fp8, g what large
                  products reach of them (or the efficiency, if that is higher). To be brought into fp8, inputs and gradients of
                  outputs are read in bf16 and written twice, as they are and transposed: 4 bytes a number, at the bandwidth of
@@ -131,7 +131,7 @@ def step_seconds(shape: ModelShape, phase: Phase, precision: str, parallel: Para
     gathering = layers * (2 + again) * moving(keys, tensor, context)
     micro_batches = recipes.accumulation(phase, parallel)
     computing = (micro_batches + pipeline - 1) * (compute + among + gathering + handed)
-    trained = estimate.parameters_per_rank(shape, parallel, phase.train if isinstance(phase.train, str) else tuple(phase.train))
+    trained = estimate.parameters_per_rank(shape, parallel, estimate.patterns(phase))
     gradient = estimate.gradient_bytes(precision)
     moved = (gradient + width) / 2 if parallel.distributed_optimizer else gradient
     summing = moving(ring(copies) * moved * trained, tensor, copies)
@@ -155,7 +155,8 @@ def flops(shape: ModelShape, phase: Phase, positions: int, tensor: int, again: f
     weights = estimate.flops_per_token(shape, phase.sequence_length) - 3 * matrix - scores
     mlp = 2 * shape.num_layers * (3 if shape.gated else 2) * shape.hidden_size * shape.ffn_hidden_size
     twice = mlp if phase.recompute == "selective" else again * (weights + scores / 2) / 3
-    return head, weights * (1 if _layers_train(phase) else 2 / 3) + scores / 2 + twice
+    trained = estimate.layer_matrices(shape, estimate.patterns(phase)) / estimate.layer_matrices(shape)
+    return head, weights * (2 + trained) / 3 + scores / 2 + twice
 
 
 def fp8_saves(shape: ModelShape, phase: Phase, card: GPU, rates: Rates, again: float) -> float:
@@ -163,15 +164,10 @@ def fp8_saves(shape: ModelShape, phase: Phase, card: GPU, rates: Rates, again: f
     matrices = estimate.layer_matrices(shape)
     mlp = shape.num_layers * (3 if shape.gated else 2) * shape.hidden_size * shape.ffn_hidden_size
     twice = mlp if phase.recompute == "selective" else again * matrices
-    products = (matrices * (6 if _layers_train(phase) else 4) + 2 * twice) / 1e12
+    products = (matrices * 4 + 2 * estimate.layer_matrices(shape, estimate.patterns(phase)) + 2 * twice) / 1e12
     inputs = 2 * shape.hidden_size + shape.query_size + shape.ffn_hidden_size
     outputs = 2 * shape.hidden_size + shape.qkv_size + (2 if shape.gated else 1) * shape.ffn_hidden_size
     brought = shape.num_layers * (inputs * (1 + twice / matrices) + outputs)
     before = products / (rates.large_products * card.tflops)
     after = products / ((rates.products or rates.large_products) * card.fp8)
     return before - after - rates.casts * 4 * brought / (card.bandwidth * 1e9)
-
-
-def _layers_train(phase: Phase) -> bool:
-    train = [phase.train] if isinstance(phase.train, str) else phase.train
-    return any(part not in ("embedding", "output", "norms") for part in train)

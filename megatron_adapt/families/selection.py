@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from megatron_adapt.config_types import selected_layers
 from megatron_adapt.families.family import ModelShape
-from megatron_adapt.families.rules import EMBEDDING, OUTPUT
+from megatron_adapt.families.rules import EMBEDDING, OUTPUT, Shape
 
 
 def is_selected(name: str, pattern: str, num_layers: int, tied: bool) -> bool:
@@ -29,11 +29,12 @@ def is_selected(name: str, pattern: str, num_layers: int, tied: bool) -> bool:
     return here is not None and int(here[1]) in layers
 
 
+def trained_shapes(shape: ModelShape, train: str | Sequence[str]) -> dict[str, Shape]:
+    """Canonical name -> unsharded shape of what a phase's ``train`` selects."""
+    patterns, sizes = [train] if isinstance(train, str) else train, shape.parameter_shapes().items()
+    return {name: size for name, size in sizes if any(is_selected(name, part, shape.num_layers, shape.tied) for part in patterns)}
+
+
 def trained_parameters(shape: ModelShape, train: str | Sequence[str]) -> int:
     """Weights that a phase's ``train`` selects."""
-    patterns = [train] if isinstance(train, str) else train
-    return sum(
-        math.prod(size)
-        for name, size in shape.parameter_shapes().items()
-        if any(is_selected(name, pattern, shape.num_layers, shape.tied) for pattern in patterns)
-    )
+    return sum(math.prod(size) for size in trained_shapes(shape, train).values())

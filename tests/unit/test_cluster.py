@@ -166,6 +166,8 @@ def test_one_gpu_is_compute_and_update() -> None:
     layers = model.num_parameters() - 2 * head
     update = 2 * 18 * 2 * head / 3.35e12
     assert frozen == pytest.approx((computed - 2 * layers * tokens) / (989e12 * 0.4) + update)
+    half = seconds("1b", Parallel(), recompute="none", train=["embedding", "output", "layers[:8]"])
+    assert frozen < half < found and half - frozen == pytest.approx(found - half, rel=1e-3)
 
 
 def test_what_is_computed_again_by_hand() -> None:
