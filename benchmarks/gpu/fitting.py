@@ -1,5 +1,7 @@
-"""What of a shape a GPU's memory holds: how many layers, and of these how many computed again. By the estimate first; what it
-says too little of is tried again with less."""
+"""What of a shape a GPU's memory holds: how many layers, and of these how many computed again.
+
+By the estimate first; what it says too little of is tried again with less.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,9 @@ class Fit(NamedTuple):
 
 
 def first(shape_of: Callable[[int], ModelShape], layers: int, phase: Phase, precision: str, memory: float) -> Fit:
-    """The most of ``layers`` that fit, of which ``recompute: auto`` then recomputes the fewest; ``memory``: bytes of the GPU.
+    """The most of ``layers`` that fit, of which ``recompute: auto`` then recomputes the fewest.
 
-    ``shape_of``: the model of so many layers.
+    ``shape_of``: the model of so many layers; ``memory``: bytes of the GPU.
     """
     limit = recomputation.USABLE * memory
     least = "full" if phase.recompute == "auto" else phase.recompute
@@ -32,8 +34,10 @@ def first(shape_of: Callable[[int], ModelShape], layers: int, phase: Phase, prec
 
 
 def after_out_of_memory(tried: Fit, recompute: str | int) -> Fit | None:
-    """An eighth of the layers more computed again where the phase's ``recompute`` is `auto`, until all are; then fewer layers. None:
-    one layer was too many."""
+    """An eighth of the layers more computed again where the phase's ``recompute`` is `auto`, until all are; then fewer layers.
+
+    None: one layer was too many.
+    """
     if recompute == "auto" and tried.recompute != "full":
         count = (tried.recompute if isinstance(tried.recompute, int) else 0) + max(1, tried.layers // 8)
         return Fit(tried.layers, count if count < tried.layers else "full")

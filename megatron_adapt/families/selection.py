@@ -32,7 +32,11 @@ def is_selected(name: str, pattern: str, num_layers: int, tied: bool) -> bool:
 def trained_shapes(shape: ModelShape, train: str | Sequence[str]) -> dict[str, Shape]:
     """Canonical name -> unsharded shape of what a phase's ``train`` selects."""
     patterns, sizes = [train] if isinstance(train, str) else train, shape.parameter_shapes().items()
-    return {name: size for name, size in sizes if any(is_selected(name, part, shape.num_layers, shape.tied) for part in patterns)}
+
+    def trains(name: str) -> bool:
+        return any(is_selected(name, pattern, shape.num_layers, shape.tied) for pattern in patterns)
+
+    return {name: size for name, size in sizes if trains(name)}
 
 
 def trained_parameters(shape: ModelShape, train: str | Sequence[str]) -> int:

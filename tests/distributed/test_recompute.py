@@ -94,15 +94,20 @@ def gradient_norm(model: torch.nn.Module) -> float:
     return norm
 
 
+def tiny_shape(name: str, **changes: int) -> ModelShape:
+    """Of the first of a family's ``CONFIGS``; ``changes``: of what it has."""
+    family, (sizes, *_) = family_named(name), CONFIGS[name].values()
+    given = {key: changes.get(key, value) for key, value in sizes.items() if key not in ("vocab_size", "bos_token_id", "eos_token_id")}
+    return family.read_config(family.complete_config({**given, "architectures": family.architectures[:1]}, 51, None, None))
+
+
 def test_layers_of_every_family(world: World) -> None:
     """To the last bit, with dropout, whose random numbers are drawn again."""
 
     def norms() -> dict[str, list[float]]:
         found: dict[str, list[float]] = {}
-        for name, configs in CONFIGS.items():
-            family, (sizes, *_) = family_named(name), configs.values()
-            given = {key: value for key, value in sizes.items() if key not in ("vocab_size", "bos_token_id", "eos_token_id")}
-            shape = family.read_config(family.complete_config({**given, "architectures": family.architectures[:1]}, 51, None, None))
+        for name in CONFIGS:
+            shape = tiny_shape(name)
             for recompute in ("none", 1, "full"):
                 backend.start(Layout(), SEED)
                 found.setdefault(name, []).append(gradient_norm(drawn(shape, recompute, Dropout(hidden=0.1, attention=0.1))))
@@ -116,11 +121,8 @@ def test_layers_of_every_family(world: World) -> None:
 
 @pytest.mark.parametrize("name", ["gpt2", "gpt_neox"])
 def test_what_layers_keep_is_what_the_estimate_counts(name: str) -> None:
-    """Of models whose kernels on a CPU keep what those of a GPU do; the inputs alone of layers that are computed again."""
-    family, (sizes, *_) = family_named(name), CONFIGS[name].values()
-    given = {key: value for key, value in sizes.items() if key not in ("vocab_size", "bos_token_id", "eos_token_id")}
-    given |= {key: 128 for key in ("n_embd", "hidden_size") if key in given}
-    shape = replace(family.read_config(family.complete_config({**given, "architectures": family.architectures[:1]}, 51, None, None)), num_layers=4)
+    """Of models whose kernels on a CPU keep what those of a GPU do; of layers that are computed again their inputs alone."""
+    shape = replace(tiny_shape(name, n_embd=128, hidden_size=128), num_layers=4)
 
     def kept() -> list[int]:
         """Bytes for the backward pass, by how many layers are computed again."""
