@@ -161,7 +161,7 @@ class ChatTemplate:
         return max((token for token in self.closings if words.endswith(token)), key=len, default="")
 
     def _answer(self, text: str, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None, number: int) -> Span:
-        before = self._rendered(messages[:number], tools, prompt=True)[0]
+        before = self._rendered(messages[:number], tools, prompt=True)[0] if number else self._opening(text)
         through = text if number + 1 == len(messages) else self._rendered(messages[: number + 1], tools)[0]
         if not (through.startswith(before) and text.startswith(through)):
             other = ", or learn the last answer alone (loss_on: last)" if number + 1 < len(messages) else ""
@@ -171,6 +171,14 @@ class ChatTemplate:
             )
         # What follows the token that ends the turn, like the line end of ChatML, no model has to write.
         return len(before), len(before) + len(through[len(before) :].rstrip())
+
+    def _opening(self, text: str) -> str:
+        """What stands before an answer that a conversation begins with: up to the generation prompt, which templates seldom write for
+        no conversation at all."""
+        heading = self._rendered(_PROBE[:1], prompt=True)[0][len(self.plain(_PROBE[:1])) :]
+        if not heading.strip():
+            return self._rendered([], prompt=True)[0]
+        return text[: text.find(heading) + len(heading)] if heading in text else heading
 
     def _arranged(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None) -> Sequence[Mapping[str, Any]]:
         if problem := self._tools.problem(messages, tools):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,22 @@ def test_a_question_never_counts_and_an_answer_does(folders, template):
     assert one.ids[one.mask == 1].tolist() == other.ids[other.mask == 1].tolist() and one.bytes == other.bytes == 8
     _, longer = encoded(folders[template], chat("Ja oder nein?", "Ja, aber", "Warum?", "Darum."))
     assert longer.mask.sum() > one.mask.sum() and len(longer.mask) - longer.mask.sum() == len(one.mask) - one.mask.sum()
+
+
+INSIDE = TEMPLATES["chatml"].replace("{% endfor %}{% if add_generation_prompt %}", "{% if loop.last and add_generation_prompt %}") + "{% endfor %}"  # Zephyr's
+
+
+@pytest.mark.parametrize("template", [*TEMPLATES, INSIDE, "{% if messages[0]['role'] == 'system' %}{% endif %}" + TEMPLATES["chatml"]])
+def test_the_assistant_may_begin(folders, tmp_path, template):
+    """Many sets lack the first question; who speaks is not learnt there either."""
+    folder = folders.get(template) or write_tokenizer(tmp_path, template)
+    messages = [{"role": "assistant", "content": "Hallo!"}, *chat("Wo?", "Da.")]
+    if template == "inst":
+        with pytest.raises(BadLine, match="roles must alternate"):
+            encoded(folder, messages)
+        return
+    tokenizer, found = encoded(folder, messages)
+    assert re.fullmatch(r"Hallo!(<\|\w+\|>)Da.\1", tokenizer.decode(found.ids[found.mask == 1]))
 
 
 def test_all_may_be_learnt(folders):
