@@ -171,6 +171,7 @@ class Corpus(Strict):
     chat_template: Text | None = Field(None, description="chats: file with their template (Jinja); null: the tokenizer's")
     chat_template_kwargs: dict[Name, Any] = Field(default_factory=dict, description="chats: what else their template is given, by name")
     tools: Text | None = Field("tools", description="chats: key of the assistant's tools, where a line has it; null: none are read")
+    system: Text | None = Field("system", description="chats: key of a system message beside the others, where a line has it; null: none is read")
     loss_on: Literal["answers", "last", "all"] = Field("answers", description="chats: what is learnt")
     held_out: Annotated[Number, Field(ge=0, le=0.5)] = Field(0.0, description="share of documents kept for evaluation")
     held_out_path: Text | None = Field(None, description="text for evaluation in a file of its own instead")

@@ -58,7 +58,7 @@ def _of_chats(corpus: Corpus) -> Iterator[tuple[str, str]]:
 
 def _of_text(corpus: Corpus) -> Iterator[tuple[str, str]]:
     if corpus.messages is None:
-        defaults = {"chat_template": None, "chat_template_kwargs": {}, "tools": "tools", "loss_on": "answers"}
+        defaults = {"chat_template": None, "chat_template_kwargs": {}, "tools": "tools", "system": "system", "loss_on": "answers"}
         for key, given in ((key, getattr(corpus, key) != default) for key, default in defaults.items()):
             if given:
                 yield key, "belongs to chats, which 'messages' names the key of; give that too, or remove it"

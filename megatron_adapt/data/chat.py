@@ -51,32 +51,39 @@ class Chats:
     Args:
         key: of the list of messages in a line of JSON.
         loss_on: "answers", the "last" of them, or "all" of the text.
-        tools: key of the tools that the assistant may call, where a line has it; None: no line has any.
+        tools, system: keys of the tools that the assistant may call, and of a system message, where a line has them; None: no
+            line has any.
+
+    Attributes:
+        beside: these keys, by what :meth:`document` calls what is there.
     """
 
-    def __init__(self, key: str, template: ChatTemplate, loss_on: str = "answers", tools: str | None = "tools") -> None:
-        self.key, self.template, self.loss_on, self.tools = key, template, loss_on, tools
+    def __init__(
+        self, key: str, template: ChatTemplate, loss_on: str = "answers", tools: str | None = "tools", system: str | None = "system"
+    ) -> None:
+        self.key, self.template, self.loss_on = key, template, loss_on
+        self.beside = {name: one for name, one in (("tools", tools), ("system", system)) if one is not None}
 
     def __repr__(self) -> str:
         """All that the result depends on."""
         template = self.template
-        told = json.dumps([self.key, self.tools, self.loss_on, template.source, template.variables, template.closings])
+        told = json.dumps([self.key, self.beside, self.loss_on, template.source, template.variables, template.closings])
         return f"chats {hashlib.sha256(told.encode()).hexdigest()}"
 
     def parse(self, data: bytes) -> tuple[str, int]:
         """A line of JSON -> a document, empty where nothing is learnt, and how many lone surrogates became U+FFFD."""
         record = record_of(data, self.key)
-        return self.document(record[self.key], record.get(self.tools) if self.tools is not None else None)
+        return self.document(record[self.key], **{name: record.get(key) for name, key in self.beside.items()})
 
-    def document(self, messages: Any, tools: Any = None) -> tuple[str, int]:
-        """As :meth:`parse`, of a list of messages and the tools of the assistant.
+    def document(self, messages: Any, tools: Any = None, system: Any = None) -> tuple[str, int]:
+        """As :meth:`parse`, of a list of messages, the assistant's tools and a system message.
 
         Raises:
             BadLine: they are none, or the template cannot be used with them.
         """
         from megatron_adapt.hf.chat_template import Unrenderable
 
-        chat = forms.read(messages, tools, self.key, self.tools)
+        chat = forms.read(messages, {"tools": tools, "system": system}, {"messages": self.key, **self.beside})
         try:
             found = self._rendered(chat)
         except Unrenderable as error:

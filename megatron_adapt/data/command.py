@@ -30,7 +30,7 @@ _NEEDLESS: dict[str, tuple[dict[str, Any], str]] = {
 }
 # Flags that say how text is read or ends; of chats their template says it.
 _OF_TEXT = ("json-keys", "append-eod", "append-bos", "parse-special-tokens", "split-sentences", "keep-newlines")
-_OF_CHATS = ("chat-template", "chat-template-kwargs", "tools", "loss-on")
+_OF_CHATS = ("chat-template", "chat-template-kwargs", "tools", "system", "loss-on")
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
@@ -84,6 +84,7 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     keywords = "with --messages: what else the template is given, a JSON object"
     add("--chat-template-kwargs", type=_keywords, metavar="JSON", help=keywords)
     add("--tools", metavar="KEY", help="with --messages: key of the assistant's tools, where a line has it (tools); '': none are read")
+    add("--system", metavar="KEY", help="with --messages: key of a system message beside the others (system); '': none is read")
     add("--loss-on", choices=["answers", "last", "all"], help="with --messages: what is learnt (answers)")
     types = ["HuggingFaceTokenizer", "SentencePieceTokenizer"]
     add("--tokenizer-type", choices=types, help="without it: what --tokenizer-model holds")
@@ -137,8 +138,8 @@ def _chats(arguments: argparse.Namespace, tokenizer: Tokenizer) -> dict[str, Any
     from megatron_adapt.hf.chat_template import ChatTemplate
 
     template = ChatTemplate.load(tokenizer, arguments.chat_template, arguments.chat_template_kwargs)
-    tools = "tools" if arguments.tools is None else arguments.tools or None
-    return {"chats": Chats(arguments.messages, template, arguments.loss_on or "answers", tools)}
+    tools, system = (key if given is None else given or None for key, given in (("tools", arguments.tools), ("system", arguments.system)))
+    return {"chats": Chats(arguments.messages, template, arguments.loss_on or "answers", tools, system)}
 
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:

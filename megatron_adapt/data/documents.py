@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -9,14 +10,14 @@ import numpy as np
 
 
 class ChatReader(Protocol):
-    """Makes documents of chats (``chat.py``): of lines of JSON, or of lists of messages and of the assistant's tools."""
+    """Makes documents of chats (``chat.py``): of lines of JSON, or of lists of messages and what is ``beside`` them (argument: key)."""
 
     key: str
-    tools: str | None
+    beside: Mapping[str, str]
 
     def parse(self, data: bytes) -> tuple[str, int]: ...
 
-    def document(self, messages: Any, tools: Any = None) -> tuple[str, int]: ...
+    def document(self, messages: Any, **beside: Any) -> tuple[str, int]: ...
 
 
 @dataclass(frozen=True)

@@ -34,16 +34,22 @@ class Chat:
     replaced: int
 
 
-def read(messages: Any, tools: Any, key: str, tools_key: str | None) -> Chat:
-    """``messages`` and ``tools``, as they stood under these keys.
+def read(messages: Any, beside: Mapping[str, Any], keys: Mapping[str, str | None]) -> Chat:
+    """``messages`` and what stands ``beside`` them: "tools", and a "system" message that is to come first.
+
+    Args:
+        keys: of "messages" and these in the corpus, for what is said about them.
 
     Raises:
         BadLine: this is no chat.
     """
     if not isinstance(messages, list):
-        raise BadLine(f"the value of {key!r} is a JSON {json_type(messages)} instead of a list of messages")
+        raise BadLine(f"the value of {keys['messages']!r} is a JSON {json_type(messages)} instead of a list of messages")
     found = [_message(message, f"message {number}") for number, message in enumerate(messages, 1)]
-    (chat, schemas), replaced = _without_surrogates([[message for message, _ in found], _schemas(tools, str(tools_key))])
+    if found and found[0][0]["role"] not in ("system", "developer"):
+        found = [*_system(beside.get("system"), keys.get("system")), *found]
+    schemas = _schemas(beside.get("tools"), keys.get("tools"))
+    (chat, schemas), replaced = _without_surrogates([[message for message, _ in found], schemas])
     return Chat(chat, schemas, [learnt for _, learnt in found], replaced)
 
 
@@ -132,7 +138,13 @@ def _calls(calls: Any, where: str) -> list[dict[str, Any]]:
     return calls
 
 
-def _schemas(tools: Any, key: str) -> list[dict[str, Any]] | None:
+def _system(text: Any, key: str | None) -> list[tuple[dict[str, Any], None]]:
+    if text is not None and not isinstance(text, str):
+        raise BadLine(f"the value of {key!r} is a JSON {json_type(text)} instead of a system message; say which key these have, or that there are none (system)")
+    return [({"role": "system", "content": text}, None)] if text and text.strip() else []
+
+
+def _schemas(tools: Any, key: str | None) -> list[dict[str, Any]] | None:
     if isinstance(tools, str):
         tools = _json(tools, f"the value of {key!r}") if tools.strip() else None
     if not tools:

@@ -118,7 +118,7 @@ def reading(corpus: Any, sets: Sequence[str] | None = None) -> dict[str, Any]:
     known = {"data_sets": found} if (found := data_sets(corpus.path) if sets is None else sets) else {}
     chats = corpus.model_dump(include={"messages", "loss_on"}) if corpus.messages is not None else {}
     # Receipts from before there was a choice do not name it.
-    chats |= {"tools": corpus.tools} if corpus.tools != "tools" else {}
+    chats |= {key: value for key in ("tools", "system") if (value := getattr(corpus, key)) != key}
     chats |= {"chat_template_kwargs": corpus.chat_template_kwargs} if corpus.chat_template_kwargs else {}
     texts = {} if corpus.text_documents == "blocks" else {"text_documents": corpus.text_documents}
     return corpus.model_dump(include={"text_key", "held_out", "on_error", "max_documents", "bos", "eos"}) | known | texts | chats

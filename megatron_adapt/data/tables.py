@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -44,9 +44,9 @@ def read(task: Task, text_key: str, chats: ChatReader | None = None) -> Iterator
     """Batches of a part of a parquet file or data set; ``lines`` are rows from the begin of the task."""
     (name,) = task.files
     rows, key, is_text = 0, text_key if chats is None else chats.key, chats is None
-    for columns in (_hub_columns if task.kind == "hub" else _parquet_columns)(task, key, is_text, None if chats is None else chats.tools):
-        batch = _batch(name, columns[0], rows, key) if chats is None else _chats(name, columns, rows, chats)
-        rows += len(columns[0])
+    for columns in (_hub_columns if task.kind == "hub" else _parquet_columns)(task, key, is_text, () if chats is None else chats.beside.values()):
+        batch = _batch(name, columns[key], rows, key) if chats is None else _chats(name, columns, rows, chats)
+        rows += len(columns[key])
         batch.passed = rows
         yield batch
 
@@ -69,33 +69,33 @@ def _parquet(name: str) -> Any:
         raise DataError(f"cannot read {name}: {' '.join(str(error).split())}") from error
 
 
-def _parquet_columns(task: Task, text_key: str, is_text: bool, beside: str | None) -> Iterator[list[Any]]:
-    """The column, and one more where the file has it."""
+def _parquet_columns(task: Task, text_key: str, is_text: bool, beside: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """The column, and of those ``beside`` the ones that the file has."""
     import pyarrow
 
     (name,) = task.files
     with _parquet(name) as file:
         _require(name, text_key, file.schema_arrow, is_text)
-        columns = [text_key, *([beside] if beside in file.schema_arrow.names else [])]
+        columns = [text_key, *(column for column in beside if column in file.schema_arrow.names)]
         groups = list(range(task.begin, file.metadata.num_row_groups if task.end is None else task.end))
         try:
             for batch in file.iter_batches(_ROWS, row_groups=groups, columns=columns) if groups else ():
-                yield [batch.column(column) for column in columns]
+                yield {column: batch.column(column) for column in columns}
         except (OSError, pyarrow.ArrowException) as error:
             raise DataError(f"cannot read {name}: {' '.join(str(error).split())}") from error
 
 
-def _hub_columns(task: Task, text_key: str, is_text: bool, beside: str | None) -> Iterator[list[Any]]:
+def _hub_columns(task: Task, text_key: str, is_text: bool, beside: Iterable[str]) -> Iterator[dict[str, Any]]:
     """As :func:`_parquet_columns`."""
     (name,) = task.files
     data = _hub(name)
     _require(name, text_key, data.features.arrow_schema, is_text)
-    columns = [text_key, *([beside] if beside in data.features.arrow_schema.names else [])]
+    columns = [text_key, *(column for column in beside if column in data.features.arrow_schema.names)]
     data = data.select_columns(columns).with_format("arrow")
     end = data.num_rows if task.end is None else task.end
     for begin in range(task.begin, end, _ROWS):
         rows = data[begin : min(begin + _ROWS, end)]
-        yield [rows.column(column).combine_chunks() for column in columns]
+        yield {column: rows.column(column).combine_chunks() for column in columns}
 
 
 @lru_cache(maxsize=4)
@@ -147,13 +147,14 @@ def _batch(name: str, column: Any, row: int, text_key: str) -> Batch:
     return Batch(name, text, offsets, rows, bad, size=column.nbytes)
 
 
-def _chats(name: str, columns: list[Any], row: int, chats: ChatReader) -> Batch:
-    """Each row a list of messages, and if there is a second column, of tools."""
+def _chats(name: str, columns: dict[str, Any], row: int, chats: ChatReader) -> Batch:
+    """Each row a list of messages and what is beside them."""
     texts: list[bytes] = []
     rows, bad, replaced = [], [], {}
-    for at, values in enumerate(zip(*(column.to_pylist() for column in columns)), row):
+    for at, values in enumerate(zip(*(column.to_pylist() for column in columns.values())), row):
+        found = dict(zip(columns, map(without_nulls, values)))
         try:
-            text, count = chats.document(*map(without_nulls, values))
+            text, count = chats.document(found[chats.key], **{name: found.get(key) for name, key in chats.beside.items()})
         except BadLine as error:
             bad.append(Bad(len(texts), name, at, str(error)))
             continue
@@ -163,7 +164,7 @@ def _chats(name: str, columns: list[Any], row: int, chats: ChatReader) -> Batch:
         rows.append(at)
     offsets = np.cumsum([0, *map(len, texts)], dtype=np.int64)
     text = np.frombuffer(b"".join(texts), np.uint8)
-    return Batch(name, text, offsets, np.array(rows, np.int64), bad, replaced, size=sum(column.nbytes for column in columns))
+    return Batch(name, text, offsets, np.array(rows, np.int64), bad, replaced, size=sum(column.nbytes for column in columns.values()))
 
 
 def _flat(column: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -73,7 +73,8 @@ def chats(corpus: Corpus, tokenizer: Tokenizer) -> Chats:
         ConfigError: there is no template for them, or it cannot be used.
     """
     file = Path(corpus.chat_template) if corpus.chat_template else None
-    return Chats(str(corpus.messages), ChatTemplate.load(tokenizer, file, corpus.chat_template_kwargs), corpus.loss_on, corpus.tools)
+    template = ChatTemplate.load(tokenizer, file, corpus.chat_template_kwargs)
+    return Chats(str(corpus.messages), template, corpus.loss_on, corpus.tools, corpus.system)
 
 
 def epoch_tokens(folder: Path, seed: int, name: str, corpus: Corpus, denoised: bool = False) -> int | Callable[[Phase], int]:

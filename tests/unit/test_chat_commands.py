@@ -38,8 +38,8 @@ CHOICES = {
     "a file": ("without", ["--chat-template", "llama3.jinja"], {"chat_template": "llama3.jinja"}),
     "last": ("with", ["--loss-on", "last"], {"loss_on": "last"}),
     "others": (
-        "without", ["--chat-template", "short.jinja", "--chat-template-kwargs", '{"short": true}', "--tools", ""],
-        {"chat_template": "short.jinja", "chat_template_kwargs": {"short": True}, "tools": None},
+        "without", ["--chat-template", "short.jinja", "--chat-template-kwargs", '{"short": true}', "--tools", "", "--system", "n"],
+        {"chat_template": "short.jinja", "chat_template_kwargs": {"short": True}, "tools": None, "system": "n"},
     ),
     "all": ("with", ["--loss-on", "all", "--tokenizer-backend", "tokenizers"], {"loss_on": "all"}),
 }  # fmt: skip

@@ -50,6 +50,7 @@ REFUSED = {
     "loss": ({"corpus": {"messages": None, "loss_on": "all"}}, "data.talk.loss_on: belongs to chats, which 'messages' names the key of"),
     "keywords": ({"corpus": {"messages": None, "chat_template_kwargs": {"a": 1}}}, "data.talk.chat_template_kwargs: belongs to chats, which"),
     "tools": ({"corpus": {"messages": None, "tools": None}}, "data.talk.tools: belongs to chats, which 'messages' names the key of"),
+    "system": ({"corpus": {"messages": None, "system": "s"}}, "data.talk.system: belongs to chats, which 'messages' names the key of"),
     "loss of no kind": ({"corpus": {"loss_on": "some"}}, "data.talk.loss_on: "),
     "tokenizer": (
         {"tokenizer": {"train": {"corpora": ["german", "talk"], "vocab_size": 400}}},
@@ -120,7 +121,8 @@ def test_receipts_name_what_is_not_the_default(place):
 
     before = settings()
     assert settings(tools="tools", chat_template_kwargs={}) == before and "tools" not in before
-    assert settings(tools=None) == before | {"tools": None} and settings(loss_on="last") == before | {"loss_on": "last"}
+    assert settings(tools=None, system="s") == before | {"tools": None, "system": "s"} and "system" not in before
+    assert settings(loss_on="last") == before | {"loss_on": "last"}
     assert settings(chat_template_kwargs={"a": "1"}) == before | {"chat_template_kwargs": {"a": "1"}}
 
 

@@ -156,9 +156,9 @@ def test_columns_of_tools(folders, tmp_path):
     for name, tools in (("text", [json.dumps(TOOLS), None, None]), ("structs", [TOOLS, TOOLS[:1], None])):
         parquet.write_table(pyarrow.table({"messages": messages, "tools": tools}), tmp_path / f"{name}.parquet")
         assert "zone" in str(parquet.read_schema(tmp_path / f"{name}.parquet").field("messages").type)
-        found = [text for text in read_documents([tmp_path / f"{name}.parquet"], chats=chats)]
+        found = [one.text for one in read_documents([tmp_path / f"{name}.parquet"], chats=chats)]
         expected = [chats.document(*pair)[0] for pair in zip(messages, [TOOLS, TOOLS[:1] if name == "structs" else None, None])]
-        assert [getattr(one, "text", one) for one in found] == expected
+        assert found == expected
 
 
 def test_parts_of_text_and_other_keys(folders):
@@ -170,6 +170,28 @@ def test_parts_of_text_and_other_keys(folders):
     assert ids == theirs(folder, thought) and found == "<think>Ein Gruß.</think>Tag.<|im_end|>"
     document, count = reader(folder).document(conversation(call(ort="a\ud800", **{"b\ud800": 1})), [{"name": "\ud800"}])
     assert count == 3 and "\ufffd" in from_json(document).text
+
+
+def test_a_system_message_beside_the_others(folders, tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    from megatron_adapt.data.corpus import read_documents
+
+    chats = reader(folders["chatml"])
+    with_it, without = chats.document(chat("a", "b", system="Kurz.")), chats.document(chat("a", "b"))
+    lines = [({"system": "Kurz."}, with_it), ({"system": " "}, without), ({"system": None}, without), ({"s": "Kurz."}, without)]
+    for beside, expected in lines:
+        assert chats.parse(json.dumps({"messages": chat("a", "b"), **beside}).encode()) == expected
+    assert chats.document(chat("a", "b", system="Lang."), system="Kurz.") == chats.document(chat("a", "b", system="Lang."))
+    others = [Chats("messages", chats.template, "answers", "tools", key) for key in ("s", None)]
+    line = json.dumps({"messages": chat("a", "b"), "system": "Lang.", "s": "Kurz."}).encode()
+    assert [one.parse(line) for one in others] == [with_it, without] and len({repr(one) for one in (chats, *others)}) == 3
+    table = {"messages": [chat("a", "b")] * 2, "system": ["Kurz.", None], "tools": [None, "[]"]}
+    parquet.write_table(pyarrow.table(table), tmp_path / "chats.parquet")
+    assert [one.text for one in read_documents([tmp_path / "chats.parquet"], chats=chats)] == [with_it[0], without[0]]
+    with pytest.raises(BadLine, match=r"the value of 'system' is a JSON number instead of a system message; say which key these have, or .* \(system\)"):
+        chats.document(chat("a", "b"), system=3)
 
 
 # -------------------------------------------------------------------------------------------------------- what is learnt
