@@ -21,7 +21,10 @@ from megatron_adapt.families.rules import header_problems
 from megatron_adapt.hf.directory import HFDirectory
 from megatron_adapt.hf.weights import weights_file
 from megatron_adapt.plan import Plan
+from megatron_adapt.plan_corpora import reading_problems
 from megatron_adapt.plan_mup import mup_problems, mup_table
+from megatron_adapt.plan_trained import problems as trained_problems
+from megatron_adapt.plan_vocabulary import unread_corpora
 from megatron_adapt.steps import harness
 from megatron_adapt.steps.receipt import read
 from megatron_adapt.vocab.specials import denoising_tokens
@@ -86,6 +89,9 @@ def check(plan: Plan) -> list[tuple[str, Phase, ModelShape]]:
         problems += wandb_run.problems()
     problems += _filter_problems(plan)
     problems += mup_problems(recipe, phases)
+    problems += trained_problems(phases)
+    problems += unread_corpora(recipe)
+    problems += reading_problems(recipe)
     problems += _template_problems(plan)
     problems += plan_denoising.problems(recipe)
     problems += _weight_problems(recipe, before)

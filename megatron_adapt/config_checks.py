@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_origin
 
 from pydantic import TypeAdapter, ValidationError
 
-from megatron_adapt import config_chats, config_denoising, config_filters, config_parallel, config_schedules
+from megatron_adapt import config_chats, config_denoising, config_filters, config_idle, config_parallel, config_schedules
 from megatron_adapt.config import (
     AUTO, BF16_ALONE, CALIBRATED, DEFAULT, Corpus, Evaluation, FromScratch, Model, Optimizer, Parallel, Phase, Probe, RampUp, Recipe,
     Schedule, Strict, TokenizerChoice, TokenizerTraining, Vocabulary, kinds, model_of, step_into,
@@ -58,6 +58,7 @@ def check(recipe: Recipe, methods: Methods | None = None, filters: Filters | Non
         found += config_chats.check(recipe.data, _named_corpora(recipe), _phases(recipe))
         found += config_denoising.check(recipe.data, _phases(recipe), getattr(recipe.parallel, "context", INVALID))
         found += config_filters.check({name: each for name, each in recipe.data.items() if isinstance(each, Corpus)}, filters)
+    found += config_idle.check(recipe, list(_phases(recipe)))
     found += config_parallel.check(recipe)
     scratch = recipe.model.from_scratch if isinstance(recipe.model, Model) else None
     if isinstance(scratch, FromScratch) and isinstance(scratch.config, dict) and "vocab_size" in scratch.config:

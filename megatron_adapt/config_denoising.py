@@ -97,6 +97,7 @@ def check(data: Mapping[str, Any], phases: Iterable[tuple[tuple[str | int, ...],
 def _phase(phase: Phase, chats: set[str]) -> Iterator[Found]:
     settings = phase.denoising
     assert settings is not None
+    default = type(settings).model_fields
     if phase.packing == "chunks":
         yield ("packing",), "samples of denoising must not see one another, nor be cut; set it to 'documents'"
     mix = phase.data if isinstance(phase.data, dict) else {}
@@ -109,6 +110,8 @@ def _phase(phase: Phase, chats: set[str]) -> Iterator[Found]:
             yield ("denoising", "corpora", index), f"'{name}' is not in this phase's data: {', '.join(mix)}"
     if isinstance(settings.sentinel, str) and settings.sentinel.count("{}") != 1:
         yield ("denoising", "sentinel"), f"needs one {{}} where the number of a sentinel stands, such as <extra_id_{{}}>, got {settings.sentinel!r}"
+    elif settings.sentinel != default["sentinel"].default and isinstance(settings.mixture, list) and _ends_alone(settings.mixture):
+        yield ("denoising", "sentinel"), "stands for hidden spans, and S hides the text's end, without one; remove it"
     for index, denoiser in enumerate(settings.mixture if isinstance(settings.mixture, list) else []):
         if isinstance(denoiser, Denoiser) and INVALID not in (denoiser.kind, denoiser.span):
             place = ("denoising", "mixture", index, "span")
@@ -116,3 +119,7 @@ def _phase(phase: Phase, chats: set[str]) -> Iterator[Found]:
                 yield place, "belongs to R and X: what S hides is the text's end; remove it"
             elif denoiser.kind != "S" and denoiser.span is None:
                 yield place, f"missing; {Denoiser.model_fields['span'].description}"
+
+
+def _ends_alone(mixture: list[Any]) -> bool:
+    return all(isinstance(denoiser, Denoiser) and denoiser.kind == "S" for denoiser in mixture)

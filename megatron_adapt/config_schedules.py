@@ -25,6 +25,7 @@ def check(schedule: Schedule, steps: int | None) -> Iterator[tuple[str, str]]:
             listed = " or ".join(f"'{name}'" for name in types)
             yield key, f"belongs to {listed}, not to {schedule.type!r}; remove it or change the type"
     yield from _ratios(schedule)
+    yield from _idle(schedule)
     lengths = {key: getattr(schedule, key) for key in ("warmup", "cooldown", "decay")}
     lengths = {key: length for key, length in lengths.items() if length is not INVALID}
     whole = True
@@ -61,3 +62,23 @@ def _ratios(schedule: Schedule) -> Iterator[tuple[str, str]]:
         yield "min_lr_ratio", "'constant' does not fall; remove it or change the type"
     if schedule.warmup == 0 and schedule.warmup_from not in (0, INVALID):
         yield "warmup_from", "is where a warm-up starts, and there is none; give a warmup or remove it"
+
+
+def _idle(schedule: Schedule) -> Iterator[tuple[str, str]]:
+    """Keys that change no learning rate of this type and warm-up."""
+    none = "and there is none; remove it"
+    warms = schedule.warmup != 0
+    if schedule.type == "wsd" and schedule.decay == 0:
+        if schedule.decay_shape not in (INVALID, "linear"):
+            yield "decay_shape", f"is that of the final decay, {none}"
+        if not warms and schedule.min_lr_ratio not in (0, INVALID):
+            yield "min_lr_ratio", f"is where the final decay ends, {none}"
+    if schedule.type == "constant" and not warms:
+        for key in ("counting", "over"):
+            if getattr(schedule, key) not in (INVALID, type(schedule).model_fields[key].default):
+                yield key, f"is about a warm-up or a decay, {none}"
+    if schedule.floor == "clamp" and schedule.decay_shape != "exponential":
+        if schedule.min_lr_ratio == 0:
+            yield "floor", "'clamp' holds the learning rate at min_lr_ratio, which is 0; remove it, or give a share above 0"
+        elif schedule.type in ("constant", "inverse-sqrt", "infinite") and not warms:
+            yield "floor", f"'clamp' is about a decay to 0 (linear, cosine, wsd) or a warm-up, {none}"

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from typing import Any
 from megatron_adapt import options
 from megatron_adapt.config import Corpus, Recipe
 from megatron_adapt.data import filters
-from megatron_adapt.data.sources import data_sets, files_of, reading
+from megatron_adapt.data.sources import data_sets, files_of, idle_keys, reading
+from megatron_adapt.errors import DataError
 from megatron_adapt.steps import filter_corpus
 from megatron_adapt.steps.receipt import Step
 from megatron_adapt.steps.reporter import Reporter
@@ -92,3 +94,14 @@ class Sources:
 
 def _told(source: Source) -> str:
     return ", ".join(f"{key} {value}" for key, value in sorted(source.reading.items()) if key in _TEXT)
+
+
+def reading_problems(recipe: Recipe) -> Iterator[str]:
+    """Keys of corpora, in words, that say how files are read of which there are none."""
+    for name, corpus in recipe.data.items():
+        paths = [corpus.path] if isinstance(corpus.path, str) else [*corpus.path]
+        paths += [corpus.held_out_path] if corpus.held_out_path else []
+        given = [key for key in ("text_key", "text_documents") if getattr(corpus, key) != Corpus.model_fields[key].default]
+        if corpus.messages is None and given:
+            with contextlib.suppress(DataError):  # files that are missing are told where they are read
+                yield from (f"data.{name}.{key}: {why}; remove it" for key, why in idle_keys(paths, given))

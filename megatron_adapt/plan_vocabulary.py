@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,28 @@ from megatron_adapt.plan_corpora import Sources
 from megatron_adapt.steps.receipt import Step
 from megatron_adapt.steps.reporter import Reporter
 from megatron_adapt.vocab import methods
+
+
+def _reads_text(recipe: Recipe, method: str) -> bool:
+    """Whether a branch of this method looks at text in the target language where it is given some."""
+    vocabulary = recipe.vocabulary
+    assert vocabulary is not None
+    if method == DEFAULT:  # of the model's own tokens, changed, new ones are made without text
+        return bool(vocabulary.calibrate) or not (vocabulary.tokenizer.extend or vocabulary.tokenizer.prune)
+    if method == AUTO or vocabulary.calibrate:
+        return True
+    return methods.reads_text(method, methods.read_options(method, vocabulary.options.get(method, {})))
+
+
+def unread_corpora(recipe: Recipe) -> Iterator[str]:
+    """Corpora for methods, in words, where none of the methods reads text."""
+    vocabulary = recipe.vocabulary
+    if vocabulary is None or not vocabulary.corpora:
+        return
+    named = [vocabulary.method, *vocabulary.compare]
+    if not any(_reads_text(recipe, method) for method in named):
+        how = "" if vocabulary.tokenizer.making is None or named != [DEFAULT] else " of a tokenizer derived from the model's own"
+        yield f"vocabulary.corpora: method {', '.join(named)}{how} reads no text, unless vocabulary.calibrate is true; remove it"
 
 
 def swap_step(
@@ -29,7 +52,7 @@ def swap_step(
     chosen = {name: methods.read_options(name, values) for name, values in given.items()}
     making = vocabulary.tokenizer.making
     names = vocabulary.corpora or (making.corpora if making else [])
-    if not (is_contest or is_default or vocabulary.calibrate or methods.reads_text(method, chosen[method])):
+    if not (is_default or _reads_text(recipe, method)):
         names = []
     elif not names and (vocabulary.calibrate or not is_default):
         what = "vocabulary.calibrate" if vocabulary.calibrate else f"vocabulary method {method}"

@@ -11,6 +11,7 @@ import typer
 
 from megatron_adapt.cli.application import app
 from megatron_adapt.cli.recipes import is_recipe, run_steps
+from megatron_adapt.errors import ConfigError
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
@@ -25,9 +26,9 @@ def _run(verb: str, words: list[str], main: Callable[..., int]) -> None:
     """A recipe's steps of this verb, or ``main`` on other arguments."""
     if not is_recipe(words):
         sys.exit(main(words, prog=f"megatron-adapt {verb}"))
-    import argparse
+    from megatron_adapt.data.arguments import Parser
 
-    parser = argparse.ArgumentParser(prog=f"megatron-adapt {verb}")
+    parser = Parser(prog=f"megatron-adapt {verb}")
     parser.add_argument("words", nargs="+", metavar="RECIPE [PATH=VALUE]", help="recipe.yaml ... [path=value ...]")
     parser.add_argument("--step", help="only the step of this name (see plan)")
     given = parser.parse_intermixed_args(words)
@@ -60,6 +61,8 @@ def inspect(
     """Show what a tokenized corpus holds: type, counts, lengths of its documents, the text of one."""
     from megatron_adapt.data import inspection
 
+    if tokenizer is not None and document is None:
+        raise ConfigError("--tokenizer shows the text of a document: say which with --document N, or leave it out.")
     facts = inspection.describe(prefix)
     shown = None if document is None else inspection.read_document(prefix, document, tokenizer)
     if as_json:

@@ -158,6 +158,8 @@ def fit(
         raise ConfigError(f"--output {output}: a file that ends in .json, in a folder that exists.")
     forms = list(dict.fromkeys(form or scaling_law.FORMS))
     fixed = dict(_constant(text, forms) for text in fix or ())
+    if corpus is not None and not any(place.is_dir() for place in runs):
+        raise ConfigError("--corpus says whose held-out text the loss of a recipe's output is on, and there are only tables; leave it out.")
     gathered = law_runs.gather(_runs(runs, corpus))
     name = output.stem if output is not None else "fitted"
     lines, values, found = fit_tables.run(gathered, forms, name, fixed, tie, resamples, seed)

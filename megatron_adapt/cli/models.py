@@ -10,7 +10,7 @@ import typer
 
 from megatron_adapt.cli.application import app
 from megatron_adapt.cli.directories import alone, byte_count, count, paths, produce
-from megatron_adapt.cli.recipes import Either, StepName, Words, run_steps, takes_recipe
+from megatron_adapt.cli.recipes import Either, StepName, Words, is_given, refuse, run_steps, takes_recipe
 from megatron_adapt.errors import ConfigError
 
 
@@ -104,12 +104,20 @@ def evaluate(
         return run_steps(words, "evaluate", step)
     (model,) = paths(words, "HF_DIR_OR_CHECKPOINT")
     from megatron_adapt.config import Harness
+    from megatron_adapt.data.arguments import check_reading
     from megatron_adapt.data.corpus import check_on_error
 
     if not data and not tasks:
         raise ConfigError("evaluate HF_DIR_OR_CHECKPOINT needs --data FILE, or --task NAME, or both.")
 
     check_on_error(on_error)
+    if not tasks:
+        asking = ("task_folder", "num_fewshot", "limit", "batch_size", "apply_chat_template")
+        refuse(context, asking, "about the questions of tasks, and there are none; name tasks with --task")
+    if not data:
+        refuse(context, ("text_key", "on_error", "max_bytes", "sequence_length"), "about text to measure on; name files with --data")
+    else:
+        check_reading(data, {"text_key": "--text-key"}, text_key if is_given(context, "text_key") else None)
 
     def work(reporter: Any) -> None:
         from megatron_adapt.steps import evaluate as measure, harness

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, List, Optional
+from typing import TYPE_CHECKING, Annotated, Iterable, List, Optional
 
 import typer
 
@@ -27,7 +27,7 @@ def is_recipe(words: List[str]) -> bool:
 def takes_recipe(context: typer.Context, words: List[str]) -> bool:
     """Whether a verb is to work on a recipe. Options of its other form are refused: the recipe says what they would say."""
     recipe = is_recipe(words)
-    given = [option for option in context.command.params if context.get_parameter_source(str(option.name)).name == "COMMANDLINE"]
+    given = [option for option in context.command.params if is_given(context, str(option.name))]
     mistaken = [option.opts[0] for option in given if option.name != "words" and (option.name in ("step", "nproc")) != recipe]
     if mistaken and recipe:
         raise ConfigError(
@@ -37,6 +37,17 @@ def takes_recipe(context: typer.Context, words: List[str]) -> bool:
     if mistaken:
         raise ConfigError(f"{', '.join(mistaken)}: for recipes only, and {' '.join(words)} names none (.yaml).")
     return recipe
+
+
+def refuse(context: typer.Context, names: Iterable[str], why: str) -> None:
+    """Options that would do nothing beside the others: ``ConfigError`` with those of these names that are given, and why."""
+    given = [option.opts[0] for option in context.command.params if option.name in set(names) and is_given(context, str(option.name))]
+    if given:
+        raise ConfigError(f"{', '.join(given)}: {why}.")
+
+
+def is_given(context: typer.Context, name: str) -> bool:
+    return context.get_parameter_source(name).name == "COMMANDLINE"
 
 
 def load(words: List[str], ranks: Optional[int] = None) -> "Plan":
@@ -91,6 +102,7 @@ def check(
 
 @app.command()
 def plan(
+    context: typer.Context,
     words: Words,
     nodes: Annotated[int, typer.Option("--nnodes", min=1, help="nodes that share a step's ranks")] = 1,
     nproc: Annotated[Optional[int], typer.Option("--nproc", help="ranks in all; default: as the recipe says")] = None,
@@ -106,6 +118,8 @@ def plan(
 
     if measured is not None and cluster is None:
         raise ConfigError("--measured is for --cluster.")
+    if cluster is not None:
+        refuse(context, ("nodes", "nproc"), "--cluster says what there is, and advises on the layout; leave one of them out")
     plan = load(words, nproc)
     if cluster is not None:
         for line in checks.advice(plan, cluster, measured):

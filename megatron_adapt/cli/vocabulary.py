@@ -9,7 +9,7 @@ import typer
 
 from megatron_adapt.cli.application import app
 from megatron_adapt.cli.directories import count, paths, produce
-from megatron_adapt.cli.recipes import Either, StepName, run_steps, takes_recipe
+from megatron_adapt.cli.recipes import Either, StepName, is_given, refuse, run_steps, takes_recipe
 from megatron_adapt.errors import ConfigError
 
 
@@ -25,10 +25,16 @@ TOKENIZER_USAGE = (
 )
 
 
-def _corpora(files: Optional[List[str]], text_key: str, on_error: str) -> list[Any]:
+def _corpora(context: typer.Context, files: Optional[List[str]], text_key: str, on_error: str) -> list[Any]:
+    from megatron_adapt.data.arguments import check_reading
     from megatron_adapt.steps import tokenizer as work
 
-    return work.files(files, text_key, on_error) if files else []
+    if not files:
+        refuse(context, ("text_key", "on_error"), "about text that is read, and there is none; name files with --corpus")
+        return []
+    found = work.files(files, text_key, on_error)
+    check_reading(files, {"text_key": "--text-key"}, text_key if is_given(context, "text_key") else None)
+    return found
 
 
 @app.command()
@@ -61,13 +67,19 @@ def tokenizer(
     """Train a tokenizer; extend a model's own with tokens of a text; prune it to a text; or measure (report)."""
     if takes_recipe(context, words):
         return run_steps(words, "tokenizer", step)
+    from megatron_adapt.config_types import size_option
+
     if words[0] == "report":
         from megatron_adapt.steps import tokenizer_report
 
-        found = tokenizer_report.run(words[1:], _corpora(corpus, text_key, on_error), json)
+        making = ("input", "vocab_size", "kind", "digits", "whitespace", "multiple", "like", "sentinels", "tokens", "min_count", "reuse", "keep")
+        refuse(context, making, "for a tokenizer that is made; a report only measures")
+        size = {} if max_bytes is None else {"max_bytes": size_option("max-bytes", max_bytes)}
+        found = tokenizer_report.run(words[1:], _corpora(context, corpus, text_key, on_error), json, **size)
         return print(*tokenizer_report.table(found), sep="\n")
     from megatron_adapt.steps import tokenizer as work
 
+    refuse(context, ("corpus", "json"), "for a report; what a tokenizer is made of is named with --input")
     # `--input A B OUT` arrives as input [A] and words [train, B, OUT].
     own, more, output = None, words[1:-1], Path(words[-1])
     if words[0] in ("extend", "prune") and more:
@@ -79,7 +91,7 @@ def tokenizer(
     if words[0] not in work.HOW or not input or len(words) < 2 or (words[0] != "train" and own is None):
         raise ConfigError(TOKENIZER_USAGE)
     making = work.making(words[0], given)
-    files = work.files([*input, *more], text_key, on_error)
+    files = _corpora(context, [*input, *more], text_key, on_error)
     produce(output, lambda folder, reporter: work.make(making, own and Path(own), files, folder, reporter))
 
 
@@ -132,8 +144,10 @@ def swap(
     from megatron_adapt.config import AUTO
     from megatron_adapt.steps import tokenizer as tokenizers
 
+    if prune:
+        refuse(context, ("method", "option", "candidates", "probe_steps"), "says how new rows start, and a pruned vocabulary has none")
     changes = {"tokens": extend, "min_count": min_count, "reuse": reuse, "keep": keep}
-    corpora = _corpora(corpus, text_key, on_error)
+    corpora = _corpora(context, corpus, text_key, on_error)
     target = tokenizers.target(source, tokenizer, prune, changes, corpora)
     if method == AUTO:
         from megatron_adapt.steps import compare as contests
@@ -143,16 +157,18 @@ def swap(
         )
         chosen = target.given_to(lambda made, folder, reporter: contests.run(source, made, folder, contest, reporter))
         return produce(output, chosen, keeps_parts=True)
-    if candidates:
-        raise ConfigError("--methods goes with --method auto, or with compare.")
+    refuse(context, ("candidates", "probe_steps"), "goes with --method auto, or with compare")
     from megatron_adapt.steps import swap as work
 
     choice = work.choice(method, option or (), seed, pad_to_multiple, corpora, calibrate)
+    if tokenizer is not None and not work.reads_text(choice):
+        refuse(context, ("corpus",), f"method {method} reads no text, unless with --calibrate; leave it out")
     produce(output, target.given_to(lambda made, folder, reporter: work.run(source, made, folder, choice, reporter)))
 
 
 @app.command()
 def compare(
+    context: typer.Context,
     words: Annotated[List[str], typer.Argument(metavar="HF_DIR OUT")],
     tokenizer: Tokenizer = None,
     candidates: Candidates = None,
@@ -171,6 +187,6 @@ def compare(
         raise ConfigError("compare HF_DIR OUT needs --tokenizer DIR.")
     from megatron_adapt.steps import compare as contests
 
-    corpora = _corpora(corpus, text_key, on_error)
+    corpora = _corpora(context, corpus, text_key, on_error)
     contest = contests.contest(option or (), candidates or (), seed, pad_to_multiple, corpora, calibrate, probe_steps)
     produce(output, lambda folder, reporter: contests.run(source, tokenizer, folder, contest, reporter, "best"), keeps_parts=True)

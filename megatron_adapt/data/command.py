@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megatron_adapt.data.arguments import Parser, check_reading
 from megatron_adapt.data.encoder import BACKENDS
 from megatron_adapt.data.loss_mask import SUFFIX as LOSS_MASK
 from megatron_adapt.data.preprocess import preprocess_keys, tokenizer_file
@@ -70,7 +71,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
 
 
 def _parser(prog: str | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=prog,
         description="Tokenize a corpus into Megatron's <output-prefix>_<key>_document.bin and .idx.",
     )
@@ -97,7 +98,7 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     add("--text-documents", choices=list(TEXT_DOCUMENTS), default="blocks", help="documents of .txt: between blank lines (blocks)")
     add("--split-sentences", action="store_true", help="a sequence for each sentence (nltk); <output-prefix>_<key>_sentence")
     add("--keep-newlines", action="store_true", help="with --split-sentences: line ends between sentences stay")
-    add("--lang", default="english", help="of the model that splits sentences (english)")
+    add("--lang", help="with --split-sentences: language of the model that splits (english)")
     add("--on-error", choices=["stop", "skip"], default="stop", help="at a bad line (stop); skipped: PREFIX.skipped.jsonl")
     add("--held-out", type=float, default=0.0, metavar="SHARE", help="share of documents for held_out.jsonl")
     add("--held-out-path", nargs="+", metavar="PATH", help="held-out text of its own instead")
@@ -121,7 +122,10 @@ def _check(arguments: argparse.Namespace) -> None:
         found += [] if arguments.text_documents == "blocks" else [f"--text-documents {arguments.text_documents}"]
         found += [] if arguments.tokenizer_backend in (None, "tokenizers") else [f"--tokenizer-backend {arguments.tokenizer_backend}"]
     if not found:
-        return
+        if arguments.lang is not None and not arguments.split_sentences:
+            raise ConfigError("--lang is the language of the model that splits sentences: give --split-sentences, too, or leave it out")
+        flags = {"text_key": "--json-keys", "text_documents": "--text-documents"}
+        return None if is_chats else check_reading(arguments.input, flags, arguments.json_keys, arguments.text_documents)
     named = f"{', '.join(found)} {'is' if len(found) == 1 else 'are'} for"
     if not is_chats:
         raise ConfigError(f"{named} chats: give --messages KEY, too, or leave out what is for them")
@@ -147,7 +151,7 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
         "append_bos", "append_eod", "parse_special_tokens", "tokenizer_backend", "text_documents", "keep_newlines",
         "on_error", "held_out", "held_out_path", "max_documents", "shard", "seed", "workers",
     )  # fmt: skip
-    split = arguments.lang if arguments.split_sentences else None
+    split = (arguments.lang or "english") if arguments.split_sentences else None
     return {"split_sentences": split, **{name: getattr(arguments, name) for name in names}}
 
 

@@ -9,16 +9,18 @@ from pathlib import Path
 
 from megatron_adapt import options
 from megatron_adapt.data import filters
+from megatron_adapt.data.arguments import Parser, check_reading
 from megatron_adapt.data.filter_work import Reading
 from megatron_adapt.data.filtering import filter_corpus
 from megatron_adapt.data.sources import TEXT_DOCUMENTS
-from megatron_adapt.errors import AdaptError
+from megatron_adapt.errors import AdaptError, ConfigError
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Returns the exit code: 0, or 2 after one sentence on stderr about what the user can correct."""
     arguments = _parser(prog).parse_args(argv)
     try:
+        _check(arguments)
         chosen = [(name, options.from_words(words)) for name, *words in arguments.filter]
         how = {"text_key": arguments.json_key, "text_documents": arguments.text_documents, "on_error": arguments.on_error}
         report = filter_corpus(
@@ -48,8 +50,14 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     return 0
 
 
+def _check(arguments: argparse.Namespace) -> None:
+    if arguments.dry_run and arguments.dropped is not None:
+        raise ConfigError("--dropped writes a file, and with --dry-run nothing is written: leave out one of them")
+    check_reading([*arguments.input, *(arguments.against or ())], {"text_documents": "--text-documents"}, text_documents=arguments.text_documents)
+
+
 def _parser(prog: str | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=prog,
         description="Filter a corpus: what is left goes to OUTPUT in the order of the input, what was done to OUTPUT.report.json.",
         epilog="filters and their options:\n\n" + "\n".join(f"  {line}" for line in filters.describe()),

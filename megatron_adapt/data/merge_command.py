@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from megatron_adapt.data.arguments import Parser
 from megatron_adapt.data.merge import find_prefixes, merge
 from megatron_adapt.errors import AdaptError
 
 
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
     """The exit code: 0, or 2 where something can be corrected, with one message."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=prog, description="Several corpora of .bin/.idx (of chats .loss_mask, too) to one, in order, in constant memory."
     )
     add = parser.add_argument

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,20 @@ def kind_of(name: str, text_documents: str = "blocks") -> str:
         name = name.removesuffix(suffix)
     kind = "json" if name == STDIN else KINDS[Path(name).suffix]
     return TEXT_DOCUMENTS[text_documents] if kind == "text" else kind
+
+
+def idle_keys(paths: Paths, given: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """(key, why it does nothing) of ``text_key`` and ``text_documents``, as far as given, where no file is read by them."""
+    names = find_sources(paths)
+    plain = {not is_stream(name) and kind_of(name) == "text" for name in names}
+    if "text_documents" in given and plain == {False}:
+        yield "text_documents", f"is about .txt files, and there is none ({_some(names)})"
+    if "text_key" in given and plain == {True}:
+        yield "text_key", f"is a key of JSON or a column, and there are .txt files alone ({_some(names)})"
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names if len(names) < 4 else [*names[:2], "..."])
 
 
 def _expand(path: Path) -> list[Path]:

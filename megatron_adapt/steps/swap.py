@@ -49,6 +49,11 @@ def choice(
     return Choice(method, given, seed, pad_to_multiple, list(corpora), calibrate)
 
 
+def reads_text(choice: Choice) -> bool:
+    """Whether text in the target language would be read."""
+    return choice.method == DEFAULT or bool(choice.calibrate) or methods.reads_text(choice.method, methods.read_options(choice.method, choice.options))
+
+
 def run(
     source: Path, tokenizer: Path, output: Path, choice: Choice, reporter: Reporter, texts: Callable[[], Iterable[str]] | None = None
 ) -> dict[str, Any]:

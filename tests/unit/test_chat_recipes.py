@@ -34,7 +34,7 @@ def loaded(place: Path, tokenizer="with", corpus=None, phase=None, **changes) ->
     phases = [tiny.phase("sft", **settings)]
     data = {"talk": {"path": "chats.jsonl", "messages": "messages", **(corpus or {})}, "german": {"path": "de.jsonl"}}
     model = {"from_scratch": {"config": tiny.CONFIG, "tokenizer": tokenizer}}
-    tree = tiny.recipe(model=model, data=data, phases=phases, vocabulary=None, **changes)
+    tree = tiny.recipe(model=model, data=data, phases=phases, vocabulary=None, evaluation=None, **changes)
     return recipe.load(tiny.write(place, tree))
 
 

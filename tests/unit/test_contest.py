@@ -89,7 +89,7 @@ def test_a_command_line_says_all_that_is_wrong_with_it():
 @pytest.mark.parametrize(("words", "message"), [
     (["compare", "a", "b"], "compare HF_DIR OUT needs --tokenizer DIR"),
     (["compare", "a"], "expected .* the paths HF_DIR OUT; got a"),
-    (["swap", "a", "b", "--tokenizer", "t", "--methods", "mean"], "--methods goes with --method auto, or with compare"),
+    (["swap", "a", "b", "--tokenizer", "t", "--methods", "mean"], "--methods: goes with --method auto, or with compare"),
     (["swap", "a", "b", "--tokenizer", "t", "--method", "auto"], "methods are compared on text in the target language: name files with --corpus"),
 ])  # fmt: skip
 def test_verbs(words, message):

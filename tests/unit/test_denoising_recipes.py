@@ -37,7 +37,7 @@ def loaded(place: Path, denoising: object = "ul2", tokenizer: object = MADE, cor
     data = {"german": {"path": "de.jsonl", **(corpus or {})}, "talk": {"path": "talk.jsonl", "messages": "messages"}}
     model = {"from_scratch": {"config": config or tiny.CONFIG, "tokenizer": tokenizer}}
     phases = [tiny.phase("ul2", 9) | settings]
-    return recipe.load(tiny.write(place, tiny.recipe(model=model, data=data, phases=phases, vocabulary=None, parallel=ranks)))
+    return recipe.load(tiny.write(place, tiny.recipe(model=model, data=data, phases=phases, vocabulary=None, parallel=ranks, evaluation=None)))
 
 
 def test_as_a_word_a_list_or_a_mapping(place):

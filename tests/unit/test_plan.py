@@ -342,7 +342,7 @@ def test_a_tokenizer_derived_from_the_models_own() -> None:
     assert_in_order(built)
     before, after = checks.shapes(built.recipe)
     assert after.vocab_size == before.vocab_size + 7
-    pruned = build("vocabulary.tokenizer=null", "vocabulary.tokenizer={prune: {corpora: [german], keep: 300}}")
+    pruned = build("vocabulary.method=default", "vocabulary.tokenizer=null", "vocabulary.tokenizer={prune: {corpora: [german], keep: 300}}")
     assert checks.shapes(pruned.recipe)[1].vocab_size == 300
     with pytest.raises(ConfigError, match="a new model has no tokenizer of its own to start from; give 'path' or 'train'"):
         build("model.from_scratch.tokenizer=null", "model.from_scratch.tokenizer={prune: {corpora: [german]}}")
