@@ -78,23 +78,26 @@ class Work:
     def read(self, corpora: list[Reading], on_skip: Callable[[str], None] | None) -> list[dict[str, Any]]:
         """Reads all documents that are not empty, unless that is done already; what it says about those of each corpus.
 
-        ``corpora``: their ``paths`` are names of sources.
+        ``corpora``: their ``paths`` are names of sources; the last one is what is filtered.
 
         Raises:
-            DataError: input that cannot be read, or a bad line, unless these are skipped.
+            DataError: input that cannot be read, a bad line, unless these are skipped, or nothing to filter.
         """
         self.names = [str(name) for corpus in corpora for name in corpus.paths]
         inputs = [[name, os.urandom(8).hex() if name == STDIN else _identity(name)] for name in self.names]
         told = [[len(list(corpus.paths)), corpus.settings()] for corpus in corpora]
         key = {"format": _FORMAT, "inputs": inputs, "corpora": told}
         done = _load(self.folder / "read.json")
-        if done is not None and done["key"] == key:
+        if done is not None and done["key"] == key and done["facts"][-1]["documents"]:
             return done["facts"]
         with writing(self.folder):
             for entry in self.folder.iterdir():
                 if entry.name != "lock":
                     entry.unlink()
             facts = _read(self.folder, corpora, on_skip)
+            if not facts[-1]["documents"]:
+                names = [str(name) for name in corpora[-1].paths]
+                raise DataError(f"{', '.join(names[:3])}{' ...' if len(names) > 3 else ''}: no document has text; nothing to filter")
             write_atomically(self.folder / "read.json", json.dumps({"key": key, "facts": facts}))
         return facts
 

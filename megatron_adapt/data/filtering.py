@@ -105,9 +105,6 @@ def filter_corpus(
     tell = tell or (lambda line: None)
     with Work(output) as work:
         *known, read = work.read([*others, own], on_skip)
-        if not read["documents"]:
-            names = [str(name) for name in own.paths]
-            raise DataError(f"{', '.join(names[:3])}{' ...' if len(names) > 3 else ''}: no document has text; nothing to filter")
         tell(f"read: {read['documents']} documents, {read['bytes']} bytes of text{_beside(known)}")
         threads = workers or len(os.sched_getaffinity(0))
         stages, texts = _run(work, run, threads, sum(facts["documents"] for facts in known), tell)

@@ -18,6 +18,8 @@ _COUNTS = (
     "documents", "tokens", "bytes", "skipped", "empty", "replaced_surrogates", "unknown_tokens", "sequences", "trained_tokens", "trained_bytes",
 )  # fmt: skip
 _LEFT = {"held_out": None, "held_out_documents": 0, "held_out_bytes": 0, "skipped_lines": None}
+# How documents became ids: what is learnt of them hangs on it, and of one corpus it is one thing.
+_ENCODING = ("append_bos", "append_eod", "parse_special_tokens", "split_sentences")
 _REQUIRED = {"documents", "tokens", "bytes", "tokenizer_digest", "tokenizer_path"}
 
 
@@ -42,7 +44,7 @@ def find_prefixes(folder: str | Path) -> list[Path]:
     return [folder / name for name in sorted(found)]
 
 
-def merge(prefixes: Sequence[str | Path], output_prefix: str | Path) -> tuple[dict[str, Any], list[Path]]:
+def merge(prefixes: Sequence[str | Path], output_prefix: str | Path, mixed: bool = False) -> tuple[dict[str, Any], list[Path]]:
     """Write OUTPUT.bin and OUTPUT.idx, byte for byte what Megatron's ``IndexedDatasetBuilder.add_index`` makes.
 
     All inputs are validated before anything is written; memory does not grow with the corpora. Where every input has a
@@ -51,6 +53,7 @@ def merge(prefixes: Sequence[str | Path], output_prefix: str | Path) -> tuple[di
 
     Args:
         prefixes: corpora of text or of chats, whose ids have one type and, where they are described, come from one tokenizer.
+        mixed: documents may also differ in whether they begin with BOS, end with EOS and the like, as far as described.
 
     Returns:
         {"documents", "tokens", ...}: the description, or these two numbers alone without one; and the descriptions
@@ -66,7 +69,7 @@ def merge(prefixes: Sequence[str | Path], output_prefix: str | Path) -> tuple[di
         raise ConfigError("there is nothing to merge: name at least one corpus")
     if output.resolve() in {path.resolve() for path in inputs}:
         raise ConfigError(f"{output} is an input and would be overwritten; choose another output prefix")
-    described, masked = _check(inputs)
+    described, masked = _check(inputs, mixed)
     found = [stats for stats in described if stats is not None]
     missing = [Path(f"{prefix}.json") for prefix, stats in zip(inputs, described) if stats is None]
     merged = None if missing else _description(found, output)
@@ -93,7 +96,7 @@ def merge_indexed(prefixes: Sequence[Path], output: Path, masked: bool = False) 
         return _C.merge_indexed([os.fsencode(prefix) for prefix in prefixes], os.fsencode(output), masked)
 
 
-def _check(prefixes: Sequence[Path]) -> tuple[list[dict[str, Any] | None], bool]:
+def _check(prefixes: Sequence[Path], mixed: bool) -> tuple[list[dict[str, Any] | None], bool]:
     """The description of each corpus, None without one, and whether all are of chats; DataError with all that is wrong."""
     problems: list[str] = []
     found: list[dict[str, Any] | None] = [None] * len(prefixes)  # a corpus that is named twice is there twice
@@ -126,6 +129,14 @@ def _check(prefixes: Sequence[Path]) -> tuple[list[dict[str, Any] | None], bool]
     if len(tokenizers) > 1:
         listed = ", ".join(tokenizers.values())
         problems.append(f"corpora of different tokenizers cannot be merged: {listed}; preprocess all with the same one")
+    for key in () if mixed else _ENCODING:
+        values: dict[str, Path] = {}
+        for prefix, stats in zip(prefixes, found):
+            if stats is not None and key in stats:
+                values.setdefault(json.dumps(stats[key]), prefix)
+        if len(values) > 1:
+            listed = ", ".join(f"{prefix} has {value}" for value, prefix in values.items())
+            problems.append(f"corpora with different {key} are not merged: {listed}; preprocess all alike, or say --mixed")
     if problems:
         raise DataError(";\n".join(problems))
     return found, bool(masked[True])

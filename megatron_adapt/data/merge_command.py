@@ -19,10 +19,11 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
     add = parser.add_argument
     add("--input", nargs="+", required=True, type=Path, metavar="PATH", help="a folder of corpora, or their prefixes in order")
     add("--output-prefix", required=True, type=Path, metavar="PREFIX", help="prefix of the merged corpus")
+    add("--mixed", action="store_true", help="join corpora whose documents were encoded differently (BOS, EOS, special tokens, sentences), too")
     given = parser.parse_args(arguments)
     try:
         paths = [found for path in given.input for found in (find_prefixes(path) if path.is_dir() else [path])]
-        stats, missing = merge(paths, given.output_prefix)
+        stats, missing = merge(paths, given.output_prefix, given.mixed)
     except AdaptError as error:
         print(error, file=sys.stderr)
         return 2

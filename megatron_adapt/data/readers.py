@@ -123,12 +123,24 @@ def _pieces(file: str, task: Task) -> Iterator[tuple[bytes, int]]:
                 stream.seek(begin)
             left = None if task.end is None else task.end - begin
             source = _decompressed(file, stream) if left is None else _plain(stream, left)
-            for number, (piece, size) in enumerate(source):
-                yield (piece.removeprefix(_BOM) if number == 0 and not begin else piece), size
+            yield from source if begin else _without_mark(source)
     except OSError as error:  # gzip.BadGzipFile has no strerror
         raise DataError(f"cannot read {file}: {error.strerror or error}") from error
     except (EOFError, zlib.error) as error:
         raise DataError(f"cannot decompress {file}: it is truncated or damaged ({error})") from error
+
+
+def _without_mark(source: Iterator[tuple[bytes, int]]) -> Iterator[tuple[bytes, int]]:
+    """The same without the byte order mark in front, of which the first read of a pipe may give a part."""
+    head, size = b"", 0
+    for piece, count in source:
+        head, size = head + piece, size + count
+        if len(head) >= len(_BOM):
+            yield head.removeprefix(_BOM), size
+            yield from source
+            return
+    if head:
+        yield head, size
 
 
 def _open(file: str) -> BinaryIO:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 from pathlib import Path
 
@@ -57,6 +58,24 @@ def test_windows_files(tmp_path):
     bom = b"\xef\xbb\xbf"
     assert texts(write(tmp_path / "a.jsonl", bom + b'{"text": "a\\r\\nb"}\r\n\r\n{"text": "c"}\r\n')) == ["a\r\nb", "c"]
     assert texts(write(tmp_path / "a.txt", bom + b"eins\r\nzwei\r\n\r\ndrei\r\n")) == ["eins\nzwei", "drei"]
+
+
+@pytest.mark.parametrize("cuts", [(1,), (2,), (1, 2), (3,), (4,)])
+def test_a_byte_order_mark_that_comes_in_parts(tmp_path, monkeypatch, cuts):
+    data = b"\xef\xbb\xbf" + b'{"text": "a"}\n'
+    monkeypatch.setattr(readers, "_open", lambda file: Pieces([data[begin:end] for begin, end in zip((0, *cuts), (*cuts, None))]))
+    assert texts(write(tmp_path / "a.jsonl", data)) == ["a"]
+
+
+class Pieces(io.BytesIO):
+    """A stream whose reads end where its writer's did."""
+
+    def __init__(self, pieces: list[bytes]) -> None:
+        super().__init__()
+        self.pieces = pieces
+
+    def read(self, size: int | None = -1) -> bytes:
+        return self.pieces.pop(0) if self.pieces else b""
 
 
 def test_unusual_characters_stay(tmp_path):

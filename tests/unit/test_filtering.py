@@ -201,6 +201,7 @@ def test_nothing_to_filter_and_nothing_left(tmp_path):
     output = tmp_path / "clean.jsonl"
     with pytest.raises(DataError, match="empty.jsonl: no document has text; nothing to filter"):
         filter_corpus(write(tmp_path / "empty.jsonl", ["", ""]), output, ALL)
+    assert not Path(f"{output}.parts").exists()
     with pytest.raises(DataError, match=r"no document is left of 2 \(exact 1, rules 1\); loosen a filter \(--dry-run shows"):
         filter_corpus(write(tmp_path / "short.jsonl", ["kurz", "kurz"]), output, [("exact", {}), ("rules", {})])
     assert not output.exists() and not Path(f"{output}.report.json").exists()

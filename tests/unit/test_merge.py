@@ -21,6 +21,7 @@ from test_indexed import files, write
 
 from megatron_adapt.data.indexed import IndexedReader, IndexedWriter
 from megatron_adapt.data.merge import find_prefixes, merge, merge_indexed
+from megatron_adapt.data.merge_command import main
 from megatron_adapt.errors import ConfigError, DataError
 
 STATS = {
@@ -145,6 +146,22 @@ def test_descriptions_that_do_not_fit(tmp_path):
     with pytest.raises(DataError, match="cannot read .*b.json: Is a directory"):
         merge([one, two], tmp_path / "all")
     assert not list(tmp_path.glob("all*"))
+
+
+@pytest.mark.parametrize("key, value, shown", [
+    ("append_eod", False, "true, .*b has false"), ("append_bos", True, "false, .*b has true"),
+    ("parse_special_tokens", True, "false, .*b has true"), ("split_sentences", "german", 'null, .*b has "german"'),
+])  # fmt: skip
+def test_corpora_that_were_encoded_differently(tmp_path, key, value, shown):
+    alike = {"append_eod": True, "append_bos": False, "parse_special_tokens": False, "split_sentences": None}
+    one, two = describe(write(tmp_path / "a", [[1]]), **alike), describe(write(tmp_path / "b", [[4]]), **{**alike, key: value})
+    with pytest.raises(DataError, match=f"corpora with different {key} are not merged: {one} has {shown}; preprocess all alike, or say --mixed"):
+        merge([one, two], tmp_path / "all")
+    assert not list(tmp_path.glob("all*"))
+    words = ["--input", str(one), str(two), "--output-prefix", str(tmp_path / "all")]
+    assert main(words) == 2 and main([*words, "--mixed"]) == 0
+    merged = json.loads((tmp_path / "all.json").read_text())
+    assert key not in merged and merged["documents"] == 8 and alike.keys() - merged.keys() == {key}
 
 
 def test_wrong_arguments(tmp_path):
