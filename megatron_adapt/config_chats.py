@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from megatron_adapt.config import Corpus, Phase, Recipe
@@ -34,9 +34,9 @@ def check(
             yield (*path, "packing"), f"chats ({', '.join(found)}) must not see one another, nor be cut; set it to 'documents'"
 
 
-def learnt_last(recipe: Recipe) -> Corpus | None:
-    """The chats that the recipe's model has learnt last, of several those with a template file; None: only text."""
-    for phase in reversed(recipe.phases):
+def learnt_last(recipe: Recipe, phases: Sequence[Phase]) -> Corpus | None:
+    """The chats that a model has learnt last in these phases, of several those with a template file; None: only text."""
+    for phase in reversed(phases):
         chats = [recipe.data[name] for name in phase.data if recipe.data[name].messages is not None]
         if chats:
             return next((corpus for corpus in chats if corpus.chat_template), chats[0])

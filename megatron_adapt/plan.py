@@ -24,6 +24,7 @@ from megatron_adapt.config_chats import learnt_last
 from megatron_adapt.errors import ConfigError
 from megatron_adapt.hf.tokenizer import COMPANIONS
 from megatron_adapt.plan_corpora import Sources
+from megatron_adapt.plan_learnt import learns
 from megatron_adapt.plan_mup import mup_base, mup_fields
 from megatron_adapt.plan_tasks import tasks_step
 from megatron_adapt.plan_vocabulary import swap_step
@@ -268,6 +269,7 @@ class _Builder:
                 tensorboard=self.output / "tensorboard" / branch / phase.name,
                 wandb=self._wandb(branch, phase),
                 mup=mup_fields(recipe),
+                learns=learns(recipe, [phase]),
             )
             return train.run(job, reporter)
 
@@ -304,22 +306,15 @@ class _Builder:
         """``own``: the recipe's model; else the base model, as its config.json says."""
         export = self.recipe.export
         dtype, tie = (export.dtype, export.tie) if own else ("keep", "keep")
-        chats = learnt_last(self.recipe) if own else None
-        both_ways = [phase.name for phase in self.recipe.phases if phase.denoising and phase.denoising.decoder == "prefix"] if own else []
+        phases = self.recipe.phases if own else []
+        chats = learnt_last(self.recipe, phases)
         template = {"chat_template": Path(chats.chat_template)} if chats and chats.chat_template else {}
 
         def action(directory: Path, reporter: Reporter) -> dict[str, Any]:
             from megatron_adapt.steps import export_hf
 
-            if both_ways:
-                reporter.log(
-                    f"warning: in {', '.join(both_ways)} the model saw what stands before targets in both directions; what is exported attends "
-                    "left to right alone, as transformers does: text is continued as it was evaluated, hidden spans are filled in worse"
-                )
-            return export_hf.run(
-                source, directory, reporter, dtype, export.max_shard_size, self._samples(), tie=tie,
-                chats=chats and chats.chat_template_kwargs, **template,
-            )
+            learnt = learns(self.recipe, phases)
+            return export_hf.run(source, directory, reporter, dtype, export.max_shard_size, self._samples(), tie=tie, learnt=learnt)
 
         return self._add(
             name=name,

@@ -38,6 +38,7 @@ from megatron_adapt.torch_dist.directory import (
     MARK,
     PARTIAL,
     Checkpoint,
+    Learnt,
     Position,
     finished,
     is_checkpoint,
@@ -51,7 +52,7 @@ from megatron_adapt.torch_dist.directory import (
 from megatron_adapt.torch_dist.writer import CONTENT
 
 __all__ = [
-    "MARK", "Checkpoint", "Position", "Save", "finished", "is_checkpoint", "latest", "load",
+    "MARK", "Checkpoint", "Learnt", "Position", "Save", "finished", "is_checkpoint", "latest", "load",
     "open_checkpoint", "require_space", "resolve", "save", "size", "step_folder",
 ]  # fmt: skip
 

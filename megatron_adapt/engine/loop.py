@@ -26,7 +26,7 @@ from megatron_adapt.engine import (
 )  # fmt: skip
 from megatron_adapt.engine.backend import Layout
 from megatron_adapt.engine.batches import Batch, Batches
-from megatron_adapt.engine.checkpoint import Checkpoint, Position
+from megatron_adapt.engine.checkpoint import Checkpoint, Learnt, Position
 from megatron_adapt.engine.chunks import chunks, run
 from megatron_adapt.engine.losses import language_model_loss, micro_batches, regularize, row_shape, shares
 from megatron_adapt.engine.metrics import Metrics
@@ -58,6 +58,7 @@ class Job:
     run: tuple[int, int] = (0, 0)
     tokens: int | None = None  # the phase's length, unless it is one in steps
     mup: dict[str, Any] = field(default_factory=dict)  # of muP: the base's fields of ``ModelShape``
+    learns: Learnt = Learnt()  # what it teaches the model beside its weights
 
     def settings(self) -> dict[str, Any]:
         """All but the places of files."""
@@ -66,8 +67,7 @@ class Job:
 
 
 DONE = {
-    "log": "nothing is done about it",
-    "skip": "the step's update is left out",
+    "log": "nothing is done about it", "skip": "the step's update is left out",
     "rollback": "back to the last checkpoint, without the data since",
 }  # fmt: skip
 
@@ -123,7 +123,7 @@ class _Run:
         self.position = self.source.position
         if resumed is None:
             ages = carry.ages(self.source) if self.phase.init_state == "keep" else {}
-            past = {"consumed": dict(self.position.consumed), "trained": self.position.trained}
+            past = {"consumed": dict(self.position.consumed), "trained": self.position.trained, "learnt": self.position.learnt}
             self.position = Position(phase=self.phase.name, ages=ages, **past)
         if self.position.phase != self.phase.name:
             raise CheckpointError(f"{job.output} holds checkpoints of phase '{self.position.phase}', not of '{self.phase.name}'.")
@@ -185,7 +185,7 @@ class _Run:
     def _go_on(self) -> None:
         """Open a stretch of training with the recipe's settings, which need not be those that the phase began with."""
         position, phase = self.position, self.phase
-        for change in stretches.begin(phase, position):
+        for change in stretches.begin(phase, position, self.job.learns):
             self.log(f"from step {position.step + 1:,} on: {change}")
         self.steps = self.job.steps
         if self.job.tokens is not None:  # counted in steps so far, whose batches may have been others
@@ -365,7 +365,7 @@ class _Run:
         ahead, history = self.position, position.history
         history = replace(history, events=ahead.history.events, in_a_row=ahead.history.in_a_row)
         # The counters of the data stay the same objects, which self.batches advances.
-        self.position = replace(position, consumed=ahead.consumed, drawn=ahead.drawn, history=history)
+        self.position = replace(position, consumed=ahead.consumed, drawn=ahead.drawn, learnt=ahead.learnt, history=history)
         stretches.rewind(self.position, ahead)
         self.metrics.rewind(self.position.step)
 

@@ -11,14 +11,20 @@ import json
 from typing import Any
 
 from megatron_adapt.config import ADJUSTABLE, Phase
-from megatron_adapt.torch_dist.directory import Position
+from megatron_adapt.torch_dist.directory import Learnt, Position
 
 
-def begin(phase: Phase, position: Position) -> list[str]:
+def begin(phase: Phase, position: Position, learns: Learnt = Learnt()) -> list[str]:
     """Open a stretch if the phase's settings are not those of the last one; what was changed, in words.
 
     With another mix its proportions count from here; each corpus goes on where it stopped.
+
+    Args:
+        learns: what the phase teaches the model beside its weights.
     """
+    last = learns if learns.chats is not None else position.learnt
+    both_ways = dict.fromkeys((*position.learnt.both_ways, *learns.both_ways))
+    position.learnt = Learnt(last.chats, last.chat_template, tuple(both_ways))
     settings = json.loads(phase.model_dump_json(include=ADJUSTABLE))
     last = position.trained[-1] if position.trained and position.trained[-1]["phase"] == phase.name else None
     if last is not None and last["settings"] == settings:

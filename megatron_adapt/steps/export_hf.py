@@ -20,6 +20,7 @@ from megatron_adapt.steps import verification
 from megatron_adapt.steps.foreign import Source, find_source
 from megatron_adapt.steps.reporter import Reporter
 from megatron_adapt.streams.bits import Cast, Source as Tensors, differing
+from megatron_adapt.torch_dist.directory import Learnt
 from megatron_adapt.torch_dist.reader import TensorReader
 
 if TYPE_CHECKING:
@@ -36,8 +37,7 @@ def run(
     tie: str = "keep",
     family: str | None = None,
     hf_config: Path | None = None,
-    chat_template: Path | None = None,
-    chats: Mapping[str, Any] | None = None,
+    learnt: Learnt | None = None,
 ) -> dict[str, Any]:
     """Write config, tokenizer and weights to ``output``; weight files that are there already and right are kept.
 
@@ -47,9 +47,8 @@ def run(
         dtype: "keep" = config.json's, or where that says none, the checkpoint's.
         tie: "untie" gives a tied model a head of its own, "tie" removes a head that equals the embedding.
         texts, verify: as for an import.
-        chat_template: file that becomes the tokenizer's chat template.
-        chats: the model has learnt answers to end, with these keywords of the template (``chat_template_kwargs``): what
-            generates text is told at which tokens to stop.
+        learnt: None: what the checkpoint says of it. A model that has learnt chats is told at which tokens to stop when it generates
+            text, and gets their template.
     """
     found = find_source(source, family, hf_config)
     for note in found.notes:
@@ -61,10 +60,16 @@ def run(
         verify = "weights"
     verify = verification.choose(verify, found.shape, reporter)
     result = verification.apart(lambda: _convert(found, output, dtype, max_shard_bytes, tie, verify != "off", reporter))
-    if chat_template is not None:  # transformers prefers this file to what tokenizer_config.json says
-        shutil.copyfile(chat_template, output / "chat_template.jinja")
-    if chats is not None:
-        result |= stop_after_answers(output, reporter, chats)
+    learnt = learnt or found.learnt
+    if learnt.both_ways:
+        reporter.log(
+            f"warning: in {', '.join(learnt.both_ways)} the model saw what stands before targets in both directions; what is exported attends "
+            "left to right alone, as transformers does: text is continued as it was evaluated, hidden spans are filled in worse"
+        )
+    if learnt.chat_template is not None:  # transformers prefers this file to what tokenizer_config.json says
+        (output / "chat_template.jinja").write_bytes(learnt.chat_template.encode("utf-8"))
+    if learnt.chats is not None:
+        result |= stop_after_answers(output, reporter, learnt.chats)
     if verify == "logits":
         from megatron_adapt.engine import convert
 

@@ -38,6 +38,7 @@ class Source:
         metadata: a directory with config.json, tokenizer and generation config to copy; None: there is none.
         tokenizer: a directory with a tokenizer; None: there is none.
         notes: what the user should know.
+        learnt: what the checkpoint says that training has taught the model beside its weights.
     """
 
     path: Path
@@ -48,6 +49,7 @@ class Source:
     tokenizer: Path | None
     is_foreign: bool
     notes: list[str] = field(default_factory=list)
+    learnt: directory.Learnt = directory.Learnt()
 
 
 def find_source(path: Path, family: str | None = None, hf_config: Path | None = None) -> Source:
@@ -67,7 +69,8 @@ def find_source(path: Path, family: str | None = None, hf_config: Path | None = 
             raise ConfigError(f"{opened.path} says itself which model it is; leave --family and --hf-config out.")
         where = str(opened.hf / "config.json")
         found = find_family(opened.config, where)
-        return Source(opened.path, opened.config, found, found.read_config(opened.config, where), opened.hf, opened.hf, False)
+        shape, learnt = found.read_config(opened.config, where), opened.position.learnt
+        return Source(opened.path, opened.config, found, shape, opened.hf, opened.hf, False, learnt=learnt)
     _check_format(place)
     tokenizer = next((folder for folder in (place / "tokenizer", place.parent / "tokenizer") if tokenizer_files(folder)), None)
     if hf_config is None:

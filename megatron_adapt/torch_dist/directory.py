@@ -16,7 +16,7 @@ import json
 import os
 import re
 import shutil
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Callable, Iterable
 
@@ -38,6 +38,21 @@ class History:
     in_a_row: int = 0  # spikes since the last accepted step
 
 
+@dataclass(frozen=True)
+class Learnt:
+    """What the whole run has taught a model that its weights do not say and an export has to.
+
+    Attributes:
+        chats: keywords of the chat template with which answers were learnt; None: none were.
+        chat_template: of the last phase with chats, where it had one from a file.
+        both_ways: phases in which what stands before targets was seen in both directions.
+    """
+
+    chats: dict[str, Any] | None = None
+    chat_template: str | None = None
+    both_ways: tuple[str, ...] = ()
+
+
 @dataclass
 class Position:
     """Where training stands: all integers, so that a resumed run is the same run."""
@@ -53,6 +68,7 @@ class Position:
     ages: dict[str, int] = field(default_factory=dict)
     # stretches of the whole run with one mix, batch and schedule each, oldest first: see engine/stretches.py
     trained: list[dict[str, Any]] = field(default_factory=list)
+    learnt: Learnt = Learnt()
     history: History = field(default_factory=History)
 
     @property
@@ -105,8 +121,11 @@ def open_checkpoint(path: Path) -> Checkpoint:
         config = json.loads((path / "hf" / "config.json").read_text())
     except ValueError as error:  # of older checkpoints, without digests
         raise damaged(path, [f"hf/config.json is not JSON ({error})"]) from error
+    said = mark["position"]
     try:
-        position = Position(**mark["position"] | {"history": History(**mark["position"].get("history", {}))})
+        learnt = Learnt(**said.get("learnt", {}))
+        learnt = replace(learnt, both_ways=tuple(learnt.both_ways))
+        position = Position(**said | {"history": History(**said.get("history", {})), "learnt": learnt})
     except TypeError as error:
         raise CheckpointError(f"{path / MARK} says more than this version of the program understands ({error}).") from error
     return Checkpoint(path, position, {"context": 1} | mark["world"], config)  # of which older checkpoints say nothing

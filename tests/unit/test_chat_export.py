@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,15 @@ from chats import SPECIAL, TEMPLATES, chat, write_tokenizer
 from worlds import SIZES, on_ranks
 
 from megatron_adapt import config_chats, recipe
+from megatron_adapt.config import Phase
+from megatron_adapt.engine import stretches
 from megatron_adapt.families import family_named, initial_tensors
 from megatron_adapt.hf.chat_template import ChatTemplate
 from megatron_adapt.hf.tokenizer import Tokenizer
 from megatron_adapt.hf.weights import WeightWriter
-from megatron_adapt.steps import export_hf
+from megatron_adapt.steps import export_hf, import_hf
 from megatron_adapt.steps.reporter import Reporter
+from megatron_adapt.torch_dist.directory import Learnt, Position, open_checkpoint
 
 EOS, IM_END, EOT = (SPECIAL.index(token) for token in ("</s>", "<|im_end|>", "<|eot_id|>"))
 
@@ -110,6 +114,28 @@ def test_transformers_stops(tmp_path, capsys):
     assert on_ranks(1, lengths) == [4]
 
 
+def test_a_checkpoint_says_what_its_model_has_learnt(tmp_path, capsys):
+    """An export without the recipe knows it, from whichever phase: chats with a template of their own, and prefixes."""
+    position, file = Position(), tmp_path / "llama3.jinja"
+    file.write_bytes(TEMPLATES["llama3"].replace("\n", "\r\n").encode())
+    given = {"ul2": Learnt(both_ways=("ul2",)), "sft": Learnt({"tools": []}, file.read_bytes().decode()), "more": Learnt()}
+    for name, learns in given.items():
+        position = replace(position, phase=name)
+        stretches.begin(Phase(**tiny.phase(name, 1)), position, learns)
+    import_hf.run(model(tmp_path / "model", "chatml"), tmp_path / "checkpoint", Reporter(), verify="weights")
+    mark = tmp_path / "checkpoint" / "step_00000000" / "checkpoint.json"
+    mark.write_text(json.dumps(json.loads(mark.read_text()) | {"position": asdict(position)}))
+    assert open_checkpoint(mark.parent).position == position and position.learnt.both_ways == ("ul2",)
+    capsys.readouterr()
+    export_hf.run(tmp_path / "checkpoint", tmp_path / "plain", Reporter(), verify="weights")
+    assert (tmp_path / "plain" / "chat_template.jinja").read_bytes() == file.read_bytes()
+    assert json.loads((tmp_path / "plain" / "generation_config.json").read_text())["eos_token_id"] == [EOS, EOT]
+    out = capsys.readouterr().out
+    assert "warning: in ul2 the model saw what stands before targets in both directions; what is exported attends left to right alone" in out
+    stretches.begin(Phase(**tiny.phase("own", 1)), position, Learnt({}))
+    assert position.learnt == Learnt({}, None, ("ul2",))
+
+
 def test_which_chats_were_learnt_last(tmp_path, monkeypatch):
     tiny.corpora(tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -122,7 +148,7 @@ def test_which_chats_were_learnt_last(tmp_path, monkeypatch):
     def found(*phases: list[str]) -> str | None:
         made = [tiny.phase(f"p{number}", 1, data=dict.fromkeys(names, 1), packing="documents") for number, names in enumerate(phases)]
         loaded = recipe.load(tiny.write(tmp_path, tiny.recipe(vocabulary=None, data=data, phases=made, evaluation={"corpora": []}, model=scratch)))
-        learnt = config_chats.learnt_last(loaded)
+        learnt = config_chats.learnt_last(loaded, loaded.phases)
         return next((name for name, corpus in loaded.data.items() if corpus is learnt), None)
 
     assert found(["text"]) is None and found(["own"], ["text"]) == "own"
