@@ -29,7 +29,7 @@ def remaining(plan: Plan) -> list[Step]:
     """
     known: dict[Path, str] = {}
     undone, changed, reasons = [], [], []
-    refused = False
+    refused: list[Path] = []
     for step in plan.steps:
         state = receipt.state(step, known)
         known[step.output] = state.digest
@@ -40,12 +40,12 @@ def remaining(plan: Plan) -> list[Step]:
                 reasons.append(f"step '{step.name}' was {state.word} with other settings or inputs: {'; '.join(own)}.")
             changed.append(step.output)
             again = step.derived and all(places is not None for _, places in state.differences)
-            refused |= not again
+            refused += [] if again else [step.output]
         if not state.done or state.differences:
             undone.append(step)
     if refused:
         apart = "\n" if len(reasons) > 1 else " "
-        raise ConfigError(apart.join([*reasons, f"To redo it, delete these, or choose another output: {_listed(changed)}"]))
+        raise ConfigError(apart.join([*reasons, f"To redo it, delete these, or choose another output: {_listed(refused)}"]))
     return undone
 
 

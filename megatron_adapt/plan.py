@@ -316,12 +316,16 @@ class _Builder:
             learnt = learns(self.recipe, phases)
             return export_hf.run(source, directory, reporter, dtype, export.max_shard_size, self._samples(), tie=tie, learnt=learnt)
 
+        # A model of other phases than those that it was made of does not take its place unasked, one of more phases does.
+        branch = source.parent.name
+        trained = {"trained": {str(number): f"{branch}/{phase.name}" for number, phase in enumerate(self.recipe.phases, 1)}} if own else {}
         return self._add(
             name=name,
             verb="export",
             output=output,
             action=action,
-            settings={"dtype": dtype, "tie": tie, "max_shard_size": export.max_shard_size},
+            settings={"dtype": dtype, "tie": tie, "max_shard_size": export.max_shard_size, **trained},
+            growing="trained",
             inputs={"checkpoint": source, **template},
             keeps_parts=True,
             derived=own,

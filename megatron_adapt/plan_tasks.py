@@ -26,5 +26,6 @@ def tasks_step(recipe: Recipe, when: str, model: Path) -> Step:
         output=Path(recipe.output) / "harness" / when,
         action=action,
         settings=wanted.model_dump(exclude={"folder", "batch_size"}),
+        derived=when == "after",
         inputs={"model": model} | ({} if wanted.folder is None else {"tasks": Path(wanted.folder)}),
     )

@@ -61,6 +61,7 @@ class Step:
     # Settings, by the beginning of their keys, that may be changed while the step is begun; then also inputs come and go.
     adjustable: frozenset[str] = frozenset()
     derived: bool = False  # made again, not refused, when it was made from other results than those it is now made from
+    growing: str = ""  # of a derived step: a mapping among its settings that may get more keys, as inputs may; receipts may lack it
 
     @property
     def places(self) -> tuple[Path, ...]:
@@ -310,9 +311,12 @@ def _differences(
 ) -> Iterator[Difference]:
     old, new = _flat(signed["settings"]), _flat(now["settings"])
     for key in sorted(old.keys() | new.keys()):
+        is_new = key.split(".")[0] == step.growing and key not in old
+        if is_new and step.growing not in signed["settings"]:
+            continue
         may_change = key.split(".")[0] in adjustable or (adjustable and key.startswith("corpora.") and not (key in old and key in new))
         if old.get(key) != new.get(key) and not may_change:
-            yield f"{key} was {old.get(key, 'absent')}, is now {new.get(key, 'absent')}", None
+            yield f"{key} was {old.get(key, 'absent')}, is now {new.get(key, 'absent')}", frozenset() if is_new else None
     for label in sorted(signed["inputs"].keys() | now["inputs"].keys()):
         was, is_now = label in signed["inputs"], label in now["inputs"]
         if signed["inputs"].get(label) == now["inputs"].get(label) or (adjustable and not (was and is_now)):

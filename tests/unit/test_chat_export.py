@@ -117,8 +117,8 @@ def test_transformers_stops(tmp_path, capsys):
 def test_a_checkpoint_says_what_its_model_has_learnt(tmp_path, capsys):
     """An export without the recipe knows it, from whichever phase: chats with a template of their own, and prefixes."""
     position, file = Position(), tmp_path / "llama3.jinja"
-    file.write_bytes(TEMPLATES["llama3"].replace("\n", "\r\n").encode())
-    given = {"ul2": Learnt(both_ways=("ul2",)), "sft": Learnt({"tools": []}, file.read_bytes().decode()), "more": Learnt()}
+    file.write_bytes(("{#- thinking -#}" + TEMPLATES["llama3"].replace("\n", "\r\n")).encode())
+    given = {"ul2": Learnt(both_ways=("ul2",)), "sft": Learnt({"thinking": False}, file.read_bytes().decode()), "more": Learnt()}
     for name, learns in given.items():
         position = replace(position, phase=name)
         stretches.begin(Phase(**tiny.phase(name, 1)), position, learns)

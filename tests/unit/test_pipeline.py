@@ -17,6 +17,7 @@ from megatron_adapt.errors import ConfigError
 from megatron_adapt.launch import Outcome
 from megatron_adapt.nodes import FirstNode
 from megatron_adapt.plan import Plan
+from megatron_adapt.steps import receipt
 from megatron_adapt.steps.receipt import BEGUN, Step
 from megatron_adapt.steps.reporter import Reporter
 
@@ -110,6 +111,47 @@ def test_what_is_derived_follows_an_extension() -> None:
     assert pipeline.remaining(built("c")) == [] and json.loads(Path("d/text").read_text())[1] == [Path("c/text").read_text()]
     with pytest.raises(ConfigError, match="step .d. was finished with other settings or inputs: .*y was absent, is now 1"):
         pipeline.remaining(built("c", y=1))
+
+
+def test_a_model_of_other_phases_does_not_take_the_place_of_the_one_before() -> None:
+    """One of more phases does; one of another method, of a phase with another name, or of fewer is refused, with what it was."""
+
+    def built(*phases: str) -> Plan:
+        plan = three(x=1)
+        settings = {"trained": {str(number): name for number, name in enumerate(phases, 1)}} if phases else {}
+        settings["dtype"] = "keep"
+        plan.steps[3] = replace(step("d", **settings), inputs={"checkpoint": Path(phases[-1] if phases else "a")}, derived=True, growing="trained")
+        return plan
+
+    run(built())
+    assert names(pipeline.remaining(built("a"))) == []  # receipts of before there was such a setting
+    assert names(pipeline.remaining(built("a", "b"))) == ["d"]
+    Path("d/receipt.json").unlink()
+    Path("d/text").unlink()
+    Path("d").rmdir()
+    run(built("a", "b"))
+    assert names(pipeline.remaining(built("a", "b", "c"))) == ["d"]
+    for others, words in ((("a", "c"), "trained.2 was b, is now c"), (("a",), "trained.2 was b, is now absent"), (("c", "a", "b"), "trained.1 was a, is now c")):
+        with pytest.raises(ConfigError, match=f"step 'd' was finished with other settings or inputs: {words}.* another output: d$"):
+            pipeline.remaining(built(*others))
+
+
+def test_another_method_or_phase_leaves_the_model_of_the_one_before() -> None:
+    def built(*changes: str) -> Plan:
+        return plan.build(recipe.load([Path("recipe.yaml")], changes))
+
+    tiny.write(Path("."), tiny.recipe())
+    for each in built().steps:
+        receipt.perform(replace(each, action=lambda folder, reporter: {}), Reporter())
+    assert pipeline.remaining(built()) == []
+    for change, words in (
+        ("vocabulary.method=mean", "trained.1 was copy/embeddings, is now mean/embeddings; trained.2 was copy/full, is now mean/full"),
+        ("phases.full.name=other", "trained.2 was copy/full, is now copy/other"),
+    ):
+        with pytest.raises(ConfigError, match=f"step 'export' was finished with other settings or inputs: .*{words}(.|\n)*another output: out/model$"):
+            pipeline.remaining(built(change))
+    more = tiny.recipe()["phases"] + [tiny.phase("more", 2)]
+    assert names(pipeline.remaining(built(f"phases={json.dumps(more)}"))) == ["copy/more", "evaluation/copy-more", "export", "report"]
 
 
 def test_what_is_derived_follows_inputs_that_go() -> None:
