@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,7 @@ from megatron_adapt.hf.tokenizer import Tokenizer
 from megatron_adapt.hf.weights import WeightWriter
 from megatron_adapt.steps import export_hf, import_hf
 from megatron_adapt.steps.reporter import Reporter
-from megatron_adapt.torch_dist.directory import Learnt, Position, open_checkpoint
+from megatron_adapt.torch_dist.directory import MARK, Learnt, Position, open_checkpoint, seal
 
 EOS, IM_END, EOT = (SPECIAL.index(token) for token in ("</s>", "<|im_end|>", "<|eot_id|>"))
 
@@ -123,9 +123,10 @@ def test_a_checkpoint_says_what_its_model_has_learnt(tmp_path, capsys):
         position = replace(position, phase=name)
         stretches.begin(Phase(**tiny.phase(name, 1)), position, learns)
     import_hf.run(model(tmp_path / "model", "chatml"), tmp_path / "checkpoint", Reporter(), verify="weights")
-    mark = tmp_path / "checkpoint" / "step_00000000" / "checkpoint.json"
-    mark.write_text(json.dumps(json.loads(mark.read_text()) | {"position": asdict(position)}))
-    assert open_checkpoint(mark.parent).position == position and position.learnt.both_ways == ("ul2",)
+    folder = tmp_path / "checkpoint" / "step_00000000"
+    (folder / MARK).unlink()
+    seal(folder.rename(tmp_path / "checkpoint" / "unmarked"), folder, position, import_hf.WORLD)
+    assert open_checkpoint(folder).position == position and position.learnt.both_ways == ("ul2",)
     capsys.readouterr()
     export_hf.run(tmp_path / "checkpoint", tmp_path / "plain", Reporter(), verify="weights")
     assert (tmp_path / "plain" / "chat_template.jinja").read_bytes() == file.read_bytes()
