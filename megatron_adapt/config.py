@@ -16,7 +16,7 @@ from megatron_adapt.config_phases import (  # noqa: F401: a part of the schema l
     ADJUSTABLE, BF16_ALONE, FP8, Dropout, Optimizer, Phase, Precision, RampUp, Schedule, Spikes,
 )
 from megatron_adapt.config_strict import Strict
-from megatron_adapt.config_types import DTYPES, TIES, Bytes, Count, Integer, Name, Number, Switch, Text, Texts, got
+from megatron_adapt.config_types import DTYPES, TIES, VERIFY, Bytes, Count, Integer, Name, Number, Switch, Text, Texts, got
 
 
 class TokenizerTraining(Strict):
@@ -242,6 +242,9 @@ class Export(Strict):
     dtype: Literal[DTYPES] = Field("bfloat16", description="type of the exported weights")
     tie: Literal[TIES] = Field("keep", description="whether the head shares the embedding's matrix")
     max_shard_size: Bytes = Field(5_000_000_000, description="largest size of a weight file in bytes")
+    verify: Literal[VERIFY] | None = Field(
+        None, description="what exports, and imports, compare: nothing (off), weights, or logits too; null: logits if the model fits into memory"
+    )
 
 
 class Wandb(Strict):

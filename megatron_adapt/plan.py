@@ -219,7 +219,7 @@ class _Builder:
         def action(output: Path, reporter: Reporter) -> dict[str, Any]:
             from megatron_adapt.steps import import_hf
 
-            return import_hf.run(source, output, reporter, self._samples())
+            return import_hf.run(source, output, reporter, self._samples(), self.recipe.export.verify)
 
         return self._add(
             name=f"{branch}/import",
@@ -314,7 +314,7 @@ class _Builder:
             from megatron_adapt.steps import export_hf
 
             learnt = learns(self.recipe, phases)
-            return export_hf.run(source, directory, reporter, dtype, export.max_shard_size, self._samples(), tie=tie, learnt=learnt)
+            return export_hf.run(source, directory, reporter, dtype, export.max_shard_size, self._samples(), export.verify, tie, learnt=learnt)
 
         # A model of other phases than those that it was made of does not take its place unasked, one of more phases does.
         branch = source.parent.name

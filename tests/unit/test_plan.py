@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from megatron_adapt import checks, plan, recipe
 from megatron_adapt.errors import ConfigError, DataError
 from megatron_adapt.plan import Plan
 from megatron_adapt.steps import receipt
+from megatron_adapt.steps.reporter import Reporter
 from megatron_adapt.vocab import methods
 
 from harness import ROOT
@@ -115,7 +117,7 @@ def test_unused_corpora_are_not_tokenized() -> None:
     [
         "parallel.tensor=1", "parallel.data=2", "parallel.sequence=true", "phases.full.micro_batch_size=1",
         "phases.full.log_every=1", "phases.full.save_every=1", "phases.full.keep_last=3", "phases.full.evaluate_every=5",
-        "output=elsewhere", "name=another", "data.german.path=copy.jsonl",
+        "output=elsewhere", "name=another", "data.german.path=copy.jsonl", "export.verify=off",
     ],
 )  # fmt: skip
 def test_what_no_result_depends_on(override: str) -> None:
@@ -346,6 +348,22 @@ def test_a_tokenizer_derived_from_the_models_own() -> None:
     assert checks.shapes(pruned.recipe)[1].vocab_size == 300
     with pytest.raises(ConfigError, match="a new model has no tokenizer of its own to start from; give 'path' or 'train'"):
         build("model.from_scratch.tokenizer=null", "model.from_scratch.tokenizer={prune: {corpora: [german]}}")
+
+
+@pytest.mark.parametrize("overrides, kind", [((), None), (("export.verify=off",), "off"), (("export.verify=logits",), "logits")])
+def test_how_conversions_are_compared(monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...], kind: str | None) -> None:
+    """Every import and export of a recipe is asked for the same."""
+    from megatron_adapt.steps import export_hf, import_hf
+
+    asked: list[str | None] = []
+    for module in (import_hf, export_hf):
+        whole = inspect.signature(module.run)
+        monkeypatch.setattr(module, "run", lambda *args, whole=whole, **named: asked.append(whole.bind(*args, **named).arguments["verify"]))
+    monkeypatch.setattr(plan._Builder, "_samples", lambda self: None)
+    for step in build(*overrides).steps:
+        if step.verb in ("import", "export"):
+            step.action(Path("there"), Reporter())
+    assert asked == [kind] * 4
 
 
 def test_conversions_are_compared_on_several_short_documents(tmp_path: Path) -> None:
