@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from megatron_adapt import options
-from megatron_adapt.config import Corpus, Recipe
+from megatron_adapt.config import Corpus, Phase, Recipe
 from megatron_adapt.data import filters
 from megatron_adapt.data.sources import data_sets, files_of, idle_keys, reading
-from megatron_adapt.errors import DataError
+from megatron_adapt.errors import ConfigError, DataError
 from megatron_adapt.steps import filter_corpus
 from megatron_adapt.steps.receipt import Step
 from megatron_adapt.steps.reporter import Reporter
@@ -105,3 +105,15 @@ def reading_problems(recipe: Recipe) -> Iterator[str]:
         if corpus.messages is None and given:
             with contextlib.suppress(DataError):  # files that are missing are told where they are read
                 yield from (f"data.{name}.{key}: {why}; remove it" for key, why in idle_keys(paths, given))
+
+
+def corpora_of_phase(recipe: Recipe, name: str | None) -> tuple[Phase, dict[str, Path]]:
+    """A phase, and the directories of its tokenized corpora by name. Raises ``ConfigError`` with the names that there are."""
+    scratch = recipe.model.from_scratch
+    kinds = {phase.name: ("base", phase) for phase in (scratch.phases if scratch else [])}
+    kinds |= {phase.name: ("target" if recipe.vocabulary else "base", phase) for phase in recipe.phases}
+    if name not in kinds:
+        what = "--phase is missing" if name is None else f"--phase {name}: there is no such phase"
+        raise ConfigError(f"{what}; the recipe's phases are: {', '.join(kinds)}.")
+    kind, phase = kinds[name]
+    return phase, {each: Path(recipe.output) / "data" / kind / each for each in phase.data}

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Callable, Optional
+from typing import Annotated, Callable, List, Optional
 
 import typer
 
 from megatron_adapt.cli.application import app
-from megatron_adapt.cli.recipes import is_recipe, run_steps
+from megatron_adapt.cli.recipes import is_recipe, load, refuse, run_steps
 from megatron_adapt.errors import ConfigError
 
 
@@ -53,12 +53,24 @@ def merge(context: typer.Context) -> None:
 
 @app.command()
 def inspect(
-    prefix: Annotated[str, typer.Argument(help="a tokenized corpus: PREFIX.bin and PREFIX.idx", metavar="PREFIX")],
+    context: typer.Context,
+    words: Annotated[
+        List[str], typer.Argument(help="a tokenized corpus (PREFIX.bin and PREFIX.idx), or a recipe with --phase", metavar="PREFIX | RECIPE [PATH=VALUE]...")
+    ],
     document: Annotated[Optional[int], typer.Option(help="show the text of this document, from 0 (-1: the last)")] = None,
     tokenizer: Annotated[Optional[Path], typer.Option(help="its tokenizer; default: what PREFIX.json names")] = None,
+    phase: Annotated[Optional[str], typer.Option(help="of a recipe: show what this phase shows its model")] = None,
+    sample: Annotated[int, typer.Option(min=0, help="of a phase: which of its samples, from 0")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
-    """Show what a tokenized corpus holds: type, counts, lengths of its documents, the text of one."""
+    """Show what a tokenized corpus holds: type, counts, lengths, the text of a document; or a sample of a recipe's phase."""
+    if is_recipe(words):
+        refuse(context, ("document", "tokenizer"), "about a corpus; of a recipe's phase a --sample is shown")
+        return _show_sample(words, phase, sample, as_json)
+    refuse(context, ("phase", "sample"), f"about a recipe, and {' '.join(words)} names none (.yaml)")
+    if len(words) != 1:
+        raise ConfigError(f"expected one PREFIX, or a recipe (.yaml) with --phase NAME; got {' '.join(words)}.")
+    (prefix,) = words
     from megatron_adapt.data import inspection
 
     if tokenizer is not None and document is None:
@@ -69,3 +81,18 @@ def inspect(
         print(json.dumps(facts if shown is None else facts | {"document": shown}, indent=2, ensure_ascii=False))
     else:
         inspection.show(facts, shown)
+
+
+def _show_sample(words: list[str], name: Optional[str], number: int, as_json: bool) -> None:
+    from megatron_adapt.plan_corpora import corpora_of_phase
+    from megatron_adapt.steps import samples
+
+    recipe = load(words).recipe
+    found = samples.sample(recipe, *corpora_of_phase(recipe, name), number)
+    if as_json:
+        return print(json.dumps(found, indent=2, ensure_ascii=False))
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=True)
+    for line, learnt in samples.lines(found):
+        console.print(line, markup=False, style="green" if learnt else None)

@@ -107,19 +107,20 @@ def read_document(prefix: str | Path, number: int, tokenizer: str | Path | None 
     if not loss_mask.has_mask(prefix, description):
         return found
     first = reader.first_token(number % count)
-    return found | {"runs": _runs(ids, loss_mask.open_mask(reader)[first : first + len(ids)], loaded)}
+    return found | {"runs": runs(ids, loss_mask.open_mask(reader)[first : first + len(ids)], loaded)}
 
 
-def _runs(ids: list[int], mask: np.ndarray, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+def runs(ids: list[int], mask: np.ndarray, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """As "runs" of :func:`read_document`; ``mask``: [tokens], what is learnt of the ids."""
     edges = [0, *(np.flatnonzero(np.diff(mask)) + 1).tolist(), len(ids)] if ids else []
-    runs, before = [], ""
+    found, before = [], ""
     for begin, end in zip(edges, edges[1:]):
         through = tokenizer.decode(ids[:end])
         # As a part of the whole, since some decoders drop the first space; where a character is cut, alone.
         text = through[len(before) :] if through.startswith(before) else tokenizer.decode(ids[begin:end])
-        runs.append({"begin": begin, "end": end, "learnt": bool(mask[begin]), "text": text})
+        found.append({"begin": begin, "end": end, "learnt": bool(mask[begin]), "text": text})
         before = through
-    return runs
+    return found
 
 
 def _description(prefix: str | Path) -> dict[str, Any] | None:

@@ -22,7 +22,7 @@ from megatron_adapt.data.denoising import Ids
 from megatron_adapt.data.mixing import Blend
 from megatron_adapt.data.packing import PackedOrder
 from megatron_adapt.data.preprocess import open_corpus
-from megatron_adapt.data.sampling import Passes, SampleOrder
+from megatron_adapt.data.sampling import Passes, Row, SampleOrder
 from megatron_adapt.data.windows import DenoisedOrder
 from megatron_adapt.errors import ConfigError
 
@@ -140,6 +140,17 @@ class Batches:
             batch.prefixes = joined if self.both_ways else None
             batch.weights = torch.from_numpy(weights).view(*shape, -1)
         return batch
+
+    def sample(self, number: int) -> tuple[str, Row, np.ndarray]:
+        """(corpus, the sample, bool [tokens]: which are to be predicted) of a number that counts from the phase's begin; nothing advances."""
+        samples, _ = self.blend.next(self.blend.first(), number + 1)
+        name, index = samples[-1]
+        row = self.order[name].row(self.begin[name] + index)
+        targets = np.ones(len(row.ids), dtype=bool) if row.learnt is None else row.learnt.astype(bool)
+        targets[0] = False
+        if self.apart:
+            targets[np.cumsum(row.lengths[:-1], dtype=np.int64)] = False
+        return name, row, targets
 
     @property
     def read_otherwise(self) -> list[str]:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
 import tiny
+from commands import signals_kept
 from harness import ROOT
 
 from megatron_adapt import checks, plan, recipe
 from megatron_adapt.config_denoising import Denoiser
+from megatron_adapt.data.denoising import Ids
 from megatron_adapt.errors import ConfigError
 from megatron_adapt.hf.tokenizer import Tokenizer
 from megatron_adapt.steps import preprocess
@@ -159,6 +162,54 @@ def test_what_check_tells(place):
     assert any(f"ul2: german: {order.counts(0).samples:,} sequences an epoch, " in line and "left free by packing" in line for line in lines)
     assert any(f"steps {steps:,}" in line or f"steps {steps}" in line for line in lines)
     assert any("german: " in line and " epochs of " in line for line in lines)
+
+
+def test_a_sample_is_shown_before_training(place, capsys, monkeypatch):
+    """What the engine's batches hold, and what of it counts there; by the command that a user types."""
+    from megatron_adapt import cli
+    from megatron_adapt.engine.batches import Batches
+
+    def inspected(*words: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["megatron-adapt", "inspect", "recipe.yaml", *words])
+        with signals_kept(), pytest.raises(SystemExit):
+            cli.main()
+        return "".join(capsys.readouterr())
+
+    built = plan.build(loaded(place, {"mixture": [{"kind": "R", "span": 3, "ratio": 0.3}], "decoder": "prefix"}))
+    assert "error: --phase is missing; the recipe's phases are: ul2." in inspected()
+    assert "error: --phase full: there is no such phase; the recipe's phases are: ul2." in inspected("--phase", "full")
+    assert "error: the corpus german is not tokenized yet (out/data/base/german): run megatron-adapt preprocess" in inspected("--phase", "ul2")
+    assert "error: --document: about a corpus; of a recipe's phase a --sample is shown." in inspected("--phase", "ul2", "--document", "1")
+    folder = Path("out/data/base/german")
+    folder.mkdir(parents=True)
+    train_tokenizer(TEXTS, 400, built.steps[0].output, scheme=Scheme(sentinels=8))
+    stats = preprocess.run(built.recipe.data["german"], built.steps[0].output, folder, Reporter(), 1234, "german")
+    (folder / "receipt.json").write_text(json.dumps({"verb": "preprocess", "metrics": stats}))
+    capsys.readouterr()
+    found = json.loads(inspected("--phase", "ul2", "--sample", "5", "--json"))
+    tokenizer = Tokenizer.load(built.steps[0].output)
+    (phase,) = built.recipe.phases
+    batches = Batches(
+        {"german": folder / "text"}, {"german": 1}, tokenizer_digest=tokenizer.digest, sequence_length=64, batch_size=6, micro_batch_size=6, seed=1234,
+        consumed={}, drawn={}, apart=True, denoising=(phase.denoising, Ids.find(phase.denoising, tokenizer)),
+    )  # fmt: skip
+    batch = batches.next()
+    runs = [run for document in found["documents"] for run in document["runs"]]
+    ids, begin = batch.tokens[0, 5].tolist(), 0
+    for document in found["documents"]:
+        size = document["runs"][-1]["end"]
+        assert "[R]" in document["runs"][0]["text"] or begin
+        counts = [learnt for run in document["runs"] for learnt in [run["learnt"]] * (run["end"] - run["begin"])]
+        assert counts[1:] == (batch.weights[0, 5, begin : begin + size - 1] > 0).tolist() and not counts[0]
+        assert "".join(run["text"] for run in document["runs"]) == tokenizer.decode(ids[begin : begin + size])
+        begin += size
+    assert begin == found["tokens"] == 65 and found["learnt"] == int(batch.weights[0, 5].sum()) > 5
+    assert any(run["learnt"] and "<extra_id_0>" not in run["text"] for run in runs) and any(document["both_ways"] for document in found["documents"])
+    shown = inspected("--phase", "ul2", "--sample", "5")
+    assert f"phase ul2, sample 5: 65 tokens of german, {found['learnt']} of them to be predicted, by " in shown
+    first = found["documents"][0]
+    assert f"document 0, whose first {first['both_ways']} tokens see one another in both directions:" in shown
+    assert f"learnt {json.dumps(next(run for run in first['runs'] if run['learnt'])['text'], ensure_ascii=False)}" in shown
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
