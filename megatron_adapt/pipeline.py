@@ -156,7 +156,7 @@ def run(
             outcome, done = launch.Outcome(), _is_signed(step, first)
         elif torchrun is not None and (step.ranks > 1 or step.verb in ENGINE):
             outcome = launch.child(torchrun(step))
-            done = receipt.state(step).done if first is None else _is_signed(step, None)
+            done = receipt.state(step).done if first is None else _is_signed(step, first, SEEN_WITHIN)
         else:
             outcome = execute(step, view.message)
             done = not outcome.stopped or receipt.state(step).done
@@ -168,16 +168,17 @@ def run(
     return launch.Outcome()
 
 
-def _is_signed(step: Step, first: FirstNode | None) -> bool:
-    """Whether the first node signs a step, as long as that takes it; None: whether it has signed it, once that can be seen.
+def _is_signed(step: Step, first: FirstNode, within: float | None = None) -> bool:
+    """Whether the first node signs a step, as long as that takes it; ``within``: whether it has signed it, once that can be seen,
+    after so many seconds at the latest, or as soon as it says that it was stopped.
 
     A file rather than a collective: the step may take hours.
     """
     began = time.monotonic()
     while receipt.read(step.output) is None:
-        if first is None and time.monotonic() - began > SEEN_WITHIN:
+        if within is not None and time.monotonic() - began > within:
             return False
-        if first is not None and first.has_stopped():
+        if first.has_stopped():
             return receipt.read(step.output) is not None
         time.sleep(0.5)
     return True
