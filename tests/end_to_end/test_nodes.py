@@ -58,7 +58,8 @@ def submit(shop: Shop, environment: dict[str, str], *words: str) -> subprocess.C
 def test_two_nodes_do_what_one_machine_does(shop: Shop, model: Path, slurm: dict[str, str]) -> None:
     # Nothing is held out: each evaluation would start four more interpreters.
     tree = tiny.recipe(
-        model={"source": str(model)}, vocabulary=None, phases=[tiny.phase("short", 4)], data={"german": {"path": "de.jsonl"}}
+        model={"source": str(model)}, vocabulary=None, phases=[tiny.phase("short", 4)], data={"german": {"path": "de.jsonl"}},
+        evaluation=None,
     )
     tiny.write(shop.folder, tree, "nodes.yaml")
     shop.run("run", "nodes.yaml", "output=alone").succeeded()
@@ -81,7 +82,7 @@ def test_the_other_node_hears_of_an_error(shop: Shop, model: Path, slurm: dict[s
     (shop.folder / "bad.jsonl").write_text('{"text": "gut"}\nnot JSON\n')
     tree = tiny.recipe(
         model={"source": str(model)}, vocabulary=None, phases=[tiny.phase("short", 4, data={"german": 1})],
-        data={"german": {"path": "bad.jsonl"}}, output="failing",
+        data={"german": {"path": "bad.jsonl"}}, output="failing", evaluation=None,
     )  # fmt: skip
     tiny.write(shop.folder, tree, "bad.yaml")
     command = [sys.executable, "-m", "megatron_adapt", "run", "bad.yaml", "--nnodes", "2"]
