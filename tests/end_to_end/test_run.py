@@ -142,8 +142,14 @@ def test_a_changed_setting_of_a_signed_phase(shop: Shop, first_run: Result, verb
     result = shop.run(verb, "recipe.yaml", "phases.embeddings.optimizer.lr=1e-4")
     result.refused("step 'copy/embeddings' was finished with other settings or inputs: optimizer.lr was 0.003, is now 0.0001.")
     listed = result.err.split("choose another output: ")[1].split()
-    assert listed[0] == "out/copy/embeddings" and listed[-1] == "out/report" and "out/model" in listed and len(listed) == 6
+    assert listed == [f"out/{kind}copy{sep}{phase}" for phase in ("embeddings", "full") for kind, sep in (("", "/"), ("evaluation/", "-"))]
     assert stamps(shop / "out") == before
+    if verb == "plan":  # these, and what follows from them, are then what is to be done
+        shutil.copytree(shop / "out", shop / "redone")
+        for path in listed:
+            shutil.rmtree(shop / path.replace("out", "redone", 1))
+        again = shop.run("plan", "recipe.yaml", "output=redone", "phases.embeddings.optimizer.lr=1e-4").succeeded()
+        assert len(again.out.splitlines()) == 6 and "export" in again.out and "report" in again.out
 
 
 def test_a_changed_corpus(shop: Shop, first_run: Result) -> None:
