@@ -8,13 +8,11 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 import megatron.core.optimizer as megatron_optimizers
@@ -22,13 +20,10 @@ from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer, get_standard_config_overrides
-from megatron.core.optimizer import clip_grads, optimizer as megatron_optimizer
+from megatron.core.optimizer import optimizer as megatron_optimizer
 from megatron.core.optimizer.optimizer import MegatronOptimizer
-from megatron.core.tensor_parallel import param_is_not_tensor_parallel_duplicate
-from megatron.core.transformer.module import param_is_not_shared
-from megatron.core.utils import local_multi_tensor_applier, local_multi_tensor_l2_norm, local_multi_tensor_scale
 from megatron_adapt.config import BF16_ALONE, Optimizer
-from megatron_adapt.engine import backend, eight_bit, muon, offload, optimizer_state, rates, updates
+from megatron_adapt.engine import backend, eight_bit, gradients, muon, offload, optimizer_state, rates, updates
 from megatron_adapt.engine.chunks import Chunks, chunks
 from megatron_adapt.engine.model import named_parameters
 from megatron_adapt.families.mup import Scaling
@@ -102,23 +97,13 @@ def build(
 
 
 def _choose_kernels() -> None:
-    """AdamW by Transformer Engine's kernel where its layers are used, else by torch's; gradients' norms on a CPU by torch.
+    """AdamW by Transformer Engine's kernel where its layers are used, else by torch's.
 
     Left to itself, Megatron takes Transformer Engine's or Apex's wherever they can be imported: where the recipe asks for torch's
     back end, too, and where there is no GPU, on which alone they run.
     """
     megatron_optimizers.USING_PYTORCH_OPTIMIZER = not backend.uses_transformer_engine()
-    if not backend.has_gpu():
-        for name in vars(clip_grads).keys() & _NORMS_BY_TORCH.keys():
-            setattr(clip_grads, name, _NORMS_BY_TORCH[name])
-
-
-_NORMS_BY_TORCH = {
-    "multi_tensor_applier": local_multi_tensor_applier,
-    "l2_norm_impl": local_multi_tensor_l2_norm,
-    "multi_tensor_scale_impl": local_multi_tensor_scale,
-    "multi_tensor_scale_tensor_impl": None,  # of 0.19
-}
+    gradients.choose_kernels()
 
 
 def _ask_for_norm_groups(single: Any) -> None:
@@ -205,54 +190,20 @@ def clip(optimizer: MegatronOptimizer, clip_grad: float) -> float:
     single = base(optimizer)
     if not optimizer_state.is_low(single):
         return float(single.clip_grad_norm(clip_grad) if clip_grad else single.get_grad_norm())
-    norm = _norm(single)
+    norm = gradients.norm(single)
     if single.optimizer is not None:
         single.optimizer.gradient_scale = min(1.0, clip_grad / (norm + 1e-6)) if clip_grad else 1.0
     return norm
 
 
-GROUPS = {  # by which norms are reported, and what a parameter's canonical name says if it belongs there; the first counts
-    "embedding": r"^embedding\.",
-    "output": r"^output_layer\.",
-    "norms": r"norm[._](weight|bias)$",
-    "attention": r"\.self_attention\.",
-    "mlp": r"\.mlp\.",
-}
-
-
 def group_norms(optimizer: MegatronOptimizer, bare: GPTModel | Chunks) -> dict[str, float]:
-    """Norm of the gradients of each of ``GROUPS`` that trains; between ``prepare`` and ``clip``. Collective."""
-    single = base(optimizer)
-    names = {id(parameter): name for name, parameter in named_parameters(bare)}
-    sums = torch.zeros(2, len(GROUPS), dtype=torch.float64, device=backend.device())
-    for slot in optimizer_state.slots(single):
-        if slot.updated is None or slot.updated.grad is None:
-            continue
-        name = names[id(slot.parameter)]
-        number = next(number for number, pattern in enumerate(GROUPS.values()) if re.search(pattern, name))
-        sums[1, number] += 1
-        if param_is_not_shared(slot.updated) and param_is_not_tensor_parallel_duplicate(slot.updated):
-            sums[0, number] += torch.linalg.vector_norm(slot.updated.grad, dtype=torch.float32).double() ** 2
-    dist.all_reduce(sums, group=single.get_grad_stats_parallel_group())
-    squares, counts = sums.tolist()
-    return {group: square**0.5 for group, square, count in zip(GROUPS, squares, counts) if count}
+    """Norm of the gradients of each of ``gradients.GROUPS`` that trains; between ``prepare`` and ``clip``. Collective."""
+    return gradients.group_norms(base(optimizer), {id(parameter): name for name, parameter in named_parameters(bare)})
 
 
 def update(optimizer: MegatronOptimizer) -> None:
     """One update with the gradients that ``prepare`` took over."""
     base(optimizer).step_with_ready_grads()
-
-
-def _norm(single: Any) -> float:
-    """L2 norm of bf16 gradients over all model-parallel ranks; summed in float64, clipping does not depend on who holds what."""
-    name = "get_main_grads_for_grad_norm"  # as 0.16 calls it
-    gradients = getattr(single, name)() if hasattr(single, name) else single.get_grads_for_grad_norm()
-    total = torch.zeros(1, dtype=torch.float64, device=backend.device())
-    if gradients:  # on a GPU a few kernels for all of them instead of some for each
-        norms = torch.stack(torch._foreach_norm(list(gradients), 2, dtype=torch.float64))
-        total += norms.square().cumsum(0)[-1]
-    dist.all_reduce(total, group=single.get_grad_stats_parallel_group())
-    return float(total.sqrt())
 
 
 def reset(optimizer: MegatronOptimizer) -> None:
