@@ -96,7 +96,8 @@ def run_kernels() -> None:
     sums, places = cross_entropy._nothing_yet(logits), torch.arange(8192, device=logits.device)
     for _ in range(2):
         for rounding in ("stochastic", "nearest"):
-            fused_update.update(weights, gradient, [first, second], None, group, rounding=rounding, gradient_scale=1.0, seed=1, first=0)
+            part = fused_update.Part(weights, gradient, [first, second], None, group, seed=1)
+            fused_update.update([part], rounding=rounding, gradient_scale=1.0)
         fused_softmax.add_statistics(logits, places, *sums, None)
         fused_softmax.gradient(logits, places, sums[0], sums[2], sums[2], None)
     backend.synchronize()

@@ -147,7 +147,7 @@ def _replace(
         more |= muon.options({updated: names[id(slot.parameter)] for slot, updated in mine}, config, scalings)
         more["momentum"] = settings.momentum
     row_rates = {
-        updated: rates.RowRates.of(scaling, slot.parameter, config, slot.range.start if slot.range is not None else 0)
+        updated: rates.RowRates.of(scaling, slot.parameter, config)
         for slot, updated in mine
         if (scaling := scalings.get(names[id(slot.parameter)])) is not None and not scaling.is_even
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -56,18 +57,20 @@ class RowRates:
     rows: tuple[int, ...]
     factors: tuple[float, ...]
     columns: int
-    first: int  # element of the parameter that the updated part begins with
 
     @classmethod
-    def of(cls, scaling: Scaling, parameter: Tensor, config: TransformerConfig, first: int) -> RowRates:
+    def of(cls, scaling: Scaling, parameter: Tensor, config: TransformerConfig) -> RowRates:
         factors = tuple(rate / scaling.rate for rate in scaling.rates)
-        return cls(qkv_turn(config), factors, parameter.numel() // len(parameter), first)
+        return cls(qkv_turn(config), factors, parameter.numel() // len(parameter))
 
-    def elements(self, block: slice, like: Tensor) -> Tensor:
-        """The factor of each element of a block of the updated part, in the shape of ``like``."""
-        begin, end = self.first + block.start, self.first + block.stop
-        factors, counts = (torch.tensor(numbers, device=like.device) for numbers in (self.factors, self.rows))
-        turn = factors.repeat_interleave(counts)
+    @lru_cache(maxsize=None)
+    def turn(self, device: torch.device) -> Tensor:
+        """The factor of each row up to where they come again, float32; the same tensor every time."""
+        return torch.tensor(self.factors).repeat_interleave(torch.tensor(self.rows)).to(device)
+
+    def elements(self, begin: int, like: Tensor) -> Tensor:
+        """The factors of the elements from ``begin`` of the parameter on, in the shape of ``like``."""
+        turn, end = self.turn(like.device), begin + like.numel()
         rows = torch.arange(begin // self.columns, -(-end // self.columns), device=like.device)
         spread = turn[rows % len(turn)].repeat_interleave(self.columns)
         skipped = begin // self.columns * self.columns

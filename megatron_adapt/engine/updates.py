@@ -31,7 +31,7 @@ BLOCK = 1 << 22  # elements updated at a time: bounds the memory for float32 cop
 
 
 def is_fused(parameter: Tensor) -> bool:
-    """Whether bf16 weights are updated by the Triton kernel of ``fused_update``: on GPUs, where Triton can be imported."""
+    """Whether weights are updated by the Triton kernel of ``fused_update``: on GPUs, where Triton can be imported."""
     return parameter.device.type != "cpu" and _has_triton()
 
 
@@ -94,7 +94,7 @@ class _Update(torch.optim.Optimizer):
         self.gradient_scale = 1.0
         self.count_changes = False
         self.changed = 0
-        self.counter: Tensor | None = None  # of all weights that kernels change in a step
+        self.together: list[tuple[Tensor, dict[str, Any]]] = []  # what a kernel changes at the end of a step
 
     @property
     def kept(self) -> tuple[str, ...]:
@@ -119,17 +119,22 @@ class _Update(torch.optim.Optimizer):
         """One update of every parameter that has a gradient; ``gradient_scale`` multiplies the gradients."""
         assert closure is None, "Megatron computes the loss before"
         self.initialize()
-        changed, self.counter = [], None
+        changed: list[Tensor | int] = []
         for group in self.param_groups:
             group["step"] += 1
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     changed.append(self._update(parameter, group))
-        self.changed = int(sum(changed)) + (0 if self.counter is None else int(self.counter))
+        if self.together:
+            changed.append(self._update_together())
+        self.changed = int(sum(changed)) if self.count_changes else 0
 
     def _update(self, parameter: Tensor, group: dict[str, Any]) -> Tensor | int:
         state = self.state[parameter]
         counted = {**group, "step": group["step"] + self.ages.get(parameter, 0)}
+        if is_fused(parameter):
+            self.together.append((parameter, counted))
+            return 0
         if parameter.dtype == torch.float32:
             moments = [state[name] for name in self.moments]
             gradient = parameter.grad * self.gradient_scale
@@ -137,9 +142,6 @@ class _Update(torch.optim.Optimizer):
             parameter.copy_(self._stepped(parameter, block, parameter, gradient, moments, counted))
             return 0
         flat, gradient = parameter.data.view(-1), parameter.grad.reshape(-1)
-        if is_fused(parameter) and parameter not in self.row_rates:
-            self._update_at_once(parameter, flat, gradient, counted)
-            return 0
         changed: Tensor | int = 0
         for block, noise in self._blocks(parameter, group["step"]):
             stored = [state[name].view(-1)[block] for name in self.moments]
@@ -170,19 +172,27 @@ class _Update(torch.optim.Optimizer):
             return self._new_weights(weights, gradient, moments, group)
         decayed = weights * (1 - group["lr"] * group["weight_decay"])
         new = self._new_weights(decayed.clone(), gradient, moments, {**group, "weight_decay": 0.0})
-        return torch.lerp(decayed, new, rates.elements(block, decayed))
+        return torch.lerp(decayed, new, rates.elements(self._place(parameter) + block.start, decayed))
 
-    def _update_at_once(self, parameter: Tensor, flat: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        from megatron_adapt.engine import fused_update
+    def _place(self, parameter: Tensor) -> int:
+        """Of its first element in what bears its name."""
+        return self.parts.get(parameter, (0, 0))[0]
 
-        state = {name: kept.view(-1) for name, kept in self.state[parameter].items()}
-        drawn = self.rounding == "stochastic"
-        self.counter = fused_update.update(
-            flat, gradient, [state[name] for name in self.moments], state.get("compensation"), group,
-            rounding=self.rounding, gradient_scale=self.gradient_scale,
-            seed=self._stream(parameter, group["step"], "all") if drawn else 0, first=self.parts.get(parameter, (0, 0))[0],
-            changed=self.counter,
-        )  # fmt: skip
+    def _update_together(self) -> Tensor | int:
+        """Those of ``together``, which is empty then."""
+        from megatron_adapt.engine.fused_update import Part, update
+
+        def part(parameter: Tensor, group: dict[str, Any]) -> Part:
+            state, step = self.state[parameter], group["step"] - self.ages.get(parameter, 0)
+            drawn = self.rounding == "stochastic" and parameter.dtype == torch.bfloat16
+            return Part(
+                parameter.data, parameter.grad.contiguous(), [state[name] for name in self.moments],
+                state.get("compensation"), group, self._stream(parameter, step, "all") if drawn else 0,
+                self._place(parameter), self.row_rates.get(parameter),
+            )  # fmt: skip
+
+        together, self.together = self.together, []
+        return update((part(*each) for each in together), rounding=self.rounding, gradient_scale=self.gradient_scale)
 
     def _blocks(self, parameter: Tensor, step: int) -> Iterator[tuple[slice, Noise | None]]:
         """Parts of a parameter that lie in one block of the whole each, with their random numbers."""

@@ -17,16 +17,14 @@ from megatron_adapt.engine import fused_softmax, fused_update
 HOPPER = GPUTarget("cuda", 90, 32)
 SOFTMAX = {"places": "*i64", "columns": "i32", "softcap": "fp32"}
 SUMS = {"add_statistics": ("top", "total", "chosen"), "gradient": ("log_total", "factor", "slope")}
-STATE = ("weights", "gradients", "firsts", "seconds", "compensations")
-NUMBERS = ("gradient_scale", "decay", "rate", "beta1", "rest1", "beta2", "rest2", "correction", "eps")
-UPDATE = {"changed": "*i64", "count": "i32", "first": "i64", "seed": "i64"} | dict.fromkeys(STATE, "*bf16") | dict.fromkeys(NUMBERS, "fp32")
+UPDATE = {"table": "*i64", "rows": "i32", "changed": "*i64", "gradient_scale": "fp32"}
 
 
 def accesses(kernel: Any, types: dict[str, str], **constants: Any) -> tuple[int, int]:
     """(loads, stores) of 16 bytes, where pointers and sizes are multiples of 16."""
     names = kernel.arg_names
     signature = {name: "constexpr" if name in constants else types[name] for name in names}
-    aligned = [name for name in names if signature[name].startswith("*") or name in ("columns", "count")]
+    aligned = [name for name in names if signature[name].startswith("*") or name == "columns"]
     source = ASTSource(
         fn=kernel, signature=signature, constexprs={(names.index(name),): value for name, value in constants.items()},
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
@@ -46,11 +44,14 @@ def softmax() -> None:
 
 
 def update() -> None:
-    for adam in (True, False):
-        for rounding in fused_update.ROUNDINGS.values():
-            found = accesses(fused_update._update, UPDATE, ADAM=adam, ROUNDING=rounding, BLOCK=fused_update.BLOCK)
-            more = adam + (rounding == 2)  # second moments, compensations
-            assert found == (3 + more, 2 + more), (adam, rounding, found)
+    exact = fused_update.EXACT
+    ways = [(adam, rounding, False) for adam in (True, False) for rounding in (*fused_update.ROUNDINGS.values(), exact)]
+    for adam, rounding, rates in (*ways, (True, 1, True), (False, exact, True)):
+        options = {"ADAM": adam, "ROUNDING": rounding, "RATES": rates, "BLOCK": fused_update.BLOCK}
+        more, twice = adam + (rounding == 2), 1 + (rounding == exact)  # second moments, compensations; float32
+        found = accesses(fused_update._update, UPDATE, ALIGNED=True, **options)
+        assert found == (twice * (3 + more), twice * (2 + more)), (options, found)
+    assert accesses(fused_update._update, UPDATE, ALIGNED=False, **options) == (0, 0)
 
 
 if __name__ == "__main__":

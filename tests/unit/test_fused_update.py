@@ -23,7 +23,7 @@ def run_checks(device: str, **environment: str) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]), **environment}
     found = subprocess.run([sys.executable, str(CHECKS), device], capture_output=True, text=True, timeout=300, env=environment)
     assert found.returncode == 0, found.stderr[-3000:]
-    assert found.stdout.split() == ["nearest", "kahan", "stochastic", "parts", "optimizer", "optimizer_of_parts"]
+    assert found.stdout.split() == ["nearest", "kahan", "stochastic", "parts", "together", "rows", "optimizer", "optimizer_of_parts"]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton, which is not installed")

@@ -129,7 +129,7 @@ def test_rows_with_learning_rates_of_their_own(kind: type, dtype: torch.dtype, m
     slow = torch.arange(first, 40) // columns % 4 < 2
     ours = torch.nn.Parameter(whole.clone())
     theirs = [torch.nn.Parameter(whole[chosen].clone()) for chosen in (slow, ~slow)]
-    mine = kind([ours], row_rates={ours: RowRates(rows, factors, columns, first)}, **options)
+    mine = kind([ours], row_rates={ours: RowRates(rows, factors, columns)}, parts={ours: (first, 40)}, **options)
     split = [{"params": [theirs[0]], "lr": 0.02 * 0.25, "weight_decay": 0.3 / 0.25}, {"params": [theirs[1]]}]
     other = kind(split, **options)
     for step in range(4):
