@@ -18,29 +18,56 @@ from megatron_adapt.engine.backend import Layout
 from megatron_adapt.engine.losses import positions
 from megatron_adapt.engine.model import named_parameters
 from megatron_adapt.engine.packing import Documents
-from megatron_adapt.engine.updates import AdamW
+from megatron_adapt.engine.updates import AdamW, LionW
 from megatron_adapt.families.rules import expand
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def fused_update(tiny: bool, scratch: Path) -> dict:
-    """The kernel against the torch path, then the time of both for one large parameter."""
+    """The kernel against the torch path; then the speed of one large parameter's update, by the bytes that it cannot do without, and
+    times of a 1B model's and of many small ones: 16 parameters a launch, one a launch, and torch's fused AdamW."""
     if tiny and importlib.util.find_spec("triton") is None:
         return {"kernel": "not run: no triton"}
+    from megatron_adapt.engine import fused_update as kernel
+
     found: dict[str, object] = {"checks": checked("fused_update_checks.py", tiny)}
-    if tiny:
-        return found
-    count = 1 << 28
-    weights = torch.nn.Parameter(torch.randn(count, device=backend.device(), dtype=torch.bfloat16))
-    weights.grad = torch.randn_like(weights)
-    optimizer = AdamW([weights], rounding="stochastic", names={weights: "w"}, lr=1e-4, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8)
-    for name, chosen in (("kernel", True), ("torch", False)):
-        updates.is_fused = lambda parameter, chosen=chosen: chosen
-        seconds = timed(optimizer.step, 10)
-        found |= {f"{name}_ms": seconds * 1e3, f"{name}_gb_per_second": 14 * count / seconds / 1e9}
-    found["times_faster"] = found["torch_ms"] / found["kernel_ms"]
+    large, factor, together = [1 << (10 if tiny else 28)], 1024 if tiny else 1, kernel.TOGETHER
+    bf16 = {"kernel": 14, "torch": 14, "kahan": 18, "lionw": 10, "torch_fused": 14}
+    for dtype, ways in ((torch.bfloat16, bf16), (torch.float32, {"kernel": 28, "lionw": 20, "torch_fused": 28})):
+        for name, moved in ways.items():
+            seconds, _ = update_seconds(name, large, dtype, tiny)
+            found[f"{name}{'_float32' * (dtype == torch.float32)}_gb_per_second"] = moved * large[0] / seconds / 1e9
+    found["times_faster"] = found["kernel_gb_per_second"] / found["torch_gb_per_second"]
+    layer = [2048 * 3072, 2048 * 2048, 2048 * 16384, 8192 * 2048, 2048, 2048]  # of Llama-3.2-1B
+    for model, counts in (("1b", [128_256 * 2048, 2048, *16 * layer]), ("small", 300 * [1 << 20])):
+        counts = [count // factor for count in counts]
+        for way, kernel.TOGETHER in (("single", 1), ("together", together)):
+            seconds, host = update_seconds("kernel", counts, torch.bfloat16, tiny)
+            found |= {f"{model}_{way}_ms": seconds * 1e3} | ({"host_ms": host * 1e3} if (model, way) == ("small", "together") else {})
+        found[f"{model}_torch_fused_ms"] = update_seconds("torch_fused", counts, torch.bfloat16, tiny)[0] * 1e3
     return found
+
+
+def update_seconds(way: str, counts: list[int], dtype: torch.dtype, tiny: bool) -> tuple[float, float]:
+    """(of one update of parameters of so many elements, until the host has launched it)"""
+    parameters = [torch.nn.Parameter(torch.randn(count, device=backend.device(), dtype=dtype)) for count in counts]
+    for parameter in parameters:
+        parameter.grad = torch.randn_like(parameter)
+    if way == "torch_fused":
+        optimizer: torch.optim.Optimizer = torch.optim.AdamW(parameters, fused=True, **ADAMW)
+    else:
+        updates.is_fused = lambda parameter: way != "torch" and not tiny
+        options = {key: value for key, value in ADAMW.items() if way != "lionw" or key != "eps"}
+        names = {parameter: str(number) for number, parameter in enumerate(parameters)}
+        rounding = "kahan" if way == "kahan" else "stochastic"
+        optimizer = (LionW if way == "lionw" else AdamW)(parameters, rounding=rounding, names=names, **options)
+    seconds = timed(optimizer.step, 2 if tiny else 10)
+    began = time.perf_counter()
+    optimizer.step()
+    host = time.perf_counter() - began
+    backend.synchronize()
+    return seconds, host
 
 
 ADAMW = {"lr": 1e-3, "weight_decay": 0.1, "betas": (0.9, 0.95), "eps": 1e-8}
