@@ -78,7 +78,7 @@ def test_any_changed_byte_of_any_file_is_noticed(uninterrupted, tmp_path: Path):
     assert opened(folder) == intact
 
 
-@pytest.mark.parametrize("layout, file", [("one", "__0_1.distcp"), ("TP2", "__1_0.distcp"), ("DP2", "rng/rank_00001.pt")])
+@pytest.mark.parametrize("layout, file", [("one", "__0_0.distcp"), ("TP2", "__1_0.distcp"), ("DP2", "rng/rank_00001.pt")])
 def test_the_checkpoint_before_is_taken_and_said(world: World, uninterrupted, tmp_path: Path, layout, file):
     """It stays until there is a new one, whatever is to be kept."""
     reference = uninterrupted(layout)
@@ -101,10 +101,10 @@ def test_nothing_intact_is_refused_with_all_names(world: World, uninterrupted, t
     folder = interrupted_after(6, uninterrupted("TP2"), tmp_path / "run")
     flip(folder / "step_00000006" / "__0_0.distcp", 1000)
     os.truncate(folder / "step_00000004" / "__1_0.distcp", 1000)
-    flip(folder / "step_00000002" / "__1_1.distcp", 1000)
+    flip(folder / "step_00000002" / "__1_0.distcp", 1000)
     told = (
         "step_00000006: damaged checkpoint: __0_0.distcp: .*step_00000004: damaged checkpoint: __1_0.distcp has 1000 bytes .*"
-        "step_00000002: damaged checkpoint: __1_1.distcp: .*No checkpoint in .*run is intact; remove it to train the phase anew"
+        "step_00000002: damaged checkpoint: __1_0.distcp: .*No checkpoint in .*run is intact; remove it to train the phase anew"
     )
     with pytest.raises(CheckpointError, match=told):
         train(world, folder, "TP2")
