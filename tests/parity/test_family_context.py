@@ -20,7 +20,7 @@ from megatron_adapt.families import families
 
 import_models()
 LENGTH = 24
-LARGEST = {"losses": 4e-6, "gradients": 2e-6}
+LARGEST = {"losses": 4e-6, "gradients": 1e-5}  # of weights that other versions of transformers draw, too
 
 
 def losses(model: torch.nn.Module, made: Batch, restart: bool) -> torch.Tensor:
