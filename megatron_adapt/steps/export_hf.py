@@ -70,6 +70,9 @@ def run(
         (output / "chat_template.jinja").write_bytes(learnt.chat_template.encode("utf-8"))
     if learnt.chats is not None:
         result |= stop_after_answers(output, reporter, learnt.chats)
+    if learnt.chats:
+        given = ", ".join(f"{name}={value!r}" for name, value in learnt.chats.items())
+        reporter.log(f"chats were learnt with chat_template_kwargs: give {given} to apply_chat_template when generating, too")
     if verify == "logits":
         from megatron_adapt.engine import convert
 

@@ -17,13 +17,14 @@ def test_chats_beside_text(shop: Shop) -> None:
     talks = [chat("Sag etwas", *(" ".join(draw.choice(words, 4)) for _ in range(2 * draw.integers(1, 3) - 1))) for _ in range(60)]
     write_chats(shop / "talk.jsonl", [*talks, [{"role": "user", "content": "Und?"}]])
     write_tokenizer(shop / "talking")
-    (shop / "chatml.jinja").write_text(TEMPLATES["chatml"])
+    dated = "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}{{ date_string }}" + TEMPLATES["chatml"]
+    (shop / "chatml.jinja").write_text(dated)
     sft = {"data": {"talk": 1, "german": 0.2}, "epochs": 0.1, "packing": "documents", "sequence_length": 64}
     tree = tiny.recipe(
         name="talk", output="talk", vocabulary=None, phases=[tiny.phase("sft", None, **sft)], parallel={"data": 2},
         model={"from_scratch": {"config": tiny.CONFIG, "tokenizer": "talking"}}, evaluation={"corpora": ["talk"]},
         data={
-            "talk": {"path": "talk.jsonl", "messages": "messages", "chat_template": "chatml.jinja", "held_out": 0.1},
+            "talk": {"path": "talk.jsonl", "messages": "messages", "chat_template": "chatml.jinja", "held_out": 0.1, "chat_template_kwargs": {"date_string": "May"}},
             "german": {"path": "de.jsonl"},
         },
     )  # fmt: skip
@@ -45,7 +46,9 @@ def test_chats_beside_text(shop: Shop) -> None:
     held_out = [json.loads(line) for line in (shop / "talk/data/base/talk/held_out.jsonl").read_text().splitlines()]
     assert found["base"]["bytes"] == sum(line["bytes"] for line in held_out) and found["base"]["documents"] == len(held_out) == 6
     assert found["adapted-sft"]["bits_per_byte"] < found["base"]["bits_per_byte"]
-    assert (shop / "talk/model/chat_template.jinja").read_text() == TEMPLATES["chatml"]  # what a user of the model needs
+    assert (shop / "talk/model/chat_template.jinja").read_text() == dated  # what a user of the model needs
+    assert "chats were learnt with chat_template_kwargs: give date_string='May' to apply_chat_template when generating, too" in out
+    assert all(line["text"].startswith("May<|im_start|>user") for line in held_out)
     ends = [SPECIAL.index("</s>"), SPECIAL.index("<|im_end|>")]
     assert json.loads((shop / "talk/model/generation_config.json").read_text())["eos_token_id"] == ends
     assert json.loads((shop / "talk/model/receipt.json").read_text())["metrics"]["eos_token_id"] == ends
@@ -54,5 +57,5 @@ def test_chats_beside_text(shop: Shop) -> None:
     for name in ("chat_template.jinja", "generation_config.json"):
         assert (shop / "plain" / name).read_text() == (shop / "talk/model" / name).read_text()
     assert "everything of 'talk' is done" in shop.run("run", "talk.yaml").succeeded().out
-    (shop / "chatml.jinja").write_text(TEMPLATES["llama3"])
+    (shop / "chatml.jinja").write_text(dated + "{# another #}")
     shop.run("run", "talk.yaml").refused("data/base/talk", "the content of its input 'chat_template' changed")
