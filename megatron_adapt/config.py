@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origi
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from megatron_adapt.config_denoising import Denoising  # noqa: F401
-from megatron_adapt.config_phases import (  # noqa: F401: a part of the schema like any other, to all who read it
+from megatron_adapt.config_phases import (  # noqa: F401 (a part of the schema like any other, to all who read it)
     ADJUSTABLE, BF16_ALONE, FP8, Dropout, Optimizer, Phase, Precision, RampUp, Schedule, Spikes,
 )
 from megatron_adapt.config_strict import Strict

@@ -114,7 +114,7 @@ def preload(steps: Sequence[Step]) -> None:
     if any(step.verb in ENGINE for step in steps) and not launch.under_torchrun():
         import megatron_adapt.engine.loop
         import megatron_adapt.steps.train  # noqa: F401
-        import transformers.modeling_utils
+        import transformers.modeling_utils  # noqa: F401
         from transformers import AutoModelForCausalLM  # noqa: F401
 
         preload_files()

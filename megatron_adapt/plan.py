@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 from megatron_adapt import recipe as recipes, schedule
 from megatron_adapt.analysis import wandb_run
@@ -28,7 +28,7 @@ from megatron_adapt.plan_learnt import learns
 from megatron_adapt.plan_mup import mup_base, mup_fields
 from megatron_adapt.plan_tasks import tasks_step
 from megatron_adapt.plan_vocabulary import swap_step
-from megatron_adapt.steps.receipt import Step, beside, read
+from megatron_adapt.steps.receipt import Step, beside
 from megatron_adapt.steps.reporter import Reporter
 
 

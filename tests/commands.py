@@ -125,8 +125,8 @@ def preload() -> None:
     import matplotlib.pyplot  # noqa: F401
     import torch
 
-    import megatron_adapt.steps.export_hf
-    import megatron_adapt.steps.import_hf
+    import megatron_adapt.steps.export_hf  # noqa: F401
+    import megatron_adapt.steps.import_hf  # noqa: F401
     import megatron_adapt.steps.train  # noqa: F401
     from transformers import AutoModelForCausalLM, LlamaForCausalLM  # noqa: F401
 

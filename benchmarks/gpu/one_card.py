@@ -19,7 +19,6 @@ if __name__ == "__main__":  # before what is imported below takes the functions 
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 

@@ -38,7 +38,7 @@ class IndexedWriter:
         with WriteErrors(self.prefix):
             self._writer = _C.IndexedWriter(os.fsencode(self.prefix), vocab_size)
 
-    def add(self, ids: np.ndarray, lengths: np.ndarray) -> None:
+    def add(self, ids: np.ndarray, lengths: np.ndarray | list[int]) -> None:
         """Append documents.
 
         Args:
@@ -55,10 +55,6 @@ class IndexedWriter:
         ids = np.require(ids, ids.dtype.newbyteorder("="), requirements=["C", "A"])
         with WriteErrors(self.prefix):
             self._writer.add(ids, np.ascontiguousarray(lengths, dtype=np.int64))
-
-    def add_document(self, ids: np.ndarray) -> None:
-        """Append one document, ids: [tokens]. For many documents :meth:`add` is much faster."""
-        self.add(ids, np.array([len(ids)]))
 
     def sync(self) -> None:
         """Complete both files on disk under their temporary names; a full disk shows here at the latest."""

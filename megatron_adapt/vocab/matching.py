@@ -49,11 +49,6 @@ class Matching:
         return {**found, "total": int((self.source_ids >= 0).sum())}
 
 
-def overlap(target: Tokenizer, source: Tokenizer) -> np.ndarray:
-    """Source id of the same token for every target id, or -1: int64 [target.vocab_size]."""
-    return match(target, source).source_ids
-
-
 def match(
     target: Tokenizer, source: Tokenizer, wanted: TokenKeys | None = None, have: TokenKeys | None = None
 ) -> Matching:

@@ -119,14 +119,6 @@ class TokenMap:
     def rows(self) -> int:
         return len(self.drawn)
 
-    def row_sums(self) -> np.ndarray:
-        """Sum of the weights of every row, float64 [rows]; 0 for drawn rows."""
-        cumulated = np.concatenate([[0.0], np.cumsum(self.weights, dtype=np.float64)])
-        sums = cumulated[self.indptr[1:]] - cumulated[self.indptr[:-1]]
-        if self.factors is not None:
-            sums[self.factors.rows] = self.factors.left.astype(np.float64) @ self.factors.right.sum(0, dtype=np.float64)
-        return sums
-
     def copies(self) -> np.ndarray:
         """Rows with a single entry of weight 1, which keep the bits of their source: bool [rows]."""
         single = np.diff(self.indptr) == 1

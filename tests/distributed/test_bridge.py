@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from test_conversion import Lines, assert_same, weights
-from test_foreign import LAYOUTS, arguments, megatron, save  # noqa: F401: a fixture
+from test_foreign import LAYOUTS, arguments, megatron, save  # noqa: F401 (a fixture)
 from worlds import World
 
 from megatron_adapt.errors import CheckpointError

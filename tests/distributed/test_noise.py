@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from worlds import (
-    LAYOUTS, SEED, STEPS, Layout, Outcome, World, assert_identical, hf_model, interrupted_after, on_ranks, phase,
+    LAYOUTS, STEPS, Layout, Outcome, World, assert_identical, hf_model, interrupted_after, on_ranks, phase,
 )  # fmt: skip
 
 from megatron_adapt.engine import backend, context, loop, noise

@@ -20,7 +20,6 @@ from worlds import (
 
 from megatron_adapt import launch
 from megatron_adapt.engine import backend, checkpoint, loop, model as models, optimizer as optimizers
-from megatron_adapt.errors import CheckpointError
 from megatron_adapt.families import find_family
 
 RELATIVE = 1e-5  # of losses in another layout (float32; sums are taken in another order)

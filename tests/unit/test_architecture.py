@@ -204,6 +204,27 @@ def test_files_are_small() -> None:
     assert not {name: length for name, length in lengths.items() if length >= LONGEST}
 
 
+def unused_imports(source: str) -> list[str]:
+    """Names that a file imports and neither reads nor hands on; an import for its effect says ``noqa: F401`` in its first line."""
+    parsed, lines = ast.parse(source), source.splitlines()
+    read = {node.id for node in ast.walk(parsed) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+    read |= {node.value for node in ast.walk(parsed) if isinstance(node, ast.Constant)}  # __all__
+    return [
+        f"{node.lineno}: {alias.asname or alias.name}"
+        for node in ast.walk(parsed)
+        if isinstance(node, (ast.Import, ast.ImportFrom)) and "noqa: F401" not in lines[node.lineno - 1]
+        for alias in node.names
+        if getattr(node, "module", "") != "__future__" and (alias.asname or alias.name.split(".")[0]) not in read
+    ]
+
+
+def test_imports_are_used() -> None:
+    assert unused_imports("import a.b, c\nfrom d import e as f, g\nimport h  # noqa: F401\nc.x = g()\nf = 1") == ["1: a.b", "2: f"]
+    files = [file for file in python_files() if file.suffix == ".py" and file.name != "__init__.py" and "benchmarks" not in file.parts]
+    unused = {str(file.relative_to(ROOT)): unused_imports(file.read_text(encoding="utf-8")) for file in files}
+    assert not {name: found for name, found in unused.items() if found}
+
+
 def test_no_folder_for_everything_else() -> None:
     folders = {path.name for path in PACKAGE.rglob("*") if path.is_dir()}
     assert "steps" in folders

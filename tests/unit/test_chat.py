@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from chats import HARD, SPECIAL, TEMPLATES, chat, segments, write_chats, write_tokenizer
+from chats import HARD, SPECIAL, TEMPLATES, chat, segments, write_tokenizer
 
 from megatron_adapt.data.chat import Chats, encode, from_json, learnt
 from megatron_adapt.data.parsing import BadLine

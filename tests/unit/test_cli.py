@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-import signal
 from pathlib import Path
 from typing import Any, Callable, Iterator
 

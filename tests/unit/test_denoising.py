@@ -131,7 +131,7 @@ def corpus(folder: Path, lengths: list[int], moved: int = 0) -> IndexedReader:
     with IndexedWriter(folder / "c", 10**6) as writer:
         for number, length in enumerate(lengths):
             first = next_id + (moved if number == 0 else 0)
-            writer.add_document(np.array([BOS, *range(first, first + length), EOS]))
+            writer.add(np.array([BOS, *range(first, first + length), EOS]), [length + 2])
             next_id += length
     return IndexedReader(folder / "c")
 

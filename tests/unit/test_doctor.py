@@ -14,7 +14,6 @@ import megatron_adapt
 from megatron_adapt import cli
 from megatron_adapt.engine import backend
 from megatron_adapt.errors import ConfigError
-from megatron_adapt.families.family import ModelShape
 from megatron_adapt.steps import doctor
 from megatron_adapt.steps.doctor import Finding
 

@@ -85,9 +85,9 @@ def test_more_than_the_buffers_hold(tmp_path, vocab_size):
 def test_every_integer_type(tmp_path, dtype):
     ids = np.arange(0, 200, 2).astype(dtype) if dtype not in ("i1",) else np.arange(0, 100).astype(dtype)
     with IndexedWriter(tmp_path / "c", 256) as writer:
-        writer.add_document(ids)
-        writer.add_document(ids[::-3])
-        writer.add_document(np.frombuffer(b"\0" + ids.tobytes(), dtype=dtype, offset=1))  # unaligned
+        writer.add(ids, [len(ids)])
+        writer.add(ids[::-3], [len(ids[::-3])])
+        writer.add(np.frombuffer(b"\0" + ids.tobytes(), dtype=dtype, offset=1), [len(ids)])  # unaligned
     reader = IndexedReader(tmp_path / "c")
     for document, expected in enumerate((ids, ids[::-3], ids)):
         assert np.array_equal(reader[document], expected)
@@ -105,7 +105,7 @@ def test_wrong_arrays_are_defects(tmp_path):
         with pytest.raises(DataError, match="c: document 0 has -1 tokens; the format holds 0 to 2147483647"):
             writer.add(np.array([1]), np.array([-1, 2]))
     with pytest.raises(RuntimeError, match="is closed"):
-        writer.add_document(np.array([1]))
+        writer.add(np.array([1]), [1])
 
 
 @pytest.mark.parametrize(
@@ -114,11 +114,11 @@ def test_wrong_arrays_are_defects(tmp_path):
 )
 def test_id_that_does_not_fit(tmp_path, vocab_size, document, value):
     with IndexedWriter(tmp_path / "c", vocab_size) as writer:
-        writer.add_document(np.array([7]))
+        writer.add(np.array([7]), [1])
         message = f"c: document 3 contains the token id {value}, but the vocabulary has the ids 0 to {vocab_size - 1}"
         with pytest.raises(DataError, match=message):
             writer.add(np.array([1, 2] + document), np.array([2, 0, len(document)]))
-        writer.add_document(np.array([8]))  # the refused documents left no trace
+        writer.add(np.array([8]), [1])  # the refused documents left no trace
     assert IndexedReader(tmp_path / "c").tokens.tolist() == [7, 8]
 
 
@@ -131,7 +131,7 @@ def test_impossible_vocabulary(tmp_path, vocab_size):
 
 def test_nothing_under_the_final_name_before_the_end(tmp_path):
     with IndexedWriter(tmp_path / "c", 100) as writer:
-        writer.add_document(np.array([1]))
+        writer.add(np.array([1]), [1])
         assert files(tmp_path) == ["c.bin.tmp", "c.idx.tmp"]
     assert files(tmp_path) == ["c.bin", "c.idx"]
 
@@ -139,7 +139,7 @@ def test_nothing_under_the_final_name_before_the_end(tmp_path):
 def test_abandoned_writer_leaves_the_former_corpus(tmp_path):
     write(tmp_path / "c", DOCUMENTS)
     with pytest.raises(KeyboardInterrupt), IndexedWriter(tmp_path / "c", 100) as writer:
-        writer.add_document(np.array([9]))
+        writer.add(np.array([9]), [1])
         raise KeyboardInterrupt
     IndexedWriter(tmp_path / "c", 100)  # forgotten without a word
     assert files(tmp_path) == ["c.bin", "c.idx"]
@@ -157,7 +157,7 @@ def test_second_writer_is_refused(tmp_path):
     with IndexedWriter(tmp_path / "c", 100) as writer:
         with pytest.raises(DataError, match="c: another process is writing this corpus; wait for it or choose"):
             IndexedWriter(tmp_path / "c", 100)
-        writer.add_document(np.array([1]))
+        writer.add(np.array([1]), [1])
     assert IndexedReader(tmp_path / "c").tokens.tolist() == [1]
 
 
@@ -168,7 +168,7 @@ def test_forked_child_does_not_remove_the_files(tmp_path):
         writer.abandon()
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
-    writer.add_document(np.array([1]))
+    writer.add(np.array([1]), [1])
     writer.finish()
     assert IndexedReader(tmp_path / "c").num_tokens == 1
 

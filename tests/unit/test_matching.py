@@ -13,7 +13,7 @@ from vocabularies import write_tokenizer
 
 from megatron_adapt.errors import ConfigError
 from megatron_adapt.hf.tokenizer import Tokenizer
-from megatron_adapt.vocab.matching import BYTE, EXACT, NONE, ROLE, SPECIAL, match, overlap, token_keys
+from megatron_adapt.vocab.matching import BYTE, EXACT, NONE, ROLE, SPECIAL, match, token_keys
 
 SP = ["<unk>", "<s>", "</s>", "<0x0A>", "<0x41>", "A", "▁Haus", "ä", "▁▁", "x", "<0xC3>", "<tool>", "▁lit"]
 BL = ["<|end|>", "ĠHaus", "Ã¤", "Ċ", "A", "ĠĠ", "Ã", "Haus", "<tool>", "Ġlit", "x▁"]
@@ -59,7 +59,7 @@ def test_no_false_matches(tmp_path):
     ours = Tokenizer.load(write_tokenizer(tmp_path / "bl", tokens, "byte-level", {}))
     others = ["�", "Ã", "<0xC3>", "a", "\t", "\x00", "", "\ufeff", "▁"]
     theirs = Tokenizer.load(write_tokenizer(tmp_path / "sp", others, "sentencepiece", {}))
-    pairs = {tokens[i]: others[j] for i, j in enumerate(overlap(ours, theirs)) if j >= 0}
+    pairs = {tokens[i]: others[j] for i, j in enumerate(match(ours, theirs).source_ids) if j >= 0}
     assert pairs == {"Ã": "<0xC3>", "Ãĥ": "Ã", "ĉ": "\t", "Ā": "\x00", "ï»¿": "\ufeff"}
 
 
@@ -77,7 +77,7 @@ def test_across_kinds(sentencepiece, byte_level):
 
 
 def test_back_across_kinds(sentencepiece, byte_level):
-    pairs = {SP[i]: BL[j] for i, j in enumerate(overlap(sentencepiece, byte_level)) if j >= 0}
+    pairs = {SP[i]: BL[j] for i, j in enumerate(match(sentencepiece, byte_level).source_ids) if j >= 0}
     assert pairs["<s>"] == pairs["</s>"] == "<|end|>"
     assert "<unk>" not in pairs  # GPT-2's end of text doubles as unk, which says nothing about its meaning
     assert pairs["<0x41>"] == pairs["A"] == "A" and pairs["<0xC3>"] == "Ã" and pairs["<0x0A>"] == "Ċ"
@@ -85,19 +85,19 @@ def test_back_across_kinds(sentencepiece, byte_level):
 
 def test_every_vocabulary_matches_itself(sentencepiece, byte_level):
     for tokenizer in (sentencepiece, byte_level):
-        assert overlap(tokenizer, tokenizer).tolist() == list(range(tokenizer.vocab_size))
+        assert match(tokenizer, tokenizer).source_ids.tolist() == list(range(tokenizer.vocab_size))
 
 
 def test_pieces_win_over_byte_tokens_and_low_ids_over_high(tmp_path):
     source = Tokenizer.load(write_tokenizer(tmp_path / "s", ["<0x41>", "A", "ab", "▁"], "sentencepiece", {}, ("ab",)))
     target = Tokenizer.load(write_tokenizer(tmp_path / "t", ["A", "Ġ"], "byte-level", {}))
-    assert overlap(target, source).tolist() == [1, 3]
+    assert match(target, source).source_ids.tolist() == [1, 3]
 
 
 def test_wordpiece(tmp_path, sentencepiece):
     tokens = ["[UNK]", "Haus", "##x", "##Haus"]
     target = Tokenizer.load(write_tokenizer(tmp_path / "wp", tokens, "wordpiece", {"unk": "[UNK]"}))
-    assert overlap(target, sentencepiece).tolist() == [SP.index("<unk>"), SP.index("▁Haus"), SP.index("x"), -1]
+    assert match(target, sentencepiece).source_ids.tolist() == [SP.index("<unk>"), SP.index("▁Haus"), SP.index("x"), -1]
 
 
 def test_unused_ids_match_nothing(tmp_path, byte_level):
@@ -106,8 +106,8 @@ def test_unused_ids_match_nothing(tmp_path, byte_level):
     parsed["model"]["vocab"] = {"A": 0, "ĠHaus": 5}
     (path / "tokenizer.json").write_text(json.dumps(parsed))
     holes = Tokenizer.load(path)
-    assert overlap(holes, byte_level).tolist() == [BL.index("A"), -1, -1, -1, -1, BL.index("ĠHaus")]
-    assert set(overlap(byte_level, holes)) == {-1, 0, 5}
+    assert match(holes, byte_level).source_ids.tolist() == [BL.index("A"), -1, -1, -1, -1, BL.index("ĠHaus")]
+    assert set(match(byte_level, holes).source_ids) == {-1, 0, 5}
 
 
 def test_word_end_marks_are_refused(tmp_path, byte_level):
@@ -188,5 +188,5 @@ def test_large_vocabularies_take_about_a_second(tmp_path):
     source = Tokenizer.load(write_tokenizer(tmp_path / "s", tokens, "byte-level", {}))
     target = Tokenizer.load(write_tokenizer(tmp_path / "t", tokens[::4], "sentencepiece", {}))
     start = time.perf_counter()
-    assert overlap(target, source).tolist() == list(range(0, 130_000, 4))
+    assert match(target, source).source_ids.tolist() == list(range(0, 130_000, 4))
     assert time.perf_counter() - start < 3

@@ -23,7 +23,7 @@ from megatron_adapt.hf.directory import HFDirectory
 from megatron_adapt.hf.tokenizer import Tokenizer
 from megatron_adapt.hf.weights import WeightReader, WeightWriter
 from megatron_adapt.vocab import methods, provenance
-from megatron_adapt.vocab.matching import overlap
+from megatron_adapt.vocab.matching import match
 from megatron_adapt.vocab.surgery import check_tokenizer, swap
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -122,7 +122,7 @@ def test_swap(tmp_path, target, tied, method):
         assert new[name].dtype == torch.bfloat16
         assert new[name].shape == (32, 16) if name in (EMBEDDING, HEAD) else new[name].equal(old[name]), name
     if method != "random":
-        ids = torch.from_numpy(overlap(Tokenizer.load(target), Tokenizer.load(source)))
+        ids = torch.from_numpy(match(Tokenizer.load(target), Tokenizer.load(source)).source_ids)
         kept = (ids >= 0).nonzero().flatten()
         assert all(new[name][kept].equal(old[name][ids[kept]]) for name in {EMBEDDING, HEAD} & set(new))
     model, tokenizer = load(tmp_path / "out")

@@ -16,7 +16,7 @@ from megatron_adapt.errors import CheckpointError, ConfigError
 from megatron_adapt.hf.tokenizer import Tokenizer
 from megatron_adapt.vocab import methods
 from megatron_adapt.vocab.material import Material
-from megatron_adapt.vocab.matching import overlap
+from megatron_adapt.vocab.matching import match
 from megatron_adapt.vocab.token_map import Factors, TokenMap
 
 WORDS = [f"▁w{i}" for i in range(300)]
@@ -50,7 +50,7 @@ def build(method, target, source):
 
 def test_copy(source, target):
     token_map = build("copy", target, source)
-    ids = overlap(target, source)
+    ids = match(target, source).source_ids
     assert ((ids < 0) == token_map.drawn).all() and (ids >= 0).sum() == 201
     old = matrix(source).bfloat16()
     new = token_map.apply(old, seed=0)
@@ -62,7 +62,7 @@ def test_mean(source, target):
     token_map = build("mean", target, source)
     old = matrix(source)
     new = token_map.apply(old, seed=0)
-    ids = torch.from_numpy(overlap(target, source))
+    ids = torch.from_numpy(match(target, source).source_ids)
     assert new[ids >= 0].equal(old[ids[ids >= 0]])
     mean = old[: source.vocab_size].mean(0).expand(int((ids < 0).sum()), -1)
     assert torch.allclose(new[ids < 0], mean, atol=1e-5)
@@ -123,7 +123,6 @@ def test_weighted_rows(data):
     assert torch.allclose(token_map.apply(old, seed=0), expected, atol=1e-5)
     counts = token_map.counts()
     assert sum(counts.values()) == rows and counts["drawn"] == drawn.sum()
-    assert np.allclose(token_map.row_sums(), dense.sum(1), atol=1e-5)
 
 
 def test_a_matrix_smaller_than_the_tokenizer(source, target):
@@ -154,7 +153,6 @@ def test_factors_are_their_product():
     new = token_map.apply(old, seed=0)
     assert torch.allclose(new[[1, 2, 5]], torch.from_numpy(left @ right.T) @ old[[0, 2, 3, 6]], atol=1e-5)
     assert new[0].equal(old[5]) and torch.allclose(new[4], old[1] / 2) and token_map.drawn.tolist() == [False] * 3 + [True] + [False] * 2
-    assert np.allclose(token_map.row_sums()[[1, 2, 5]], (left @ right.T).sum(1), atol=1e-5)
     assert token_map.counts() == {"copied": 1, "composed": 4, "drawn": 1}
     scaled = TokenMap.from_entries(np.array([0]), np.array([5]), np.array([1.0]), 6, 7, factors=factors, norm="length").apply(old, seed=0)
     assert torch.allclose(scaled[[1, 2, 5]].norm(dim=1), old[[0, 2, 3, 6]].norm(dim=1).mean().expand(3), atol=1e-4)
