@@ -21,6 +21,7 @@ def add_statistics(logits: Tensor, places: Tensor, top: Tensor, total: Tensor, c
         top, total, chosen: float32 ``[n]``, changed in place: largest logit so far, sum of exp(logit - top), the label's logit.
         softcap: logits are ``softcap * tanh(logits / softcap)``.
     """
+    assert all(tensor.is_contiguous() for tensor in (logits, places, top, total, chosen))
     _add_statistics[(len(logits),)](
         logits, places, top, total, chosen, logits.size(1), 1.0 if softcap is None else softcap, CAPPED=softcap is not None, BLOCK=BLOCK
     )
@@ -29,6 +30,8 @@ def add_statistics(logits: Tensor, places: Tensor, top: Tensor, total: Tensor, c
 def gradient(logits: Tensor, places: Tensor, log_total: Tensor, factor: Tensor, slope: Tensor, softcap: float | None) -> Tensor:
     """``logits [n, c]``, changed in place to ``factor`` exp(logit - ``log_total``), less ``slope`` at the label, times the softcap's
     derivative; these are float32 ``[n]``, ``places`` as above."""
+    slope = slope.contiguous()  # the gradient of a sum is one number for all positions, which the kernel would read beyond
+    assert all(tensor.is_contiguous() for tensor in (logits, places, log_total, factor))
     _gradient[(len(logits), triton.cdiv(logits.size(1), BLOCK))](
         logits, places, log_total, factor, slope, logits.size(1), 1.0 if softcap is None else softcap,
         CAPPED=softcap is not None, BLOCK=BLOCK,

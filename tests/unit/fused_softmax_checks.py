@@ -65,23 +65,24 @@ def gradients(device: str) -> None:
 
 
 def losses(device: str) -> None:
-    """Both losses, with a z-loss, beside torch's operations: losses per token and gradients."""
+    """Both losses, with a z-loss, beside torch's operations: losses per token and gradients, of weighted sums and, as in training on
+    every token, of plain ones, whose gradient is one number in memory."""
     backend.start(backend.Layout(), 0)
     cross_entropy.LOGITS_OF_A_SLICE = 1  # slices of 128 rows
     labels = torch.arange(POSITIONS, device=device) * 40 + 1
-    upstream = example(device, torch.float32, POSITIONS, seed=5)
-    for cap, z in ((None, 0.0), (3.0, Z)):
+    weighted = example(device, torch.float32, POSITIONS, seed=5)
+    for cap, z, upstream in ((None, 0.0, weighted), (3.0, Z, weighted), (None, Z, torch.full_like(weighted[0], 0.5).expand(POSITIONS))):
         found: dict[str, list[Any]] = {}
         for way in WAYS:
             choose(way)
             hidden, weight = example(device, torch.float32, POSITIONS, HIDDEN), example(device, torch.float32, 400, HIDDEN, seed=1)
             hidden.requires_grad_(), weight.requires_grad_()
             sliced = cross_entropy.LinearCrossEntropy.apply(hidden, weight, labels, 0, cap, z)
-            (sliced * upstream).sum().backward()
+            sliced.backward(upstream)
             logits = example(device, torch.float32, POSITIONS, 1, 400, seed=2).requires_grad_()
             before = logits.detach().clone()
             whole = cross_entropy.CrossEntropy.apply(logits, labels[:, None], 0, z)
-            (whole * upstream[:, None]).sum().backward()
+            whole.backward(upstream[:, None])
             assert torch.equal(logits.detach(), before)
             found[way] = [sliced, hidden.grad, weight.grad, whole, logits.grad]
         for ours, theirs in zip(*found.values()):
