@@ -1,5 +1,5 @@
 """The Triton kernels of cross-entropy against float64 and against torch's operations, in Triton's interpreter or on a GPU; all
-kernels compiled for one."""
+kernels compiled for one, and in the place of torch's operations where the engine trains."""
 
 from __future__ import annotations
 
@@ -33,6 +33,11 @@ def test_the_kernels_in_tritons_interpreter() -> None:
 @pytest.mark.gpu
 def test_the_kernels_on_a_gpu() -> None:
     assert run(CHECKS, "cuda") == ["statistics", "gradients", "losses"]
+
+
+@NEEDS_TRITON
+def test_phases_train_with_all_kernels() -> None:
+    assert {"adamw", "kahan", "lionw"} <= set(run(CHECKS.with_name("kernel_training_checks.py"), TRITON_INTERPRET="1"))
 
 
 @NEEDS_TRITON
