@@ -313,7 +313,7 @@ def run_rank(function: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         return STOPPED
     except Exception as error:
-        if type(error).__name__ == "Stopped":  # engine.loop.Stopped: naming it would import Megatron
+        if type(error).__name__ == "Stopped":  # engine.stopping.Stopped: naming it would import Megatron
             return STOPPED
         raise
     return 0

@@ -17,15 +17,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from megatron_adapt import recipe as recipes, schedule
-from megatron_adapt.analysis import wandb_run
-from megatron_adapt.config import ADJUSTABLE, FP8, Phase, Recipe, TokenizerChoice
+from megatron_adapt import recipe as recipes
+from megatron_adapt.config import FP8, Phase, Recipe, TokenizerChoice
 from megatron_adapt.config_chats import learnt_last
 from megatron_adapt.errors import ConfigError
 from megatron_adapt.hf.tokenizer import COMPANIONS
 from megatron_adapt.plan_corpora import Sources
 from megatron_adapt.plan_learnt import learns
-from megatron_adapt.plan_mup import mup_base, mup_fields
+from megatron_adapt.plan_mup import mup_base
+from megatron_adapt.plan_phase import PhasePlace, layout, phase_step
 from megatron_adapt.plan_tasks import tasks_step
 from megatron_adapt.plan_vocabulary import swap_step
 from megatron_adapt.steps.receipt import Step, beside
@@ -231,76 +231,9 @@ class _Builder:
         )
 
     def _phase(self, branch: str, data: str, phases: list[Phase], number: int, start: Path) -> Path:
-        recipe, parallel, phase = self.recipe, self.recipe.parallel, phases[number]
-        spanned = phases if phase.schedule.over == "run" else [phase]
-        folders = {name: self.output / "data" / data / name for each in spanned for name in each.data}
-        output = self.output / branch / phase.name
-        passes = {name: recipe.data[name].model_dump(include={"unique_tokens", "shuffled_epochs"}) for name in folders}
-
-        def action(directory: Path, reporter: Reporter) -> dict[str, Any]:
-            from megatron_adapt.data.sampling import Passes
-            from megatron_adapt.engine.loop import Job
-            from megatron_adapt.steps import train
-            from megatron_adapt.steps.preprocess import PREFIX, epoch_tokens
-
-            found = {
-                name: epoch_tokens(folder, recipe.seed, name, recipe.data[name], any(each.denoises(name) for each in spanned))
-                for name, folder in folders.items()
-            }
-            tokens = recipes.tokens_per_epoch(recipe, found)
-            lengths = [recipes.steps(each, tokens) for each in spanned]
-            if why := schedule.problem(phase.schedule, sum(lengths)):
-                raise ConfigError(f"phase '{phase.name}': schedule: {why}; shorten them or lengthen the phase.")
-            job = Job(
-                phase=phase,
-                steps=recipes.steps(phase, tokens),
-                tokens=recipes.tokens(phase, tokens),
-                run=(sum(lengths[: spanned.index(phase)]), sum(lengths)),
-                layout=self._layout(),
-                precision=phase.precision or recipe.precision,
-                seed=recipe.seed,
-                start=start,
-                output=directory,
-                corpora={name: folders[name] / PREFIX for name in phase.data},
-                passes={name: Passes(**passes[name]) for name in phase.data},
-                held_out={name: self.held_out[name] for name in self.evaluated},
-                evaluation_length=self.length,
-                evaluation_bytes=recipe.evaluation.max_bytes,
-                tensorboard=self.output / "tensorboard" / branch / phase.name,
-                wandb=self._wandb(branch, phase),
-                mup=mup_fields(recipe),
-                learns=learns(recipe, [phase]),
-            )
-            return train.run(job, reporter)
-
-        settings = phase.model_dump(exclude={"evaluate_every", "save_every", "keep_last", "keep_every", "async_save", "log_every", "micro_batch_size", "recompute", "logits"})
-        if (base := mup_base(recipe)) is not None:
-            settings["mup"] = base
-        if phase.schedule.over == "run":
-            keys = {"name", "tokens", "steps", "epochs", "sequence_length", "batch_size", "ramp_up"}
-            settings["run"] = [each.model_dump(include=keys) for each in phases]
-        return self._add(
-            name=f"{branch}/{phase.name}",
-            verb="train",
-            output=output,
-            action=action,
-            settings=settings
-            | {"seed": recipe.seed, "precision": phase.precision or recipe.precision, "number": number, "corpora": passes},
-            inputs=beside({"start": start}, folders),
-            ranks=parallel.world_size,
-            resumable=True,
-            adjustable=frozenset({*ADJUSTABLE, "run"}),
-        )
-
-    def _wandb(self, branch: str, phase: Phase) -> wandb_run.Run | None:
-        recipe, wanted = self.recipe, self.recipe.wandb
-        if wanted is None:
-            return None
-        settings = {
-            "phase": phase.model_dump(), "parallel": recipe.parallel.model_dump(), "precision": phase.precision or recipe.precision,
-            "seed": recipe.seed, "model": recipe.model.source,
-        }  # fmt: skip
-        return wandb_run.Run(wanted.project, wanted.entity, wanted.group or recipe.name, f"{recipe.name}/{branch}/{phase.name}", self.output, settings)
+        held_out = {name: self.held_out[name] for name in self.evaluated}
+        place = PhasePlace(branch, self.output / "data" / data, start, held_out, self.length)
+        return self._take(phase_step(self.recipe, place, phases, number))
 
     def _export(self, name: str, source: Path, output: Path, own: bool = True) -> Path:
         """``own``: the recipe's model; else the base model, as its config.json says."""
@@ -333,15 +266,6 @@ class _Builder:
 
     # ------------------------------------------------------------------------------------------------- measurements
 
-    def _layout(self) -> Any:
-        from megatron_adapt.engine.backend import Layout
-
-        parallel = self.recipe.parallel
-        return Layout(
-            parallel.tensor, parallel.pipeline, parallel.sequence, parallel.distributed_optimizer, self.recipe.backend,
-            parallel.virtual_pipeline, parallel.context,
-        )  # fmt: skip
-
     def _samples(self) -> list[str] | None:
         """Held-out text on which conversions are compared; None: there is none, use the built-in samples."""
         from megatron_adapt.engine.evaluate import sample
@@ -359,7 +283,7 @@ class _Builder:
             from megatron_adapt.steps import evaluate
 
             return evaluate.run(
-                stage.model, texts, reporter, layout=self._layout(), precision=precision,
+                stage.model, texts, reporter, layout=layout(recipe.parallel, recipe.backend), precision=precision,
                 length=self.length, max_bytes=recipe.evaluation.max_bytes,
             )  # fmt: skip
 

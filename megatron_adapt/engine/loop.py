@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import signal
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Callable
 
 import torch
@@ -16,87 +14,27 @@ from torch import Tensor
 from megatron.core import parallel_state
 from megatron.core.distributed import finalize_model_grads
 from megatron_adapt import schedule as schedules
-from megatron_adapt.analysis import wandb_run
 from megatron_adapt.analysis.estimate import flops_per_token
-from megatron_adapt.config import Phase
 from megatron_adapt.data.denoising import Ids
-from megatron_adapt.data.sampling import Passes
 from megatron_adapt.engine import (
     agreement, backend, carry, checkpoint, evaluate, fp8, guard, memory, model as models, noise, optimizer as optimizers, stretches,
 )  # fmt: skip
-from megatron_adapt.engine.backend import Layout
 from megatron_adapt.engine.batches import Batch, Batches
-from megatron_adapt.engine.checkpoint import Checkpoint, Learnt, Position
+from megatron_adapt.engine.checkpoint import Checkpoint, Position
 from megatron_adapt.engine.chunks import chunks, run
+from megatron_adapt.engine.job import Job
 from megatron_adapt.engine.losses import language_model_loss, micro_batches, regularize, row_shape, shares
 from megatron_adapt.engine.metrics import Metrics
+from megatron_adapt.engine.stopping import Stopped, StopRequest
 from megatron_adapt.errors import CheckpointError, ConfigError
 from megatron_adapt.families import find_family, mup
 from megatron_adapt.families.family import ModelShape
 from megatron_adapt.hf.tokenizer import Tokenizer
 
-
-@dataclass
-class Job:
-    """Everything a phase needs; paths of inputs and outputs, no recipe."""
-
-    phase: Phase
-    steps: int
-    layout: Layout
-    precision: str
-    seed: int
-    start: Path  # checkpoint (or folder of them) to begin from
-    output: Path  # folder for this phase's checkpoints and metrics.jsonl
-    corpora: dict[str, Path]  # name -> prefix of .bin/.idx
-    passes: dict[str, Passes] = field(default_factory=dict)  # of corpora that are not simply read as a whole
-    held_out: dict[str, Path] = field(default_factory=dict)
-    evaluation_length: int | None = None
-    evaluation_bytes: int | None = None
-    tensorboard: Path | None = None
-    wandb: wandb_run.Run | None = None
-    # (steps of all phases before, steps of all phases): what a schedule `over: run` spans
-    run: tuple[int, int] = (0, 0)
-    tokens: int | None = None  # the phase's length, unless it is one in steps
-    mup: dict[str, Any] = field(default_factory=dict)  # of muP: the base's fields of ``ModelShape``
-    learns: Learnt = Learnt()  # what it teaches the model beside its weights
-
-    def settings(self) -> dict[str, Any]:
-        """All but the places of files."""
-        keys = ("steps", "precision", "seed", "evaluation_length", "evaluation_bytes", "run", "tokens", "layout", "passes")
-        return self.phase.model_dump() | {key: getattr(self, key) for key in keys} | {"held_out": list(self.held_out)}
-
-
 DONE = {
     "log": "nothing is done about it", "skip": "the step's update is left out",
     "rollback": "back to the last checkpoint, without the data since",
 }  # fmt: skip
-
-
-class Stopped(Exception):
-    """Training was asked to stop (SIGINT or SIGTERM); a checkpoint was saved at ``step``."""
-
-    def __init__(self, step: int, path: Path) -> None:
-        super().__init__(f"stopped at step {step}; saved {path}; run again to continue")
-
-
-class StopRequest:
-    """Remembers SIGINT / SIGTERM; ``agreed`` is true on all ranks at the same step."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self.previous = {number: signal.signal(number, self._remember) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def _remember(self, number: int, frame: object) -> None:
-        self.asked = True
-
-    def agreed(self, busy: bool) -> tuple[bool, bool]:
-        """(whether any rank was asked to stop, whether any rank is ``busy``), the same on all ranks."""
-        asked, waiting = backend.agree([float(self.asked), float(busy)])
-        return asked > 0, waiting > 0
-
-    def restore(self) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
 
 
 def train(

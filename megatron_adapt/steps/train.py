@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from megatron_adapt.engine import backend, checkpoint, loop
-from megatron_adapt.engine.loop import Job
+from megatron_adapt.engine.job import Job
 from megatron_adapt.families import find_family
 from megatron_adapt.steps.reporter import Reporter
 

@@ -23,12 +23,12 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("vocab", "data", "analysis"),
     ("engine",),
     ("steps",),
-    ("plan", "plan_corpora", "plan_denoising", "plan_learnt", "plan_mup", "plan_tasks", "plan_trained", "plan_vocabulary", "pipeline", "checks", "nodes"),
+    ("plan", "plan_corpora", "plan_denoising", "plan_learnt", "plan_mup", "plan_phase", "plan_tasks", "plan_trained", "plan_vocabulary", "pipeline", "checks", "nodes"),
     ("cli",),
     ("__main__",),
 )
 # Files that stand side by side and know each other: one topic in several files (floor 0), one floor in three (floor 5).
-TOGETHER = [{"config", "config_phases", "config_strict", "config_types", "config_chats", "config_denoising", "config_filters", "config_idle", "config_parallel", "config_schedules", "config_checks", "options", "recipe", "recipe_files", "schedule", "errors"}, {"plan", "plan_corpora", "plan_denoising", "plan_learnt", "plan_mup", "plan_tasks", "plan_trained", "plan_vocabulary", "pipeline", "checks", "nodes"}]
+TOGETHER = [{"config", "config_phases", "config_strict", "config_types", "config_chats", "config_denoising", "config_filters", "config_idle", "config_parallel", "config_schedules", "config_checks", "options", "recipe", "recipe_files", "schedule", "errors"}, {"plan", "plan_corpora", "plan_denoising", "plan_learnt", "plan_mup", "plan_phase", "plan_tasks", "plan_trained", "plan_vocabulary", "pipeline", "checks", "nodes"}]
 HEAVY = ("torch", "transformers", "megatron", "transformer_engine")
 HEAVY_ROOMS = ("engine",)  # import some of these at once; steps do through them
 FORBIDDEN_FOLDERS = {"utils", "util", "common", "core", "configs", "callbacks", "helpers", "misc"}
