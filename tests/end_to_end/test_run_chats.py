@@ -53,9 +53,9 @@ def test_chats_beside_text(shop: Shop) -> None:
     assert json.loads((shop / "talk/model/generation_config.json").read_text())["eos_token_id"] == ends
     assert json.loads((shop / "talk/model/receipt.json").read_text())["metrics"]["eos_token_id"] == ends
     assert "generation_config.json: text ends at '<|im_end|>' (3) as well, which ends answers, not at '</s>' (1) alone" in out
-    shop.run("export", "talk/adapted/sft", "plain", "--dtype", "float32", "--verify", "weights").succeeded()  # the checkpoint knows it all
+    shop.run("export", "talk/adapted/sft", "talk/plain", "--dtype", "float32", "--verify", "weights").succeeded()  # the checkpoint knows it all
     for name in ("chat_template.jinja", "generation_config.json"):
-        assert (shop / "plain" / name).read_text() == (shop / "talk/model" / name).read_text()
+        assert (shop / "talk/plain" / name).read_text() == (shop / "talk/model" / name).read_text()
     assert "everything of 'talk' is done" in shop.run("run", "talk.yaml").succeeded().out
     (shop / "chatml.jinja").write_text(dated + "{# another #}")
     shop.run("run", "talk.yaml").refused("data/base/talk", "the content of its input 'chat_template' changed")
