@@ -17,7 +17,9 @@ three are compared byte for byte. Memory (PSS of all processes together) is that
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gzip
+import hashlib
 import json
 import multiprocessing
 import os
@@ -28,26 +30,38 @@ import threading
 import time
 from itertools import islice
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Iterable, Iterator
 
 PIECE = 3000  # characters: novels and lists of sentences are cut into documents of a usual length
 _encode: Any = None
 
 
-def write_corpus(assets: Path, target: Path, size: int | None) -> int:
+def write_corpus(texts: Iterable[str], target: Path, size: int | None) -> int:
     """The pieces of all texts shuffled, again and again up to ``size`` bytes (None: once); returns the bytes written."""
-    pieces = []
-    for file in sorted([*assets.glob("text/*"), *assets.glob("web/*"), *assets.glob("chat/*.jsonl*")]):
-        with gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8") as lines:
-            texts = (_text(json.loads(line)) for line in lines) if ".jsonl" in file.name else ["".join(lines)]
-            for text in texts:
-                pieces += [text[begin : begin + PIECE] for begin in range(0, len(text), PIECE)]
+    pieces = [text[begin : begin + PIECE] for text in texts for begin in range(0, len(text), PIECE)]
     chance, written = random.Random(1), 0
     with target.open("wb") as stream:
         while not written or (size or 0) > written:
             chance.shuffle(pieces)
             written += sum(stream.write(json.dumps({"text": piece}, ensure_ascii=False).encode() + b"\n") for piece in pieces)
     return written
+
+
+def asset_texts(assets: Path) -> Iterator[str]:
+    for file in sorted([*assets.glob("text/*"), *assets.glob("web/*"), *assets.glob("chat/*.jsonl*")]):
+        with gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8") as lines:
+            yield from (_text(json.loads(line)) for line in lines) if ".jsonl" in file.name else ["".join(lines)]
+
+
+def folder_texts(folder: Path) -> Iterator[str]:
+    """Of a folder's text files and Python files, all that are UTF-8, each distinct one once."""
+    seen = set()
+    for file in sorted(path for path in folder.rglob("*") if path.suffix in (".py", ".txt", ".md", ".rst") and path.is_file()):
+        data = file.read_bytes()
+        if (digest := hashlib.sha256(data).digest()) not in seen:
+            seen.add(digest)
+            with contextlib.suppress(UnicodeDecodeError):
+                yield data.decode()
 
 
 def _text(record: dict[str, Any]) -> str:
@@ -79,7 +93,7 @@ def _load_tokenizer(path: Path) -> None:
     from megatron_adapt.hf.tokenizer import Tokenizer
 
     end = Tokenizer.load(path).eos_id
-    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path / "tokenizer.json"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path / "tokenizer.json"), split_special_tokens=True)
     _encode = lambda text: [*tokenizer(text, add_special_tokens=False)["input_ids"], end]  # noqa: E731
 
 
@@ -92,6 +106,7 @@ def batches(source: Path, tokenizer: Path, prefix: Path, workers: int) -> None:
 
     builder, end = _builder(tokenizer, prefix)
     rust = Rust.from_file(str(tokenizer / "tokenizer.json"))
+    rust.encode_special_tokens = True  # a special token's string inside text is plain text, as for us
     with source.open(encoding="utf-8") as lines:
         while batch := [json.loads(line)["text"] for line in islice(lines, 1000)]:
             for encoding in rust.encode_batch_fast(batch, add_special_tokens=False):
@@ -209,6 +224,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--assets", type=Path, default=os.environ.get("MEGATRON_ADAPT_ASSETS"), help="folder with text/ and tokenizers/")
+    add("--texts", type=Path, help="a folder whose text and Python files are read instead of the assets' text, such as site-packages")
     add("--tokenizers", nargs="+", default=["gpt2", "mistral-7b-v0.1", "de-32k"])
     add("--sizes", nargs="+", type=int, default=[0, 1000], help="MB of text, repeated and shuffled; 0: everything once")
     add("--workers", type=int, default=2)
@@ -222,7 +238,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for size in options.sizes:
             source = Path(folder, "text.jsonl")
-            written = write_corpus(Path(options.assets), source, size * 1_000_000 or None)
+            texts = asset_texts(Path(options.assets)) if options.texts is None else folder_texts(options.texts)
+            written = write_corpus(texts, source, size * 1_000_000 or None)
             for name in options.tokenizers:
                 label = f"{written / 1e6:.0f} MB {'repeated' if size else 'once'}, {name}"
                 compare(label, source, Path(options.assets, "tokenizers", name), Path(folder), options)
